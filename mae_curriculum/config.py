@@ -1,0 +1,202 @@
+"""YAML files and command-line overrides become frozen dataclasses; the only module that knows jsonargparse.
+
+A part of the program owns the dataclass that configures it. This module loads such a class, writes it back and
+compares two of them; what a value means, and which values are allowed, the class itself says in `__post_init__`.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import field, fields, is_dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar, get_args
+
+import yaml
+from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
+
+C = TypeVar("C")
+
+
+class ConfigError(ValueError):
+    """Something that the user can mend: one line with what was given, what is allowed, and what to do."""
+
+
+def exempt(default: Any) -> Any:
+    """Mark a dataclass field whose value cannot change a run's results, so that a continued run may change it."""
+    return field(default=default, metadata={"exempt": True})
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, and `1e-3` a number (YAML 1.1 takes it for a string)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(problem=f'key "{key}" stands twice (again in line {line})')
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(stream: str | IO[str]) -> Any:
+    """Parse YAML; raises yaml.YAMLError, for a key that stands twice too."""
+    return yaml.load(stream, Loader=_UniqueKeyLoader)
+
+
+set_loader("yaml_unique", read_yaml, exceptions=(yaml.YAMLError,))
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config") -> C:
+    """Build `config_class` from command-line arguments.
+
+    `--config FILE` may be repeated, a later file wins; `--a.b value` wins over every file, wherever it stands. Where
+    a part is a dataclass, a path to a YAML file may stand for its mapping. A bare `--flag` sets a boolean field.
+    `--print_config` prints the result as YAML and exits.
+
+    Raises  ConfigError, one line that names the key.
+    """
+    parser = ArgumentParser(
+        prog=prog, description=config_class.__doc__, exit_on_error=False, parser_mode="yaml_unique", allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file; may be repeated, later files win.")
+    parser.add_class_arguments(config_class, None, sub_configs=True)
+    try:
+        # jsonargparse's own --print_config would skip the checks of __post_init__
+        asked = [argument for argument in arguments if argument != "--print_config"]
+        namespace = parser.parse_args(_files_first(_bare_flags(asked, config_class)))
+        config: C = config_class(**_fields_only(parser.instantiate(namespace), config_class))
+    except ConfigError:
+        raise
+    except Exception as error:  # jsonargparse raises ArgumentError, TypeError and ValueError for a user's mistake
+        raise ConfigError(_one_line(error, config_class)) from error
+    if "--print_config" in arguments:
+        print(dump(config), end="")
+        sys.exit(0)
+    return config
+
+
+def load_file(config_class: type[C], path: Path) -> C:
+    """Build `config_class` from one YAML file."""
+    return load(config_class, ["--config", str(path)])
+
+
+def dump(config: Any) -> str:
+    """Write a config as YAML that loads again to an equal object."""
+    return yaml.safe_dump(plain(config), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+
+
+def digest(config: Any) -> str:
+    """Name a config by 12 hexadecimal digits; exempt fields do not count."""
+    text = json.dumps(plain(config, with_exempt=False), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """List the keys in which two configs differ, as `a.b: old -> new`; exempt fields do not count."""
+    before, after = dict(_leaves(plain(old, with_exempt=False))), dict(_leaves(plain(new, with_exempt=False)))
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in before | after
+        if before.get(key, ...) != after.get(key, ...)
+    ]
+
+
+def plain(value: Any, *, with_exempt: bool = True) -> Any:
+    """Turn a config into dicts, lists and scalars."""
+    if is_dataclass(value):
+        return {
+            f.name: plain(getattr(value, f.name), with_exempt=with_exempt)
+            for f in fields(value)
+            if with_exempt or not f.metadata.get("exempt")
+        }
+    if isinstance(value, list | tuple):
+        return [plain(item, with_exempt=with_exempt) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, tree
+
+
+def _keys(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every dotted key of a config class with its type, those of the items of its lists too."""
+    for f in fields(kind):
+        yield prefix + f.name, f.type
+        for part in (f.type, *get_args(f.type)):
+            if is_dataclass(part):
+                yield from _keys(part, f"{prefix}{f.name}.")
+
+
+def _fields_only(namespace: Any, config_class: type) -> dict[str, Any]:
+    return {f.name: namespace[f.name] for f in fields(config_class)}
+
+
+def _bare_flags(arguments: Sequence[str], config_class: type) -> list[str]:
+    """Spell a boolean flag without a value as `--flag=true`."""
+    flags = {f"--{key}" for key, kind in _keys(config_class) if kind is bool}
+    return [
+        f"{argument}=true" if argument in flags and following.startswith("--") else argument
+        for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False)
+    ]
+
+
+def _files_first(arguments: list[str]) -> list[str]:
+    """Move every `--config FILE` to the front: jsonargparse lets a file overwrite the flags that stand before it."""
+    files: list[str] = []
+    others: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--config":
+            files.append(f"--config={next(remaining, '')}")
+        else:
+            (files if argument.startswith("--config=") else others).append(argument)
+    for path in (Path(argument.removeprefix("--config=")) for argument in files):
+        _check_yaml(path)
+    return files + others
+
+
+def _check_yaml(path: Path) -> None:
+    """Refuse a file that is missing or is no YAML; jsonargparse would not name it."""
+    try:
+        content = read_yaml(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config: cannot read '{path}': {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a config file holds `key: value` lines; this one holds {content!r}")
+
+
+def _one_line(error: Exception, config_class: type) -> str:
+    """Say a parser's complaint in one line, with the nearest key where one was misspelt."""
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.(Literal)", r"\1\2", str(error))
+    text = re.sub(r"\s*Problem with given class_path '(?:\w+\.)*(\w+)':", "", text)
+    text = re.sub(r'Parser key "([^"]*)":', r"\1:", text)
+    text = re.sub(
+        r"Does not validate against any of the Union subtypes\s+Subtypes: \[(.*)\]\s+Errors:.*Given value: ",
+        r"Expected one of \1. Got value: ",
+        text,
+        flags=re.DOTALL,
+    )
+    lines = [line.strip().removeprefix("- ") for line in text.splitlines() if line.strip()]
+    message = " ".join(line if line.endswith(":") else f"{line};" for line in lines).rstrip(";")
+    if misspelt := re.search(r"(?:arguments: --|option ')([\w.]+)", message, re.IGNORECASE):
+        allowed = {name.rsplit(".", 1)[-1] for name, _ in _keys(config_class)}
+        near = difflib.get_close_matches(misspelt[1].rsplit(".", 1)[-1], allowed, n=1)
+        message += f"; did you mean '{near[0]}'?" if near else "; --help lists the keys"
+    return message

@@ -1,0 +1,269 @@
+"""The curriculum: what the encoder sees at every moment of a run.
+
+A `Curriculum` says in shares of the run how large the images are and how strongly they are augmented. A `Clock` lays
+it over one run (image size, patch, images per epoch, epochs, batch) and answers every question about time: it converts
+steps, images, epochs, equivalent epochs and progress into each other, and tells size and strength at a step. Nothing
+else in the program decides either. Pure Python: positions are fractions, so nothing drifts on long runs.
+
+Terms   *step* is one optimizer update; *progress* is the share of the run that is over, 0 to 1; an *equivalent epoch*
+        is 1/epochs of the progress: with `pace: compute` it holds more than one real pass while images are small.
+Source  EfficientTrain (arXiv:2211.09703), EfficientTrain++ (arXiv:2405.08768).
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
+from typing import Literal
+
+from mae_curriculum.config import ConfigError
+
+REFERENCE_SIZE = 224
+"""The image size, in pixels, that the sizes of a curriculum refer to: the one of the papers' tables."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run with one image size."""
+
+    share: float
+    """Share of the run, above 0; the shares of all stages sum to 1."""
+    size: int
+    """Image side in pixels at a reference of 224: 224 is the model's full image size, 112 half of it."""
+    batch_factor: float = 1.0
+    """Images per step in this stage, as a multiple of `batch_size`; the learning rate grows with it."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size <= REFERENCE_SIZE:
+            raise ConfigError(
+                f"curriculum.stages: size {self.size} is larger than the image or not positive; sizes are in "
+                f"1..{REFERENCE_SIZE}, at a reference where {REFERENCE_SIZE} is the full image"
+            )
+        if self.batch_factor <= 0:
+            raise ConfigError(f"curriculum.stages: batch_factor must be above 0, got {self.batch_factor}")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How strongly images are augmented; each [start, end] is followed linearly over the run's progress."""
+
+    randaug: tuple[float, float] | None = None
+    """Magnitude of RandAugment (mstd 0.5, increasing ops), 0 to 10; null for none. Colour changes hurt plain MAE."""
+    min_area: tuple[float, float] = (0.2, 0.2)
+    """Smallest crop of RandomResizedCrop, as a share of the image's area, above 0 and at most 1."""
+    flip: bool = True
+    """Mirror left and right half of the time."""
+
+    def __post_init__(self) -> None:
+        if self.randaug is not None and not all(0 <= magnitude <= 10 for magnitude in self.randaug):
+            raise ConfigError(f"curriculum.augmentation.randaug: magnitudes are in 0..10, got {list(self.randaug)}")
+        if not all(0 < area <= 1 for area in self.min_area):
+            raise ConfigError(
+                f"curriculum.augmentation.min_area: areas are above 0 and at most 1, got {list(self.min_area)}"
+            )
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """How input size and augmentation strength grow over the run. One stage of 224 is plain MAE."""
+
+    pace: Literal["images", "compute"] = "images"
+    """A stage lasts its share of the run's images (EfficientTrain), or of its compute: (full area / area) times the
+    images of its share (EfficientTrain++)."""
+    stages: tuple[Stage, ...] = (Stage(share=1.0, size=REFERENCE_SIZE),)
+    """In order."""
+    augmentation: Augmentation = Augmentation()
+    """Strength over the run."""
+    resize: Literal["fourier", "lanczos", "bicubic"] = "fourier"
+    """How an image is brought to the stage's size: the papers' low-frequency crop, or a cheaper approximation."""
+
+    def __post_init__(self) -> None:
+        shares = [stage.share for stage in self.stages]
+        if min(shares, default=0) <= 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ConfigError(
+                f"curriculum.stages: shares must be positive and sum to 1; got {shares}, which sum to {sum(shares):g}"
+            )
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stage laid over a run: steps first_step .. first_step + steps - 1, all of one size and batch."""
+
+    index: int
+    size: tuple[int, int]
+    """Height and width, pixels."""
+    batch_images: int
+    """Images in each step, over all ranks."""
+    first_step: int
+    steps: int
+    first_image: int
+    """Images seen before this stage."""
+    start: Fraction
+    """Progress at its first step."""
+    share: Fraction
+    area_share: Fraction
+    """Area of an image of this stage, as a share of the full image's."""
+
+    @property
+    def images(self) -> int:
+        """Images that this stage sees."""
+        return self.steps * self.batch_images
+
+    @property
+    def end(self) -> Fraction:
+        """Progress after its last step."""
+        return self.start + self.share
+
+
+@dataclass(frozen=True)
+class Moment:
+    """All that depends on time, for one step."""
+
+    step: int
+    stage: int
+    size: tuple[int, int]
+    """Height and width that the encoder sees, pixels."""
+    first_image: int
+    """Position of the step's first image in the stream of all epochs."""
+    batch_images: int
+    progress: float
+    """At the beginning of the step."""
+    magnitude: float | None
+    """RandAugment magnitude, or None for no RandAugment."""
+    min_area: float
+
+
+class Clock:
+    """A curriculum laid over one run."""
+
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        *,
+        image_size: tuple[int, int],
+        patch_size: tuple[int, int],
+        images_per_epoch: int,
+        epochs: int,
+        batch_images: int,
+    ) -> None:
+        """Lay out the stages.
+
+        Stages border at the whole step nearest to their share, so that a run paced by images has exactly the steps of
+        the run without curriculum. Batches run on over the end of an epoch: no image is dropped.
+
+        Raises  ConfigError if a stage would not last a single step.
+        """
+        self.curriculum = curriculum
+        self.images_per_epoch = images_per_epoch
+        self.epochs = epochs
+        self.spans: tuple[Span, ...] = tuple(self._lay_out(image_size, patch_size, batch_images))
+
+    def _lay_out(self, image_size: tuple[int, int], patch_size: tuple[int, int], batch_images: int) -> Sequence[Span]:
+        shares = [Fraction(str(stage.share)) for stage in self.curriculum.stages]
+        total_share, full_area = sum(shares), image_size[0] * image_size[1]
+        spans: list[Span] = []
+        start, exact_steps, first_step, first_image = Fraction(0), Fraction(0), 0, 0
+        for index, (stage, share) in enumerate(zip(self.curriculum.stages, shares, strict=True)):
+            size = stage_size(stage.size, image_size, patch_size)
+            share /= total_share
+            area_share = Fraction(size[0] * size[1], full_area)
+            images = share * self.epochs * self.images_per_epoch
+            if self.curriculum.pace == "compute":
+                images /= area_share
+            batch = max(1, _round(Fraction(str(stage.batch_factor)) * batch_images))
+            exact_steps += images / batch
+            steps = _round(exact_steps) - first_step
+            if steps < 1:
+                raise ConfigError(
+                    f"curriculum.stages: stage {index + 1} of {len(shares)} would last {float(images):g} images, less "
+                    f"than one step of {batch}; raise epochs ({self.epochs}) or lower batch_size ({batch_images})"
+                )
+            spans.append(Span(index, size, batch, first_step, steps, first_image, start, share, area_share))
+            start, first_step, first_image = spans[-1].end, first_step + steps, first_image + spans[-1].images
+        return spans
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.spans[-1].first_step + self.spans[-1].steps
+
+    @property
+    def total_images(self) -> int:
+        """Images that the whole run sees."""
+        return self.spans[-1].first_image + self.spans[-1].images
+
+    def span(self, step: int) -> Span:
+        """Tell the stage of a step; the end of the run counts to the last stage."""
+        if not 0 <= step <= self.total_steps:
+            raise ValueError(f"step must be in 0..{self.total_steps}, got {step}")
+        return self.spans[bisect_right(self.spans, step, key=lambda span: span.first_step) - 1]
+
+    def images(self, step: int) -> int:
+        """Count the images seen before a step."""
+        span = self.span(step)
+        return span.first_image + (step - span.first_step) * span.batch_images
+
+    def real_epochs(self, step: int) -> Fraction:
+        """Count the passes over the data made before a step."""
+        return Fraction(self.images(step), self.images_per_epoch)
+
+    def progress(self, step: int) -> Fraction:
+        """Tell the share of the run that is over before a step, 0 to 1; it grows evenly within a stage."""
+        span = self.span(step)
+        return span.start + span.share * Fraction(step - span.first_step, span.steps)
+
+    def equivalent_epochs(self, step: int) -> Fraction:
+        """Count the epochs, in units of the baseline's cost, that are over before a step."""
+        return self.progress(step) * self.epochs
+
+    def step_at_images(self, images: int) -> int:
+        """Find the step that sees the image at this position of the stream; `total_images` gives the run's end."""
+        if not 0 <= images <= self.total_images:
+            raise ValueError(f"images must be in 0..{self.total_images}, got {images}")
+        span = self.spans[bisect_right(self.spans, images, key=lambda span: span.first_image) - 1]
+        return span.first_step + (images - span.first_image) // span.batch_images
+
+    def step_at_progress(self, progress: Fraction | float) -> int:
+        """Find the step during which this progress, 0 to 1, is reached; 1 gives the run's end."""
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress must be in 0..1, got {progress}")
+        span = self.spans[bisect_right(self.spans, progress, key=lambda span: span.start) - 1]
+        return span.first_step + floor((progress - span.start) / span.share * span.steps)
+
+    def moment(self, step: int) -> Moment:
+        """Tell everything that depends on time, for a step."""
+        span, progress = self.span(step), float(self.progress(step))
+        augmentation = self.curriculum.augmentation
+        return Moment(
+            step=step,
+            stage=span.index,
+            size=span.size,
+            first_image=self.images(step),
+            batch_images=span.batch_images,
+            progress=progress,
+            magnitude=None if augmentation.randaug is None else _between(augmentation.randaug, progress),
+            min_area=_between(augmentation.min_area, progress),
+        )
+
+
+def stage_size(size: int, image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Scale a size at the reference of 224 to the model's image (height, width), in whole patches, at least one."""
+    height, width = (
+        max(1, _round(Fraction(size * side, REFERENCE_SIZE * patch))) * patch
+        for side, patch in zip(image_size, patch_size, strict=True)
+    )
+    return height, width
+
+
+def split(count: int, parts: int, part: int) -> range:
+    """Give part `part` of `count` things shared out as evenly as possible, in order."""
+    return range(count * part // parts, count * (part + 1) // parts)
+
+
+def _between(ends: tuple[float, float], progress: float) -> float:
+    return ends[0] + (ends[1] - ends[0]) * progress
+
+
+def _round(value: Fraction) -> int:
+    return floor(value + Fraction(1, 2))

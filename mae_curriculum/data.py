@@ -1,0 +1,162 @@
+"""The training data's order, and the loader that brings images to the training loop.
+
+The clock's stream of images is one line of positions over all epochs; an epoch is a permutation of the data set. The
+sampler turns positions into requests, which carry all that an image's making depends on; workers keep no state. So the
+images of a step are a function of (seed, step) alone, whatever the number of workers or ranks, and a run may start
+anywhere.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mae_curriculum.augment import augment, resize_and_crop
+from mae_curriculum.curriculum import Clock, Span, split
+from mae_curriculum.decode import BrokenImageError
+from mae_curriculum.sources import Images
+
+BROKEN_LIMIT = 0.01
+"""A run in which a larger share of the images is broken stops: something is wrong with the data as a whole."""
+
+
+class Request(NamedTuple):
+    """All that the making of one training image depends on."""
+
+    epoch: int
+    image: int
+    magnitude: float | None
+    min_area: float
+
+
+class Batch(NamedTuple):
+    """Images for one pass of the model, (b, c, h, w) uint8, and the names of those that were broken and replaced."""
+
+    images: Tensor
+    broken: list[str]
+
+
+@dataclass(frozen=True)
+class TrainingImages(Dataset[tuple[Tensor, list[str]]]):
+    """Make augmented images on request, without state."""
+
+    images: Images
+    size: tuple[int, int]
+    channels: int
+    flip: bool
+    seed: int
+
+    def __getitem__(self, request: Request) -> tuple[Tensor, list[str]]:
+        """Make an image (c, h, w) uint8; a broken one is replaced by the next that is not, and named."""
+        broken: list[str] = []
+        for attempt in range(int(len(self.images) * BROKEN_LIMIT) + 2):  # one more would be over the limit
+            index = (request.image + attempt) % len(self.images)
+            try:
+                image = self.images.read(index, self.channels)
+            except BrokenImageError as error:
+                broken.append(f"{self.images.name(index)}: {error}")
+                continue
+            image = augment(
+                image,
+                self.size,
+                min_area=request.min_area,
+                flip=self.flip,
+                magnitude=request.magnitude,
+                position=(self.seed, request.epoch, request.image),
+            )
+            return image, broken
+        return torch.zeros(self.channels, *self.size, dtype=torch.uint8), broken
+
+
+@dataclass(frozen=True)
+class RequestSampler(Sampler[list[Request]]):
+    """Walk the clock from a step to its end; yield the requests of each of this rank's micro-batches."""
+
+    clock: Clock
+    first_step: int
+    seed: int
+    rank: int
+    world_size: int
+    micro_batch: int | None
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        for step in range(self.first_step, self.clock.total_steps):
+            moment = self.clock.moment(step)
+            for places in micro_batches(self.clock.span(step), self.rank, self.world_size, self.micro_batch):
+                yield [self._request(moment.first_image + place, moment.magnitude, moment.min_area) for place in places]
+
+    def _request(self, position: int, magnitude: float | None, min_area: float) -> Request:
+        epoch, place = divmod(position, self.clock.images_per_epoch)
+        return Request(
+            epoch, int(epoch_order(self.seed, epoch, self.clock.images_per_epoch)[place]), magnitude, min_area
+        )
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Shuffle the data set for one epoch: a permutation of range(count), a function of seed and epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def micro_batches(span: Span, rank: int, world_size: int, micro_batch: int | None) -> list[range]:
+    """Cut a rank's part of a global batch into what fits its device.
+
+    micro_batch  most images at once at the full size, or None for no limit; smaller images fit in greater numbers.
+    Returns      places in the global batch, in order; the parts differ by one image at most.
+    """
+    local = split(span.batch_images, world_size, rank)
+    most = len(local) if micro_batch is None else max(1, int(micro_batch / span.area_share))
+    count = -(-len(local) // most)
+    return [local[part.start : part.stop] for part in (split(len(local), count, index) for index in range(count))]
+
+
+def training_loader(
+    dataset: TrainingImages, sampler: RequestSampler, *, workers: int, device: torch.device
+) -> DataLoader[Batch]:
+    """Load the sampler's micro-batches in order, ahead of time if there are workers."""
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _collate(items: list[tuple[Tensor, list[str]]]) -> Batch:
+    return Batch(torch.stack([image for image, _ in items]), [name for _, broken in items for name in broken])
+
+
+@dataclass(frozen=True)
+class EvaluationImages(Dataset[tuple[Tensor, int]]):
+    """Chosen images, uncropped but for their shape, each with its index; a broken one comes black with index -1."""
+
+    images: Images
+    indices: Sequence[int]
+    size: tuple[int, int]
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        """Make the image (c, h, w) uint8 at a place of `indices`."""
+        index = self.indices[place]
+        try:
+            return resize_and_crop(self.images.read(index, self.channels), self.size), index
+        except BrokenImageError:
+            return torch.zeros(self.channels, *self.size, dtype=torch.uint8), -1
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Bring pixels (b, c, h, w) uint8 to mean 0 and variance 1: `mean` and `std` are the channels', from 0 to 1."""
+    scale = images.new_tensor(std, dtype=torch.float32).view(-1, 1, 1) * 255
+    shift = images.new_tensor(mean, dtype=torch.float32).view(-1, 1, 1) * 255
+    return (images - shift) / scale

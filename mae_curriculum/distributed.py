@@ -1,0 +1,112 @@
+"""Rank, world size and device; the process group; means and agreement over ranks.
+
+Started by torchrun or SLURM, or alone: the environment is read here and nowhere else.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Add a tensor up over the ranks."""
+        if self.size == 1:
+            return value
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    def gather(self, thing: Any) -> list[Any]:
+        """Collect a small picklable thing from every rank, in order of rank, on every rank."""
+        if self.size == 1:
+            return [thing]
+        things: list[Any] = [None] * self.size
+        dist.all_gather_object(things, thing)
+        return things
+
+    def any(self, flag: bool) -> bool:
+        """Agree on whether a flag is up on any rank."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def on_main(self, action: Callable[[], object]) -> None:
+        """Do something on rank 0 while the others wait; what it raises is raised on every rank."""
+        failure: Exception | None = None
+        if self.is_main:
+            try:
+                action()
+            except Exception as error:
+                failure = error
+        if failure := self.gather(failure)[0]:
+            raise failure
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Join the rows (n_rank, ...) of all ranks, whose numbers may differ, in order of rank, on every rank."""
+        if self.size == 1:
+            return rows
+        counts = self.gather(len(rows))
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def say(self, text: str) -> None:
+        """Print once, from rank 0."""
+        if self.is_main:
+            print(text, flush=True)
+
+    def synchronise(self) -> None:
+        """Wait until the device has done all it was asked to."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def is_main_process() -> bool:
+    """Tell whether this process is rank 0, also before or after `connect`."""
+    return _environment()[0] == 0
+
+
+@contextmanager
+def connect() -> Iterator[World]:
+    """Join the processes that were started together, for as long as the context lasts.
+
+    NCCL joins GPUs, gloo CPUs. A process started alone joins nobody.
+    """
+    rank, size, local_rank = _environment()
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    if size == 1:
+        yield World(rank, size, device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+    try:
+        yield World(rank, size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _environment() -> tuple[int, int, int]:
+    """Read rank, world size and local rank as torchrun sets them; SLURM's own variables follow with the launcher."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))

@@ -1,0 +1,253 @@
+"""The masked autoencoder: a timm ViT as encoder, random masking, and MAE's decoder.
+
+The encoder's weights bear timm's names under `encoder.`. No arithmetic is spent on what nobody uses: only visible
+patches are embedded, only masked ones predicted, and no token is put back into image order, since attention does not
+mind the order and positions are added by index.
+
+Axes    b images, c channels, h w pixels, n patches, k visible patches, m masked patches, d width.
+Source  arXiv:2111.06377.
+"""
+
+import difflib
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from einops import rearrange
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from mae_curriculum.config import ConfigError
+from mae_curriculum.positions import sincos_positions
+from mae_curriculum.targets import Target, patch_target
+
+_layer_norm: Any = partial(nn.LayerNorm, eps=1e-6)  # the epsilon of timm's ViT and of MAE
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The masked autoencoder. Null in the first group leaves what the name says."""
+
+    name: str = "vit_base_patch16_224"
+    """Any plain ViT of timm: the encoder."""
+    image_size: int | tuple[int, int] | None = None
+    """Full image size in pixels, a side or [height, width]; a multiple of the patch size."""
+    patch_size: int | None = None
+    """Side of a patch, pixels."""
+    channels: int = 3
+    """Image channels, 1 to 16."""
+    width: int | None = None
+    """Width of the encoder, a multiple of 4 and of its heads."""
+    depth: int | None = None
+    """Blocks of the encoder."""
+    heads: int | None = None
+    """Attention heads of the encoder."""
+    mask_ratio: float = 0.75
+    """Share of the patches hidden from the encoder, above 0 and below 1."""
+    target: Target = "norm_pixels"
+    """What is predicted: pixels, or pixels normalised patch by patch."""
+    decoder_width: int = 512
+    """Width of the decoder, a multiple of 4 and of its heads."""
+    decoder_depth: int = 8
+    """Blocks of the decoder."""
+    decoder_heads: int = 16
+    """Attention heads of the decoder."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_ratio < 1:
+            raise ConfigError(f"model.mask_ratio must be above 0 and below 1, got {self.mask_ratio}")
+        if not 1 <= self.channels <= 16:
+            raise ConfigError(f"model.channels must be in 1..16, got {self.channels}")
+        for name in ("patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"model.{name} must be at least 1, got {value}")
+        _check_width("decoder_width", self.decoder_width, self.decoder_heads)
+
+
+class MaskedAutoencoder(nn.Module):
+    """Predict the masked patches of an image from the visible ones."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Build encoder and decoder and initialise them as MAE does, from torch's global random state.
+
+        Raises  ConfigError for a name or a shape that cannot be.
+        """
+        super().__init__()
+        self.mask_ratio, self.target = config.mask_ratio, config.target
+        self.encoder = _build_encoder(config)
+        self.patch_size: tuple[int, int] = self.encoder.patch_embed.patch_size
+        self.image_size: tuple[int, int] = self.encoder.patch_embed.img_size
+        self.full_grid: tuple[int, int] = self.encoder.patch_embed.grid_size
+        self.channels = config.channels
+        width, decoder_width = self.encoder.embed_dim, config.decoder_width
+        patch_values = self.patch_size[0] * self.patch_size[1] * config.channels
+        self.decoder_embed = nn.Linear(width, decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
+        self.decoder_blocks = nn.Sequential(
+            *(
+                Block(decoder_width, config.decoder_heads, qkv_bias=True, norm_layer=_layer_norm)
+                for _ in range(config.decoder_depth)
+            )
+        )
+        self.decoder_norm = _layer_norm(decoder_width)
+        self.decoder_pred = nn.Linear(decoder_width, patch_values)
+        self._initialise_()
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Hide the patches of highest noise, predict them, and measure the error.
+
+        images   (b, c, h, w), normalised; h and w multiples of the patch, up to any size.
+        noise    (b, n), any values: the visible patches are those of lowest noise.
+        Returns  (b,) float32: mean squared error over the values of an image's masked patches.
+        """
+        grid = self.grid(images.shape[-2:])
+        patches = patchify(images, self.patch_size)
+        ids_keep, ids_mask = split_by_noise(noise, self.visible_count(grid))
+        tokens = self.encode(_take(patches, ids_keep), grid, ids_keep)
+        predicted = self.decode(tokens, grid, ids_keep, ids_mask)
+        error = predicted.float() - patch_target(_take(patches, ids_mask), self.target)
+        return error.square().mean(dim=(1, 2))
+
+    def encode(self, patches: Tensor, grid: tuple[int, int], ids: Tensor | None = None) -> Tensor:
+        """Encode patches of images cut into `grid`.
+
+        patches  (b, k, p*q*c), as `patchify` orders them.
+        ids      (b, k) the places of the patches in the grid, row by row; None if all are there in order.
+        Returns  (b, prefix + k, d): prefix tokens (class, registers), then the patches in their order.
+        """
+        encoder = self.encoder
+        projection = encoder.patch_embed.proj
+        weight = rearrange(projection.weight, "d c p q -> d (p q c)")
+        tokens = encoder.patch_embed.norm(nn.functional.linear(patches, weight, projection.bias))
+        tokens = tokens + self._positions(grid, encoder.embed_dim, tokens, ids)
+        prefix = [
+            token.expand(len(tokens), -1, -1) for token in (encoder.cls_token, encoder.reg_token) if token is not None
+        ]
+        tokens = torch.cat([*prefix, tokens], dim=1)
+        encoded: Tensor = encoder.norm(encoder.blocks(encoder.norm_pre(tokens)))
+        return encoded
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int], ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
+        """Predict the masked patches.
+
+        tokens    (b, prefix + k, d), from `encode` of the patches `ids_keep` (b, k).
+        ids_mask  (b, m) the places to predict.
+        Returns   (b, m, p*q*c).
+        """
+        tokens = self.decoder_embed(tokens)
+        prefix, visible = tokens.tensor_split([tokens.shape[1] - ids_keep.shape[1]], dim=1)
+        hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), ids_mask.shape[1], -1)
+        patches = torch.cat([visible, hidden], dim=1)
+        patches = patches + self._positions(grid, tokens.shape[-1], tokens, torch.cat([ids_keep, ids_mask], dim=1))
+        decoded = self.decoder_blocks(torch.cat([prefix, patches], dim=1))
+        predicted: Tensor = self.decoder_pred(self.decoder_norm(decoded[:, -ids_mask.shape[1] :]))
+        return predicted
+
+    def features(self, images: Tensor) -> Tensor:
+        """Describe images by the mean of their encoded patches, nothing masked: (b, c, h, w) -> (b, d)."""
+        patches = patchify(images, self.patch_size)
+        return self.encode(patches, self.grid(images.shape[-2:]))[:, self.encoder.num_prefix_tokens :].mean(dim=1)
+
+    def grid(self, size: tuple[int, ...]) -> tuple[int, int]:
+        """Count the patches per column and per row of an image of this size (height, width) in pixels."""
+        height, width = size
+        return height // self.patch_size[0], width // self.patch_size[1]
+
+    def visible_count(self, grid: tuple[int, int]) -> int:
+        """Count the patches of a grid that the encoder sees: at least one, and one less than all at most."""
+        patch_count = grid[0] * grid[1]
+        return min(max(1, int(patch_count * (1 - self.mask_ratio))), patch_count - 1)
+
+    def _positions(self, grid: tuple[int, int], width: int, like: Tensor, ids: Tensor | None) -> Tensor:
+        table = sincos_positions(grid, self.full_grid, width, like.device).to(like.dtype)
+        return table if ids is None else table[ids]
+
+    def _initialise_(self) -> None:
+        """MAE's initialisation: Xavier-uniform linear layers, the patch embedding among them; tokens N(0, 0.02)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.view(self.encoder.embed_dim, -1))
+        for token in (self.encoder.cls_token, self.encoder.reg_token, self.mask_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
+        if self.encoder.pos_embed is not None:  # kept so that the weights are complete under timm's names
+            table = torch.zeros_like(self.encoder.pos_embed)
+            patches = sincos_positions(self.full_grid, self.full_grid, self.encoder.embed_dim, table.device)
+            table[0, -len(patches) :] = patches
+            self.encoder.pos_embed = nn.Parameter(table, requires_grad=False)
+
+
+def build_model(config: ModelConfig, *, seed: int) -> MaskedAutoencoder:
+    """Build the model with weights that depend on config and seed alone; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MaskedAutoencoder(config)
+
+
+def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Cut images into patches, (b, c, h, w) -> (b, n, p*q*c), row by row; MAE's order of values within a patch."""
+    return rearrange(images, "b c (y p) (x q) -> b (y x) (p q c)", p=patch_size[0], q=patch_size[1])
+
+
+def split_by_noise(noise: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Rank the patches of each image by noise (b, n): ids of the `keep` lowest (b, k), and of the others (b, m)."""
+    ids_keep, ids_mask = noise.argsort(dim=1, stable=True).tensor_split([keep], dim=1)
+    return ids_keep, ids_mask
+
+
+def mask_noise(*, seed: int, step: int, places: range, patch_count: int) -> Tensor:
+    """Draw the noise that ranks the patches of some images of a global batch, (len(places), patch_count) in [0, 1).
+
+    It is a function of seed, step and place in the batch alone, whoever asks for whichever part: Philox is a counter
+    generator, so each place starts at its own count (a count gives four values).
+    """
+    counts = -(-patch_count // 4)
+    generator = np.random.Generator(np.random.Philox(key=[seed, step], counter=places.start * counts))
+    noise = generator.random((len(places), counts * 4))
+    return torch.from_numpy(noise[:, :patch_count]).float()
+
+
+def _take(patches: Tensor, ids: Tensor) -> Tensor:
+    return patches.gather(1, ids[..., None].expand(-1, -1, patches.shape[-1]))
+
+
+def _check_width(key: str, width: int, heads: int) -> None:
+    if width % 4 or width % heads:
+        raise ConfigError(f"model.{key} must be a multiple of 4 and of its {heads} heads, got {width}")
+
+
+def _build_encoder(config: ModelConfig) -> Any:
+    """Make timm's ViT without a head; typed Any because timm declares its modules' attributes loosely."""
+    if not timm.models.is_model_in_modules(config.name, ["vision_transformer"]):
+        near = difflib.get_close_matches(config.name, timm.list_models(module="vision_transformer"), n=3)
+        raise ConfigError(
+            f"model.name: timm has no plain ViT named '{config.name}'; near are {', '.join(near) or 'none'}"
+        )
+    names = {
+        "img_size": "image_size",
+        "patch_size": "patch_size",
+        "embed_dim": "width",
+        "depth": "depth",
+        "num_heads": "heads",
+    }
+    given = {key: getattr(config, name) for key, name in names.items() if getattr(config, name) is not None}
+    try:
+        encoder: Any = timm.create_model(
+            config.name, num_classes=0, global_pool="", in_chans=config.channels, weight_init="skip", **given
+        )
+    except AssertionError as error:
+        raise ConfigError(f"model: {config.name} with {given or 'its own shape'} cannot be: {error}") from error
+    _check_width("width", encoder.embed_dim, encoder.blocks[0].attn.num_heads)
+    image_size, patch_size = encoder.patch_embed.img_size, encoder.patch_embed.patch_size
+    if any(side % patch for side, patch in zip(image_size, patch_size, strict=True)) or image_size == patch_size:
+        raise ConfigError(
+            f"model.image_size {'x'.join(map(str, image_size))} must be a multiple of the patch size, "
+            f"{patch_size[0]}, and hold more than one patch; change image_size or patch_size"
+        )
+    return encoder

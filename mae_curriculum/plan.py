@@ -1,0 +1,133 @@
+"""The plan of a run, without data or GPU: its stages, their cost, and the speed-up against the run without curriculum."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mae_curriculum.config import ConfigError
+from mae_curriculum.curriculum import Clock, Span
+from mae_curriculum.data import micro_batches
+from mae_curriculum.flops import training_flops
+from mae_curriculum.model import MaskedAutoencoder
+from mae_curriculum.sources import count_images
+from mae_curriculum.summary import run_flops
+from mae_curriculum.training import PretrainConfig, build_clock, without_curriculum
+
+
+@dataclass(frozen=True)
+class PlanConfig(PretrainConfig):
+    """The plan of a pretraining run: the run's own settings, and these."""
+
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    devices: int = 1
+    """Processes that the run will have, which share each batch."""
+    rate: float = 1000.0
+    """Images/s that all devices together train at full size; smaller stages go faster by their FLOPs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.devices < 1 or self.devices > self.batch_size:
+            raise ConfigError(f"devices must be in 1..batch_size ({self.batch_size}), got {self.devices}")
+        if self.rate <= 0:
+            raise ConfigError(f"rate must be above 0 images/s, got {self.rate}")
+
+
+def plan(config: PlanConfig) -> int:
+    """Print the plan; returns the exit code."""
+    with torch.device("meta"):  # shapes alone: a plan of the largest model takes no memory
+        model = MaskedAutoencoder(config.model)
+    images_per_epoch = count_images(config.data)
+    clock = build_clock(config, model, images_per_epoch=images_per_epoch)
+    baseline = build_clock(without_curriculum(config), model, images_per_epoch=images_per_epoch)
+    facts = lay_out(clock, baseline, model, config)
+    print(json.dumps(facts, indent=2) if config.json else as_text(facts))
+    return 0
+
+
+def lay_out(clock: Clock, baseline: Clock, model: MaskedAutoencoder, config: PlanConfig) -> dict[str, Any]:
+    """Work out the plan: totals, and a row for each stage."""
+    flops, baseline_flops = run_flops(clock, model), run_flops(baseline, model)
+    full_flops = training_flops(model, model.image_size)
+    last = clock.total_steps
+    return {
+        "model": config.model.name,
+        "images_per_epoch": clock.images_per_epoch,
+        "equivalent_epochs": clock.epochs,
+        "real_epochs": float(clock.real_epochs(last)),
+        "images": clock.total_images,
+        "steps": last,
+        "flops": flops,
+        "baseline_flops": baseline_flops,
+        "speedup": baseline_flops / flops,
+        "rate": config.rate,
+        "hours": flops / full_flops / config.rate / 3600,
+        "baseline_hours": baseline.total_images / config.rate / 3600,
+        "stages": [lay_out_stage(clock, span, model, config) for span in clock.spans],
+    }
+
+
+def lay_out_stage(clock: Clock, span: Span, model: MaskedAutoencoder, config: PlanConfig) -> dict[str, Any]:
+    """Work out a stage's row."""
+    grid = model.grid(span.size)
+    parts = micro_batches(span, 0, config.devices, config.micro_batch)
+    flops_per_image = training_flops(model, span.size)
+    randaug = clock.curriculum.augmentation.randaug
+    ends = [float(span.start), float(span.end)]
+    return {
+        "size": list(span.size),
+        "grid": list(grid),
+        "visible_tokens": model.visible_count(grid),
+        "magnitude": randaug and [randaug[0] + (randaug[1] - randaug[0]) * end for end in ends],
+        "progress": ends,
+        "real_epochs": span.images / clock.images_per_epoch,
+        "equivalent_epochs": float(span.share * clock.epochs),
+        "images": span.images,
+        "steps": span.steps,
+        "batch_images": span.batch_images,
+        "micro_batch": max(map(len, parts)),
+        "accumulation": len(parts),
+        "flops_per_image": flops_per_image,
+        "compute_share": span.images * flops_per_image / run_flops(clock, model),
+        "loader_images_per_second": config.rate * training_flops(model, model.image_size) / flops_per_image,
+    }
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """Lay the plan out for the terminal."""
+    header = "stage size grid visible magnitude epochs equivalent images steps batch/device GFLOP/image compute loader"
+    rows = [header.split()]
+    for number, stage in enumerate(facts["stages"], start=1):
+        rows.append(
+            [
+                str(number),
+                "x".join(map(str, stage["size"])),
+                "x".join(map(str, stage["grid"])),
+                f"{stage['visible_tokens']}/{math.prod(stage['grid'])}",
+                "off" if stage["magnitude"] is None else "{:.1f}-{:.1f}".format(*stage["magnitude"]),
+                f"{stage['real_epochs']:.1f}",
+                f"{stage['equivalent_epochs']:.1f}",
+                f"{stage['images']:,}",
+                f"{stage['steps']:,}",
+                f"{stage['accumulation']}x{stage['micro_batch']}",
+                f"{stage['flops_per_image'] / 1e9:.3g}",
+                f"{stage['compute_share']:.1%}",
+                f"{stage['loader_images_per_second']:,.0f}/s",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(
+        [
+            f"{facts['model']}: {facts['equivalent_epochs']} equivalent epochs of {facts['images_per_epoch']:,} images, "
+            f"{facts['real_epochs']:.1f} real ones",
+            *table,
+            f"in all {facts['images']:,} images, {facts['steps']:,} steps, {facts['flops']:.3g} FLOPs; "
+            f"without curriculum {facts['baseline_flops']:.3g}: speed-up {facts['speedup']:.2f}x",
+            f"at {facts['rate']:g} images/s at full size: {facts['hours']:.3g} h instead of {facts['baseline_hours']:.3g} h "
+            "of training; the loader column is what it must supply meanwhile",
+        ]
+    )

@@ -1,0 +1,202 @@
+"""Sources of images: a data set by name, or a folder; sets of images that can be read in any order."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae_curriculum.config import ConfigError, exempt
+from mae_curriculum.decode import EXTENSIONS, read_image, to_channels
+
+GREY_MEAN, GREY_STD = 0.449, 0.226
+"""ImageNet's mean and standard deviation over its three channels, for images of another number of channels."""
+
+IMAGE_COUNTS = {"digits": 1438, "cifar10": 50_000, "imagenette": 9469}
+"""Training images of the named sources, for plans made without the data."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are brought in."""
+
+    source: str = "digits"
+    """digits (scikit-learn's, embedded), cifar10 or imagenette (downloaded by torchvision), or a folder: with or without
+    train/ and val/, sorted into one folder per class or not."""
+    cache: Path = exempt(Path("data"))
+    """Folder that downloads go to."""
+    image_count: int | None = None
+    """Training images in the folder, for plans made without it; checked against the folder when training."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel on a scale of 0 to 1; null for ImageNet's."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, likewise."""
+    workers: int = exempt(2)
+    """Processes that load images, for each rank; 0 loads in the training process."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"data.workers must be at least 0, got {self.workers}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ConfigError(f"data.std must be above 0, got {list(self.std)}")
+
+    def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Give mean and standard deviation of each channel; raises ConfigError if their number is wrong."""
+        imagenet = channels == 3
+        mean = self.mean or ((0.485, 0.456, 0.406) if imagenet else (GREY_MEAN,) * channels)
+        std = self.std or ((0.229, 0.224, 0.225) if imagenet else (GREY_STD,) * channels)
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != channels:
+                raise ConfigError(
+                    f"data.{name} has {len(values)} values, model.channels is {channels}; give one for each"
+                )
+        return mean, std
+
+
+class Images(Protocol):
+    """A set of images that can be read in any order."""
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """Class of each image, or None where there are no classes to tell apart."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, channels: int) -> Tensor:
+        """Read an image as (channels, h, w) uint8; raises BrokenImageError."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Name an image for messages."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images in memory."""
+
+    pixels: NDArray[np.uint8]
+    """(n, c, h, w)."""
+    labels: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, index: int, channels: int) -> Tensor:
+        """Read an image as (channels, h, w) uint8."""
+        return to_channels(torch.from_numpy(self.pixels[index]), channels)
+
+    def name(self, index: int) -> str:
+        """Name an image for messages."""
+        return f"image {index}"
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images in files."""
+
+    paths: Sequence[Path]
+    labels: Sequence[int] | None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int, channels: int) -> Tensor:
+        """Read an image as (channels, h, w) uint8; raises BrokenImageError."""
+        return read_image(self.paths[index], channels)
+
+    def name(self, index: int) -> str:
+        """Name an image for messages."""
+        return str(self.paths[index])
+
+
+def open_images(config: DataConfig) -> tuple[Images, Images | None]:
+    """Open the training images, and the validation images if the source keeps some apart.
+
+    Raises  ConfigError if the source is not there, is empty, or has another number of images than `image_count`.
+    """
+    match config.source:
+        case "digits":
+            return _digits("train"), _digits("val")
+        case "cifar10":
+            return _cifar10(config.cache, train=True), _cifar10(config.cache, train=False)
+        case "imagenette":
+            train, val = _open_folder(_imagenette(config.cache))
+        case folder:
+            train, val = _open_folder(Path(folder))
+    if config.image_count not in (None, len(train)):
+        raise ConfigError(
+            f"data.image_count is {config.image_count}, but {config.source} has {len(train)} images; mend either"
+        )
+    return train, val
+
+
+def count_images(config: DataConfig) -> int:
+    """Tell the number of training images, without the data where that is known."""
+    return config.image_count or IMAGE_COUNTS.get(config.source) or len(open_images(config)[0])
+
+
+def _digits(part: Literal["train", "val"]) -> ArrayImages:
+    """Take scikit-learn's 1,797 digits of 8x8 pixels; every fifth one is kept for validation."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    chosen = (np.arange(len(digits.target)) % 5 == 4) == (part == "val")
+    pixels = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+    return ArrayImages(pixels[:, None], [int(label) for label in digits.target[chosen]])
+
+
+def _cifar10(cache: Path, *, train: bool) -> ArrayImages:
+    from torchvision.datasets import CIFAR10
+
+    data = _download(CIFAR10, "cifar10", cache, train=train)
+    return ArrayImages(data.data.transpose(0, 3, 1, 2), data.targets)
+
+
+def _imagenette(cache: Path) -> Path:
+    from torchvision.datasets import Imagenette
+
+    if not (cache / "imagenette2-320").is_dir():
+        _download(Imagenette, "imagenette", cache, size="320px")
+    return cache / "imagenette2-320"
+
+
+def _download(dataset: Any, name: str, cache: Path, **choice: Any) -> Any:
+    try:
+        return dataset(root=cache, download=True, **choice)
+    except (URLError, RuntimeError) as error:
+        raise ConfigError(
+            f"data.source: could not download {name} to {cache}: {error}; or give a folder of images"
+        ) from error
+
+
+def _open_folder(folder: Path) -> tuple[FileImages, FileImages | None]:
+    if not folder.is_dir():
+        raise ConfigError(f"data.source: '{folder}' is neither a folder nor one of {', '.join(IMAGE_COUNTS)}")
+    train = folder / "train"
+    if not train.is_dir():
+        return _list_images(folder), None
+    val = next((part for part in (folder / "val", folder / "test") if part.is_dir()), None)
+    return _list_images(train), _list_images(val) if val else None
+
+
+def _list_images(folder: Path) -> FileImages:
+    """List the images of a tree in order of their paths; its top folders are classes if there are two or more."""
+    paths = sorted(
+        Path(parent) / name
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if Path(name).suffix.lower() in EXTENSIONS
+    )
+    if not paths:
+        raise ConfigError(f"data.source: no images in {folder}; files that count end in {' '.join(sorted(EXTENSIONS))}")
+    tops = [path.relative_to(folder).parts[0] for path in paths]
+    number = {top: index for index, top in enumerate(sorted(set(tops)))}
+    sorted_into_folders = all(len(path.relative_to(folder).parts) > 1 for path in paths)
+    return FileImages(paths, [number[top] for top in tops] if sorted_into_folders and len(number) > 1 else None)

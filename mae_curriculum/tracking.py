@@ -1,0 +1,123 @@
+"""What a run says of itself: the journal, the clocks, the progress bar."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mae_curriculum.config import ConfigError, exempt
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """How often a run reports."""
+
+    every_steps: int = exempt(20)
+    """Steps between two rows of the journal; only then are results brought over from the device."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ConfigError(f"tracking.every_steps must be at least 1, got {self.every_steps}")
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent on each activity, one at a time: within an inner activity the outer one's clock stands still."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What was measured so far, by activity; saved with the run, so that it survives restarts."""
+    _activity: str | None = None
+    _since: float = 0.0
+
+    @contextmanager
+    def __call__(self, activity: str) -> Iterator[None]:
+        """Count the time of the block to an activity."""
+        outer = self._activity
+        self._switch(activity)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def _switch(self, activity: str | None) -> None:
+        now = time.perf_counter()
+        if self._activity is not None:
+            self.seconds[self._activity] = self.seconds.get(self._activity, 0.0) + now - self._since
+        self._activity, self._since = activity, now
+
+    def total(self, activity: str) -> float:
+        """Sum the seconds of an activity and its parts: "train" is "train", "train/0", "train/1" and so on."""
+        return sum(value for key, value in self.seconds.items() if f"{key}/".startswith(f"{activity}/"))
+
+
+@dataclass(frozen=True)
+class Journal:
+    """An append-only file of events, one JSON object a line. None writes nothing: only the main process keeps it."""
+
+    path: Path | None
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Append an event with the time of day, in one write, so that a line is whole or missing."""
+        if self.path is not None:
+            row = {"event": event, "time": round(time.time(), 3), **facts}
+            with self.path.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+
+    def last(self, event: str) -> dict[str, Any]:
+        """Read the newest row of an event; raises LookupError if there is none."""
+        if self.path is not None:
+            for line in reversed(self.path.read_text().splitlines()):
+                if line.startswith(f'{{"event": "{event}",') and line.endswith("}"):
+                    row: dict[str, Any] = json.loads(line)
+                    return row
+        raise LookupError(f"no '{event}' in {self.path}")
+
+
+class Progress:
+    """The progress of a run on the terminal: a bar, or where the output is no terminal, a line a minute."""
+
+    def __init__(self, *, total_images: int, done_images: int, shown: bool) -> None:
+        self._shown, self._total, self._images = shown, total_images, done_images
+        self._since, self._since_images, self._last_line = time.monotonic(), done_images, 0.0
+        terminal = shown and sys.stderr.isatty()
+        self._bar = tqdm(total=total_images, initial=done_images, unit="img", unit_scale=True) if terminal else None
+
+    def update(self, images: int, facts: str) -> None:
+        """Show that `images` have been seen in all, with a few facts."""
+        step, self._images = images - self._images, images
+        if self._bar is not None:
+            self._bar.set_postfix_str(facts, refresh=False)
+            self._bar.update(step)
+        elif self._shown and (time.monotonic() - self._last_line > 60 or images == self._total):
+            self._last_line = time.monotonic()
+            rate = (images - self._since_images) / (self._last_line - self._since)
+            left = (self._total - images) / rate
+            print(
+                f"{images / self._total:4.0%} {facts} | {rate:.0f} images/s, {_clock(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        elif self._shown:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
