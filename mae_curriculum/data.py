@@ -6,6 +6,7 @@ images of a step are a function of (seed, step) alone, whatever the number of wo
 anywhere.
 """
 
+from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,14 +37,14 @@ class Request(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images for one pass of the model, (b, c, h, w) uint8, and the names of those that were broken and replaced."""
+    """Images for one pass of the model, (b, c, h, w) uint8, and the names of the replaced broken ones, with reasons."""
 
     images: Tensor
-    broken: list[str]
+    broken: dict[str, str]
 
 
 @dataclass(frozen=True)
-class TrainingImages(Dataset[tuple[Tensor, list[str]]]):
+class TrainingImages(Dataset[tuple[Tensor, dict[str, str]]]):
     """Make augmented images on request, without state."""
 
     images: Images
@@ -52,15 +53,15 @@ class TrainingImages(Dataset[tuple[Tensor, list[str]]]):
     flip: bool
     seed: int
 
-    def __getitem__(self, request: Request) -> tuple[Tensor, list[str]]:
+    def __getitem__(self, request: Request) -> tuple[Tensor, dict[str, str]]:
         """Make an image (c, h, w) uint8; a broken one is replaced by the next that is not, and named."""
-        broken: list[str] = []
+        broken: dict[str, str] = {}
         for attempt in range(int(len(self.images) * BROKEN_LIMIT) + 2):  # one more would be over the limit
             index = (request.image + attempt) % len(self.images)
             try:
                 image = self.images.read(index, self.channels)
             except BrokenImageError as error:
-                broken.append(f"{self.images.name(index)}: {error}")
+                broken[self.images.name(index)] = str(error)
                 continue
             image = augment(
                 image,
@@ -130,8 +131,8 @@ def training_loader(
     )
 
 
-def _collate(items: list[tuple[Tensor, list[str]]]) -> Batch:
-    return Batch(torch.stack([image for image, _ in items]), [name for _, broken in items for name in broken])
+def _collate(items: list[tuple[Tensor, dict[str, str]]]) -> Batch:
+    return Batch(torch.stack([image for image, _ in items]), dict(ChainMap(*(broken for _, broken in items))))
 
 
 @dataclass(frozen=True)

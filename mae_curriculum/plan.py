@@ -1,4 +1,4 @@
-"""The plan of a run, without data or GPU: its stages, their cost, and the speed-up against the run without curriculum."""
+"""The plan of a run, without data or GPU: its stages, their cost, and the speed-up over the run without curriculum."""
 
 import json
 import math
@@ -120,14 +120,12 @@ def as_text(facts: dict[str, Any]) -> str:
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(
-        [
-            f"{facts['model']}: {facts['equivalent_epochs']} equivalent epochs of {facts['images_per_epoch']:,} images, "
-            f"{facts['real_epochs']:.1f} real ones",
-            *table,
-            f"in all {facts['images']:,} images, {facts['steps']:,} steps, {facts['flops']:.3g} FLOPs; "
-            f"without curriculum {facts['baseline_flops']:.3g}: speed-up {facts['speedup']:.2f}x",
-            f"at {facts['rate']:g} images/s at full size: {facts['hours']:.3g} h instead of {facts['baseline_hours']:.3g} h "
-            "of training; the loader column is what it must supply meanwhile",
-        ]
-    )
+    lines = [
+        "{model}: {equivalent_epochs} equivalent epochs of {images_per_epoch:,} images, {real_epochs:.1f} real ones",
+        *table,
+        "in all {images:,} images, {steps:,} steps, {flops:.3g} FLOPs; without curriculum {baseline_flops:.3g}: "
+        "speed-up {speedup:.2f}x",
+        "at {rate:g} images/s at full size: {hours:.3g} h of training instead of {baseline_hours:.3g} h; "
+        "the loader column is what it must supply meanwhile",
+    ]
+    return "\n".join(lines).format(**facts)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import ChainMap
 from collections.abc import Callable
 
 import torch
@@ -66,7 +67,8 @@ def train_(
     config, world, clock = training.config, training.world, training.clock
     progress = Progress(total_images=clock.total_images, done_images=clock.images(first_step), shown=world.is_main)
     losses: list[Tensor] = []
-    broken, known_broken = set[str](), set[str]()
+    broken: dict[str, str] = {}
+    known_broken: dict[str, str] = {}
     facts, last_save = "", time.monotonic()
     for moment, loss_share, broken_now in run_steps_(training, clock, stopwatch, first_step=first_step):
         done = moment.step + 1
@@ -98,17 +100,20 @@ def train_(
     return True
 
 
-def name_broken_(training: Training, journal: Journal, broken: set[str], known: set[str], *, step: int) -> None:
+def name_broken_(
+    training: Training, journal: Journal, broken: dict[str, str], known: dict[str, str], *, step: int
+) -> None:
     """Name this report's broken images in the journal, and stop a run that has too many; moves `broken` to `known`."""
-    new = set[str]().union(*training.world.gather(broken)) - known
-    for name in sorted(new):
-        journal.write("broken_image", step=step, image=name)
-    known |= new
+    everybodys = dict(ChainMap(*training.world.gather(broken)))
+    for name in sorted(everybodys.keys() - known.keys()):
+        journal.write("broken_image", step=step, image=name, reason=everybodys[name])
+    known |= everybodys
     broken.clear()
     if len(known) > BROKEN_LIMIT * len(training.images):
+        name = min(known)
         raise ConfigError(
-            f"{len(known)} of {len(training.images)} images are broken, more than {BROKEN_LIMIT:.0%} "
-            f"({min(known)}, ...); mend or remove those that journal.jsonl names"
+            f"{len(known)} of {len(training.images)} images are broken, more than {BROKEN_LIMIT:.0%}, such as {name} "
+            f"({known[name]}); mend or remove those that journal.jsonl names"
         )
 
 

@@ -27,8 +27,8 @@ class DataConfig:
     """Which images, and how they are brought in."""
 
     source: str = "digits"
-    """digits (scikit-learn's, embedded), cifar10 or imagenette (downloaded by torchvision), or a folder: with or without
-    train/ and val/, sorted into one folder per class or not."""
+    """digits (scikit-learn's, embedded), cifar10 or imagenette (downloaded by torchvision), or a folder, with or
+    without train/ and val/, sorted into one folder per class or not."""
     cache: Path = exempt(Path("data"))
     """Folder that downloads go to."""
     image_count: int | None = None

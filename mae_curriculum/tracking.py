@@ -84,7 +84,8 @@ class Progress:
 
     def __init__(self, *, total_images: int, done_images: int, shown: bool) -> None:
         self._shown, self._total, self._images = shown, total_images, done_images
-        self._since, self._since_images, self._last_line = time.monotonic(), done_images, 0.0
+        self._since, self._since_images = time.monotonic(), done_images
+        self._last_line = self._since
         terminal = shown and sys.stderr.isatty()
         self._bar = tqdm(total=total_images, initial=done_images, unit="img", unit_scale=True) if terminal else None
 

@@ -131,7 +131,7 @@ def restore_(training: Training, state: dict[str, Any] | None) -> tuple[Stopwatc
 
 def run_steps_(
     training: Training, clock: Clock, stopwatch: Stopwatch, *, first_step: int, still: bool = False
-) -> Generator[tuple[Moment, Tensor, list[str]]]:
+) -> Generator[tuple[Moment, Tensor, dict[str, str]]]:
     """Train step by step along a clock: yields the moment, this rank's share of the loss, and its broken images.
 
     still  keep the learning rate at 0: all the work of training, without its effect.
@@ -157,13 +157,14 @@ def run_steps_(
 
 def update_(
     training: Training, clock: Clock, moment: Moment, batches: Iterator[Batch], stopwatch: Stopwatch, *, lr: float
-) -> tuple[Tensor, list[str]]:
+) -> tuple[Tensor, dict[str, str]]:
     """Make one optimizer step; returns this rank's share of the batch's mean loss, and the broken images met."""
     config, world, model = training.config, training.world, training.model
     mean, std = config.data.statistics(model.channels)
     patch_count = math.prod(model.grid(moment.size))
     parts = micro_batches(clock.span(moment.step), world.rank, world.size, config.micro_batch)
-    total, broken = torch.zeros((), device=world.device), []
+    total = torch.zeros((), device=world.device)
+    broken: dict[str, str] = {}
     for part, places in enumerate(parts, start=1):
         with stopwatch("wait"):
             batch = next(batches)
@@ -175,7 +176,7 @@ def update_(
                 loss = training.parallel(images, noise).sum() / moment.batch_images
             (loss * world.size).backward()  # gradients are averaged over the ranks; the loss is a sum over them
         total += loss.detach()
-        broken += batch.broken
+        broken |= batch.broken
     if config.optim.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
     for group in training.optimizer.param_groups:

@@ -1,0 +1,109 @@
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae_curriculum.checkpoint import RunFolder, load_state, write_json
+from mae_curriculum.config import ConfigError, exempt
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run."""
+
+    epochs: int = 3
+    """Its epochs."""
+    workers: int = exempt(2)
+    """Its workers."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
+    run.claim(Config())
+    return run
+
+
+def test_a_claimed_folder_can_be_claimed_again_and_exempt_settings_may_change(folder: RunFolder) -> None:
+    folder.claim(Config(workers=5))
+    assert "workers: 5" in folder.config.read_text()
+
+
+def test_a_folder_of_another_config_is_refused_with_the_keys_that_differ(folder: RunFolder) -> None:
+    with pytest.raises(ConfigError, match=r"belongs to a run with other settings \(epochs: 3 -> 4\)"):
+        folder.claim(Config(epochs=4))
+    assert "epochs: 3" in folder.config.read_text()
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="is no run folder"):
+        RunFolder(tmp_path).claim(Config())
+
+
+def test_the_newest_checkpoint_comes_back_and_only_the_last_are_kept(folder: RunFolder) -> None:
+    assert folder.newest() is None
+    for step in (9, 10, 100):
+        folder.save({"step": step, "weights": torch.full((3,), step)}, keep=2)
+    state = folder.newest()
+    assert state is not None
+    assert (state["step"], state["weights"].tolist()) == (100, [100, 100, 100])
+    assert [path.name for path in folder.checkpoints] == ["step-00000010.pt", "step-00000100.pt"]
+
+
+def test_a_damaged_checkpoint_is_one_clear_line(folder: RunFolder) -> None:
+    path = folder.save({"step": 1, "weights": torch.zeros(1000)}, keep=2)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match="step-00000001.pt cannot be read: .*; remove it to go on") as caught:
+        load_state(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_carries_code_is_refused(folder: RunFolder) -> None:
+    path = folder.path / "checkpoints" / "step-00000001.pt"
+    torch.save({"step": 1, "callback": os.getcwd}, path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        folder.newest()
+
+
+def test_json_is_written_whole_and_leaves_nothing_aside(folder: RunFolder) -> None:
+    write_json(folder.summary, {"knn": 0.5})
+    write_json(folder.summary, {"knn": 0.75})
+    assert json.loads(folder.summary.read_text()) == {"knn": 0.75}
+    assert not list(folder.path.glob(".*"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 5 MB, which only root may mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", disk], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_an_error_and_harms_no_earlier_checkpoint(small_disk: Path) -> None:
+    run = RunFolder(small_disk / "run")
+    run.claim(Config())
+    weights = torch.arange(500_000, dtype=torch.float32)  # 2 MB
+    run.save({"step": 1, "weights": weights}, keep=2)
+    run.save({"step": 2, "weights": weights}, keep=2)
+    with pytest.raises(OSError, match="No space left on device"):
+        run.save({"step": 3, "weights": weights}, keep=2)
+    state = run.newest()
+    assert state is not None
+    assert state["step"] == 2
+    assert torch.equal(state["weights"], weights)
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [
+        "step-00000001.pt",
+        "step-00000002.pt",
+    ]

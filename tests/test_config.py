@@ -1,0 +1,180 @@
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from mae_curriculum.config import ConfigError, differences, digest, dump, exempt, load, load_file
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage."""
+
+    share: float
+    """Its share."""
+    size: int = 224
+    """Its size."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part."""
+
+    pace: Literal["images", "compute"] = "images"
+    """Its pace."""
+    stages: tuple[Stage, ...] = (Stage(1.0),)
+    """Its stages."""
+    ends: tuple[float, float] | None = None
+    """Start and end."""
+
+    def __post_init__(self) -> None:
+        if sum(stage.share for stage in self.stages) != 1:
+            raise ConfigError("part.stages: shares must sum to 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A config."""
+
+    run: Path = exempt(Path("runs/x"))
+    """Its folder."""
+    part: Part = Part()
+    """Its part."""
+    epochs: int = 3
+    """Its epochs."""
+    rate: float = 1.0
+    """Its rate."""
+    quick: bool = False
+    """Its flag."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_nothing_given_means_the_defaults() -> None:
+    assert load(Config, []) == Config()
+
+
+def test_later_files_win_and_leave_the_rest(folder: Path) -> None:
+    write(folder / "a.yaml", "epochs: 5\npart: {pace: compute, ends: [0, 9]}\n")
+    write(folder / "b.yaml", "part: {ends: [1, 2]}\n")
+    assert load(Config, ["--config", "a.yaml", "--config=b.yaml"]) == Config(
+        epochs=5, part=Part(pace="compute", ends=(1.0, 2.0))
+    )
+
+
+def test_a_flag_wins_over_a_file_that_stands_behind_it(folder: Path) -> None:
+    write(folder / "a.yaml", "epochs: 5\n")
+    assert load(Config, ["--epochs", "7", "--config", "a.yaml"]).epochs == 7
+
+
+def test_a_part_may_be_a_path_beside_the_file_that_names_it(folder: Path) -> None:
+    (folder / "parts").mkdir()
+    write(folder / "parts" / "part.yaml", "stages: [{share: 0.5, size: 96}, {share: 0.5}]\n")
+    write(folder / "parts" / "a.yaml", "part: part.yaml\n")
+    expected = Part(stages=(Stage(0.5, 96), Stage(0.5)))
+    assert load(Config, ["--config", "parts/a.yaml"]).part == expected
+    assert load(Config, ["--part", "parts/part.yaml"]).part == expected
+    assert load(Config, ["--config", "parts/a.yaml", "--part.ends", "[1, 2]"]).part == replace(
+        expected, ends=(1.0, 2.0)
+    )
+
+
+def test_a_bare_flag_is_true() -> None:
+    assert load(Config, ["--quick", "--epochs", "4"]) == Config(quick=True, epochs=4)
+    assert not load(Config, ["--quick", "false"]).quick
+
+
+def test_a_number_may_be_written_with_an_exponent(folder: Path) -> None:
+    assert load(Config, ["--config", write(folder / "a.yaml", "rate: 1e-3\n")]).rate == 0.001
+
+
+MISTAKES = {
+    "epoch: 4": "'epoch' is not accepted; did you mean 'epochs'",
+    "part: {paces: images}": "part.*paces.*did you mean 'pace'",
+    "part: {stages: [{share: 1.0, sizes: 3}]}": "part.stages: Option 'sizes' is not accepted; did you mean 'size'",
+    "epochs: 1.5": "epochs: Expected a int. Got value: 1.5",
+    "epochs: true": "epochs: Expected a int. Got value: True",
+    "part: {stages: [{share: 1.0, size: 8.5}]}": "part.stages: size: Expected a int. Got value: 8.5",
+    "part: {pace: fast}": "part.pace: Expected a Literal.*Got value: fast",
+    "part: {ends: [1, 2, 3]}": r"part.ends: Expected one of tuple\[float, float\], NoneType. Got value: \[1, 2, 3\]",
+    "part: {stages: [{share: 0.5}]}": "^part.stages: shares must sum to 1$",
+    "epochs: 3\nepochs: 4": 'a.yaml: key "epochs" stands twice .again in line 2',
+    "part: {stages: [{share: 1, size: 3, size: 4}]}": 'a.yaml: key "size" stands twice',
+    "part: [": "a.yaml: while parsing",
+    "- 3": r"a.yaml: a config file holds `key: value` lines; this one holds \[3\]",
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_in_a_file_is_one_line_that_names_it(text: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=MISTAKES[text]) as caught:
+        load(Config, ["--config", write(folder / "a.yaml", text)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--epoch 4", "unrecognized arguments: --epoch 4; did you mean 'epochs'"),
+        ("--part.pase images", "--part.pase images; did you mean 'pace'"),
+        ("--epochs 1.5", "epochs: Expected a int. Got value: 1.5"),
+        ("--epochs", "epochs"),
+        ("--config none.yaml", "cannot read 'none.yaml'"),
+        ("--part none.yaml", "part: Unable to load config 'none.yaml'"),
+        ("--unheard 3", "--unheard 3; --help lists the keys"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_that_names_it(arguments: str, message: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(Config, arguments.split())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_part_file_with_a_key_that_stands_twice_is_refused(folder: Path) -> None:
+    write(folder / "part.yaml", "pace: images\npace: compute\n")
+    with pytest.raises(ConfigError, match='part.yaml.*key "pace" stands twice'):
+        load(Config, ["--part", "part.yaml"])
+
+
+def test_dump_loads_again_to_an_equal_object(folder: Path) -> None:
+    config = Config(Path("a b"), Part("compute", (Stage(0.25, 96), Stage(0.75)), (0.0, 9.0)), 7, 1e-7, True)
+    (folder / "a.yaml").write_text(dump(config))
+    assert load_file(Config, folder / "a.yaml") == config
+
+
+def test_print_config_prints_what_was_resolved(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load(Config, ["--epochs", "9", "--print_config"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == dump(Config(epochs=9))
+
+
+def test_print_config_checks_what_it_prints() -> None:
+    with pytest.raises(ConfigError, match="shares must sum to 1"):
+        load(Config, ["--part.stages", '[{"share": 0.5}]', "--print_config"])
+
+
+def test_help_shows_the_docstrings_of_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load(Config, ["--help"])
+    assert "Its epochs." in capsys.readouterr().out
+
+
+def test_differences_name_the_keys_and_leave_out_exempt_ones() -> None:
+    other = Config(run=Path("elsewhere"), epochs=4, part=Part(ends=(0.0, 1.0)))
+    assert differences(Config(), other) == ["part.ends: None -> [0.0, 1.0]", "epochs: 3 -> 4"]
+
+
+def test_the_digest_changes_with_results_alone() -> None:
+    assert digest(Config()) == digest(Config(run=Path("elsewhere"))) != digest(Config(epochs=4))
+    assert len(digest(Config())) == 12

@@ -1,0 +1,344 @@
+"""The main job, as a user runs it: real commands on real images, real kills, real processes."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, command
+from PIL import Image
+
+from mae_curriculum.__main__ import main
+from mae_curriculum.checkpoint import RunFolder
+from mae_curriculum.config import load
+from mae_curriculum.distributed import World
+from mae_curriculum.tracking import Stopwatch
+from mae_curriculum.training import PretrainConfig, run_steps_, set_up
+
+TINY = {
+    "data.workers": 0,
+    "data.mean": "[0.305]",
+    "data.std": "[0.376]",
+    "model.name": "vit_tiny_patch16_224",
+    "model.image_size": 32,
+    "model.patch_size": 8,
+    "model.channels": 1,
+    "model.width": 48,
+    "model.depth": 2,
+    "model.heads": 3,
+    "model.decoder_width": 32,
+    "model.decoder_depth": 1,
+    "model.decoder_heads": 2,
+    "model.target": "pixels",
+    "curriculum": "configs/curriculum/efficienttrain.yaml",
+    "curriculum.augmentation.randaug": "null",
+    "optim.base_lr": 4e-3,
+    "batch_size": 64,
+    "epochs": 3,
+    "tracking.every_steps": 5,
+}
+
+
+def options(run: Path | None = None, **changes: Any) -> list[str]:
+    """Spell the settings of a run of seconds on digits; `a__b` in `changes` stands for `a.b`."""
+    settings = TINY | {key.replace("__", "."): value for key, value in changes.items()}
+    if run is not None:
+        settings["run"] = run
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def rows(run: Path, event: str) -> list[dict[str, Any]]:
+    """Read the journal's rows of an event."""
+    lines = map(json.loads, (run / "journal.jsonl").read_text().splitlines())
+    return [row for row in lines if row["event"] == event]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Read the newest checkpoint's weights."""
+    state = RunFolder(run).newest()
+    assert state is not None
+    model: dict[str, torch.Tensor] = state["model"]
+    return model
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[key], second[key]) for key in first | second)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from beginning to end, in one go."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    done = command("pretrain", *options(run))
+    assert done.returncode == 0, done.stderr
+    (run.parent / "finished.txt").write_text(done.stdout + done.stderr)
+    return run
+
+
+def test_a_run_ends_with_a_summary_of_its_worth_and_its_savings(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert {
+        "knn",
+        "knn_untrained",
+        "loss",
+        "images",
+        "flops",
+        "train_seconds",
+        "wait_seconds",
+        "speedup_flops",
+        "speedup_seconds",
+        "digest",
+    } <= set(summary)
+    assert summary["images"] == 67 * 64  # 3 * 1438 images are 67.4 batches
+    assert summary["speedup_flops"] == pytest.approx(summary["baseline_flops"] / summary["flops"])
+    assert summary["speedup_flops"] > 1.2
+    assert 0 < summary["knn_untrained"] < 1
+    assert sum(stage["images"] for stage in summary["stages"]) == summary["images"]
+    assert sum(stage["train_seconds"] for stage in summary["stages"]) == pytest.approx(summary["train_seconds"])
+
+
+def test_a_run_says_what_it_does(finished: Path) -> None:
+    text = (finished.parent / "finished.txt").read_text()
+    assert "stage 1 of 3: 24 px, 2 of 9 patches visible, 40 steps of 64 images" in text
+    assert "stage 3 of 3: 32 px, 4 of 16 patches visible" in text
+    assert "kNN accuracy" in text
+    assert "training seconds instead of" in text
+
+
+def test_the_loss_falls_and_the_stages_change_as_planned(finished: Path) -> None:
+    steps = rows(finished, "step")
+    assert steps[-1]["loss"] < 0.9 * steps[0]["loss"]
+    assert [(row["step"], row["size"]) for row in rows(finished, "stage")] == [
+        (0, [24, 24]),
+        (40, [24, 24]),
+        (54, [32, 32]),
+    ]
+    assert [row["step"] for row in steps] == list(range(1, 67, 5))
+    assert steps[-1]["images"] == 67 * 64
+
+
+def test_a_finished_run_started_again_trains_no_more(finished: Path) -> None:
+    before = (finished / "checkpoints" / "step-00000067.pt").stat().st_mtime_ns
+    assert main(["pretrain", *options(finished)]) == 0
+    assert (finished / "checkpoints" / "step-00000067.pt").stat().st_mtime_ns == before
+    assert rows(finished, "start")[-1]["step"] == 67
+
+
+def test_a_stopped_run_continues_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mae_curriculum", "pretrain", *options(run)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (run / "journal.jsonl").exists() or not rows(run, "step"):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert "the same command continues" in process.communicate()[1]
+    assert process.returncode == 75
+    stopped_at = rows(run, "save")[-1]["step"]
+    assert 2 <= stopped_at < 67
+    assert command("pretrain", *options(run, data__workers=1)).returncode == 0
+    assert rows(run, "start")[-1]["step"] == stopped_at
+    assert equal(weights(run), weights(finished))
+
+
+def test_two_processes_see_the_same_images_and_masks_and_end_with_the_same_loss(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "mae_curriculum", "--", "pretrain", *options(run, micro_batch=20)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("kNN accuracy") == 1
+    both = [[row["loss"] for row in rows(path, "step")] for path in (finished, run)]
+    assert both[0] == pytest.approx(both[1], abs=1e-4)
+    knn = [json.loads((path / "summary.json").read_text())["knn"] for path in (finished, run)]
+    assert knn[0] == pytest.approx(knn[1], abs=0.02)
+
+
+def steps_of(world_rank: int, world_size: int, **changes: Any) -> list[torch.Tensor]:
+    """Train a few steps as one rank's part, without a process group; returns the losses."""
+    config = load(PretrainConfig, options(**changes))
+    training = set_up(config, World(0, 1, torch.device("cpu")))
+    return [loss for _, loss, _ in run_steps_(training, training.clock, Stopwatch(), first_step=62)]
+
+
+def test_accumulation_does_not_change_the_losses() -> None:
+    whole, parts = steps_of(0, 1), steps_of(0, 1, micro_batch=7)
+    assert len(whole) == 5
+    torch.testing.assert_close(torch.stack(whole), torch.stack(parts), atol=1e-5, rtol=0)
+
+
+def test_plain_mae_is_the_curriculum_of_one_stage() -> None:
+    one_stage = {"curriculum__stages": '[{"share": 1.0, "size": 224}]'}
+    assert steps_of(0, 1, curriculum="configs/curriculum/none.yaml") == steps_of(0, 1, **one_stage)
+
+
+@pytest.mark.parametrize("resize", ["lanczos", "bicubic"])
+def test_cheaper_resizing_trains_too(resize: str) -> None:
+    losses = steps_of(
+        0,
+        1,
+        curriculum__stages='[{"share": 1.0, "size": 112}]',
+        curriculum__resize=resize,
+    )
+    assert all(map(math.isfinite, losses))
+
+
+def test_randaugment_clipping_bfloat16_and_batch_factor_train_too() -> None:
+    losses = steps_of(
+        0,
+        1,
+        curriculum__augmentation__randaug="[0, 9]",
+        curriculum__stages='[{"share": 0.5, "size": 112, "batch_factor": 0.5}, {"share": 0.5, "size": 224}]',
+        optim__clip_norm=1.0,
+        precision="bfloat16",
+    )
+    assert all(map(math.isfinite, losses))
+
+
+def picture_folder(folder: Path, classes: int, count: int) -> Path:
+    for index in range(count):
+        place = folder / f"class{index % classes}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 30), (index % 256, 40 * (index % classes), 99)).save(place / f"{index:04}.png")
+    return folder
+
+
+def pictures(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Spell the settings for a folder of colour pictures."""
+    return {
+        "data__source": folder,
+        "model__channels": 3,
+        "data__mean": "null",
+        "data__std": "null",
+        "epochs": 6,
+        **changes,
+    }
+
+
+def test_broken_images_are_named_replaced_and_survived(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "pictures", classes=2, count=300)
+    (folder / "class0" / "0010.png").write_text("a text file")
+    (folder / "class1" / "0011.png").write_bytes((folder / "class1" / "0013.png").read_bytes()[:50])
+    Image.new("RGB", (1, 1)).save(folder / "class0" / "0012.png")
+    run = tmp_path / "run"
+    assert main(["pretrain", *options(run, **pictures(folder))]) == 0
+    named = {Path(row["image"]).name: row["reason"] for row in rows(run, "broken_image")}
+    assert sorted(named) == ["0010.png", "0011.png", "0012.png"]
+    assert (named["0010.png"], named["0012.png"]) == ("not an image", "1x1 pixels are too few")
+    assert json.loads((run / "summary.json").read_text())["knn"] > 0.4
+
+
+def test_too_many_broken_images_stop_the_run_and_keep_what_was_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = picture_folder(tmp_path / "pictures", classes=2, count=100)
+    for index in (10, 12):
+        (folder / "class0" / f"00{index}.png").write_text("a text file")
+    assert main(["pretrain", *options(tmp_path / "run", **pictures(folder, epochs=20))]) == 2
+    assert "2 of 100 images are broken, more than 1%, such as " in capsys.readouterr().err
+    assert len(rows(tmp_path / "run", "broken_image")) == 2
+
+
+def test_images_of_one_class_train_without_a_knn_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = picture_folder(tmp_path / "pictures", classes=1, count=100)
+    assert main(["pretrain", *options(tmp_path / "run", **pictures(folder, epochs=7))]) == 0
+    assert "no kNN accuracy: the images are not sorted into two or more classes" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["knn"] is None
+
+
+MISTAKES: dict[str, dict[str, Any]] = {
+    "data.source: no images in": {"data__source": "configs"},
+    "data.source: 'nowhere' is neither a folder nor one of": {"data__source": "nowhere"},
+    "model.image_size 30x30 must be a multiple of the patch size, 8": {"model__image_size": 30},
+    "curriculum.stages: shares must be positive and sum to 1; got [0.5]": {
+        "curriculum__stages": '[{"share": 0.5, "size": 224}]'
+    },
+    "curriculum.stages: size 448 is larger than the image": {"curriculum__stages": '[{"share": 1.0, "size": 448}]'},
+    "model.mask_ratio must be above 0 and below 1, got 0": {"model__mask_ratio": 0},
+    "model.mask_ratio must be above 0 and below 1, got 1": {"model__mask_ratio": 1},
+    "batch_size must be at least 1, got 0": {"batch_size": 0},
+    "would last 4314 images, less than one step": {"batch_size": 100000, "curriculum": "configs/curriculum/none.yaml"},
+    "did you mean 'mask_ratio'": {"model__mask_ration": 0.5},
+    "epochs: Expected a int. Got value: 1.5": {"epochs": 1.5},
+    "data.std has 1 values, model.channels is 3": {"model__channels": 3, "data__mean": "null"},
+    "curriculum.augmentation.randaug needs 1 or 3 channels, not 4": {
+        "model__channels": 4,
+        "curriculum__augmentation__randaug": "[0, 9]",
+    },
+    "optim.warmup is a share of the run": {"optim__warmup": 5},
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", *options(tmp_path / "run", **MISTAKES[message])]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_smaller_than_the_world_is_refused() -> None:
+    config = replace(load(PretrainConfig, options()), batch_size=1)
+    with pytest.raises(ValueError, match="batch_size 1 is smaller than the 2 processes"):
+        set_up(config, World(0, 2, torch.device("cpu")))
+
+
+def test_a_run_folder_of_another_config_is_refused_unharmed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    assert main(["pretrain", *options(finished, epochs=4, seed=1)]) == 2
+    assert "(epochs: 3 -> 4; seed: 0 -> 1)" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        # a checkpoint takes 1 MB; saving every moment, more and more are kept
+        done = command("pretrain", *options(disk / "run", checkpoint__every_minutes=1e-9, checkpoint__keep=99))
+        assert done.returncode == 2
+        assert "No space left on device" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert weights(disk / "run")
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_the_command_line_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert main(["pretrian"]) == 2
+    assert "pretrain,plan" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_trains_too(tmp_path: Path) -> None:
+    assert main(["pretrain", *options(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["loss"] < 1

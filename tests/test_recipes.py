@@ -1,0 +1,72 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mae_curriculum.config import dump, load, load_file
+from mae_curriculum.curriculum import Curriculum
+from mae_curriculum.training import PretrainConfig
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+RECIPES = sorted((CONFIGS / "pretrain").glob("*.yaml"))
+
+
+def test_the_recipes_are_there() -> None:
+    assert [path.stem for path in RECIPES] == [
+        "cifar10",
+        "digits",
+        "imagenette128",
+        "vit_b16_in1k",
+        "vit_b16_in1k_efficienttrain",
+        "vit_b16_in1k_efficienttrain_pp",
+        "vit_l16_in1k_efficienttrain",
+    ]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_loads_prints_and_loads_again_to_an_equal_object(path: Path, tmp_path: Path) -> None:
+    config = load_file(PretrainConfig, path)
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load_file(PretrainConfig, tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_begins_with_command_hardware_time_and_result(path: Path) -> None:
+    comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    words = " ".join(comment)
+    assert f"--config configs/pretrain/{path.name}" in words
+    assert all(word in words for word in ("Hardware:", "Time:", "Result:"))
+    assert load_file(PretrainConfig, path).run == Path("runs") / path.stem
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "curriculum").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_curriculum_file_loads_prints_and_loads_again_to_an_equal_object(path: Path, tmp_path: Path) -> None:
+    curriculum = load(PretrainConfig, ["--curriculum", str(path)]).curriculum
+    (tmp_path / "again.yaml").write_text(dump(curriculum))
+    assert load(PretrainConfig, ["--curriculum", str(tmp_path / "again.yaml")]).curriculum == curriculum
+    assert {"pace", "stages", "augmentation"} <= set(yaml.safe_load(path.read_text()))  # so that it replaces a recipe's
+
+
+@pytest.mark.parametrize(
+    ("recipe", "curriculum"),
+    [
+        ("digits", "efficienttrain"),
+        ("cifar10", "efficienttrain"),
+        ("imagenette128", "efficienttrain"),
+        ("vit_b16_in1k", "none"),
+        ("vit_b16_in1k_efficienttrain", "efficienttrain"),
+        ("vit_l16_in1k_efficienttrain", "efficienttrain"),
+        ("vit_b16_in1k_efficienttrain_pp", "efficienttrain_pp"),
+    ],
+)
+def test_mae_recipes_follow_the_curriculum_files_but_for_randaugment(recipe: str, curriculum: str) -> None:
+    ours = load_file(PretrainConfig, CONFIGS / "pretrain" / f"{recipe}.yaml").curriculum
+    published = load(PretrainConfig, ["--curriculum", str(CONFIGS / "curriculum" / f"{curriculum}.yaml")]).curriculum
+    assert ours == replace(published, augmentation=ours.augmentation)
+    assert ours.augmentation.randaug is None
+
+
+def test_no_curriculum_is_one_stage_at_full_size() -> None:
+    none = load(PretrainConfig, ["--curriculum", str(CONFIGS / "curriculum" / "none.yaml")]).curriculum
+    assert none == Curriculum() == PretrainConfig().curriculum
