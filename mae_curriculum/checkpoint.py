@@ -108,6 +108,11 @@ def write_json(path: Path, content: Any) -> None:
     _write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text())
+
+
 def _write(path: Path, content: bytes | memoryview) -> None:
     """Write a file aside, flush it to disk, then rename it; of a failure nothing remains."""
     aside = path.with_name(".aside")  # always the same name: what a killed process left is overwritten

@@ -14,6 +14,7 @@ from mae_curriculum.flops import training_flops
 from mae_curriculum.model import MaskedAutoencoder
 from mae_curriculum.sources import count_images
 from mae_curriculum.summary import run_flops
+from mae_curriculum.table import as_table, side
 from mae_curriculum.training import PretrainConfig, build_clock, without_curriculum
 
 
@@ -104,7 +105,7 @@ def as_text(facts: dict[str, Any]) -> str:
         rows.append(
             [
                 str(number),
-                "x".join(map(str, stage["size"])),
+                side(stage["size"]),
                 "x".join(map(str, stage["grid"])),
                 f"{stage['visible_tokens']}/{math.prod(stage['grid'])}",
                 "off" if stage["magnitude"] is None else "{:.1f}-{:.1f}".format(*stage["magnitude"]),
@@ -118,14 +119,13 @@ def as_text(facts: dict[str, Any]) -> str:
                 f"{stage['loader_images_per_second']:,.0f}/s",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines = [
-        "{model}: {equivalent_epochs} equivalent epochs of {images_per_epoch:,} images, {real_epochs:.1f} real ones",
-        *table,
-        "in all {images:,} images, {steps:,} steps, {flops:.3g} FLOPs; without curriculum {baseline_flops:.3g}: "
-        "speed-up {speedup:.2f}x",
+    head = "{model}: {equivalent_epochs} equivalent epochs of {images_per_epoch:,} images, {real_epochs:.1f} real ones"
+    totals = (
+        "in all {images:,} images, {steps:,} steps, {flops:.3g} FLOPs; "
+        "without curriculum {baseline_flops:.3g}: speed-up {speedup:.2f}x"
+    )
+    hours = (
         "at {rate:g} images/s at full size: {hours:.3g} h of training instead of {baseline_hours:.3g} h; "
-        "the loader column is what it must supply meanwhile",
-    ]
-    return "\n".join(lines).format(**facts)
+        "the loader column is what it must supply meanwhile"
+    )
+    return "\n".join([head.format(**facts), as_table(rows), totals.format(**facts), hours.format(**facts)])

@@ -8,15 +8,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mae_curriculum.checkpoint import RunFolder, write_json
+from mae_curriculum.checkpoint import RunFolder, read_json, write_json
 from mae_curriculum.config import ConfigError, digest
 from mae_curriculum.curriculum import Moment
 from mae_curriculum.data import BROKEN_LIMIT, micro_batches
 from mae_curriculum.distributed import connect
 from mae_curriculum.knn import knn_of_encoder, why_no_knn
 from mae_curriculum.model import MaskedAutoencoder, build_model
+from mae_curriculum.sources import open_images
 from mae_curriculum.stopping import stop_on_signals
 from mae_curriculum.summary import describe, summarise
+from mae_curriculum.table import side
 from mae_curriculum.tracking import Journal, Progress, Stopwatch
 from mae_curriculum.training import (
     PretrainConfig,
@@ -40,12 +42,15 @@ def pretrain(config: PretrainConfig) -> int:
     that are left are trained; the summary is written.
     """
     with connect() as world, stop_on_signals() as stop_asked:
-        training = set_up(config, world)
+        training = set_up(config, world, *open_images(config.data))
         folder = RunFolder(config.run)
         world.on_main(lambda: folder.claim(config))
+        stopwatch, step = restore_(training, folder.newest())
+        if step == training.clock.total_steps and folder.summary.exists():
+            world.say(f"this run is over:\n{describe(read_json(folder.summary))}")
+            return 0
         if why := why_no_knn(training.images, training.val, config.knn):
             world.say(f"no kNN accuracy: {why}")
-        stopwatch, step = restore_(training, folder.newest())
         journal = Journal(folder.journal if world.is_main else None)
         journal.write("start", step=step, world_size=world.size, device=str(world.device), digest=digest(config))
         if not train_(training, folder, journal, stopwatch, first_step=step, stop_asked=stop_asked):
@@ -143,7 +148,7 @@ def report(training: Training, journal: Journal, stopwatch: Stopwatch, moment: M
         wait_seconds=round(stopwatch.total("wait"), 3),
     )
     strength = "" if moment.magnitude is None else f" magnitude {moment.magnitude:.1f}"
-    stage = f"stage {moment.stage + 1}/{len(training.clock.spans)} {_side(moment.size)} px{strength}"
+    stage = f"stage {moment.stage + 1}/{len(training.clock.spans)} {side(moment.size)} px{strength}"
     return f"{stage} | loss {loss:.4f} lr {lr:.2e}"
 
 
@@ -153,7 +158,7 @@ def describe_stage(training: Training, moment: Moment) -> str:
     parts = micro_batches(span, world.rank, world.size, training.config.micro_batch)
     grid = model.grid(span.size)
     return (
-        f"stage {span.index + 1} of {len(training.clock.spans)}: {_side(span.size)} px, {model.visible_count(grid)} of "
+        f"stage {span.index + 1} of {len(training.clock.spans)}: {side(span.size)} px, {model.visible_count(grid)} of "
         f"{math.prod(grid)} patches visible, {span.steps} steps of {span.batch_images} images "
         f"({world.size} x {len(parts)} x {max(map(len, parts))})"
     )
@@ -204,7 +209,3 @@ def measure_knn(training: Training, model: MaskedAutoencoder) -> float | None:
         workers=config.data.workers,
         world=training.world,
     )
-
-
-def _side(size: tuple[int, int]) -> str:
-    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"

@@ -23,7 +23,7 @@ from mae_curriculum.knn import KnnConfig
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, mask_noise
 from mae_curriculum.optim import OptimConfig, build_optimizer, scaled_lr
 from mae_curriculum.schedule import learning_rate
-from mae_curriculum.sources import DataConfig, Images, open_images
+from mae_curriculum.sources import DataConfig, Images
 from mae_curriculum.tracking import Stopwatch, TrackingConfig
 
 
@@ -86,13 +86,12 @@ class Training:
     clock: Clock
 
 
-def set_up(config: PretrainConfig, world: World) -> Training:
-    """Open the images and build the model; raises ConfigError for what does not go together."""
+def set_up(config: PretrainConfig, world: World, images: Images, val: Images | None = None) -> Training:
+    """Build the model and all that trains it; raises ConfigError for what does not go together."""
     if config.batch_size < world.size:
         raise ConfigError(
             f"batch_size {config.batch_size} is smaller than the {world.size} processes; raise it or start fewer"
         )
-    images, val = open_images(config.data)
     model = build_model(config.model, seed=config.seed).to(world.device)
     clock = build_clock(config, model, images_per_epoch=len(images))
     parallel: Any = model

@@ -7,12 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mae_curriculum"
 ROWS = [
-    "config distributed frequency positions schedule decode augment targets stopping",
+    "config distributed frequency positions schedule decode augment targets stopping table",
     "curriculum model sources optim checkpoint tracking",
     "data flops",
     "knn summary",
     "training",
-    "pretrain plan",
+    "pretrain plan bench",
     "__main__",
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules.split()}

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import load
 from mae_curriculum.distributed import World
+from mae_curriculum.sources import open_images
 from mae_curriculum.tracking import Stopwatch
 from mae_curriculum.training import PretrainConfig, run_steps_, set_up
 
@@ -125,11 +127,24 @@ def test_the_loss_falls_and_the_stages_change_as_planned(finished: Path) -> None
     assert steps[-1]["images"] == 67 * 64
 
 
-def test_a_finished_run_started_again_trains_no_more(finished: Path) -> None:
-    before = (finished / "checkpoints" / "step-00000067.pt").stat().st_mtime_ns
+def test_a_finished_run_started_again_only_tells_its_summary(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert main(["pretrain", *options(finished)]) == 0
-    assert (finished / "checkpoints" / "step-00000067.pt").stat().st_mtime_ns == before
-    assert rows(finished, "start")[-1]["step"] == 67
+    told = capsys.readouterr().out
+    assert told.startswith("this run is over:")
+    assert told.splitlines()[1:] == (finished.parent / "finished.txt").read_text().splitlines()[:3]
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_killed_before_its_summary_makes_it_up(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    (run / "summary.json").unlink()
+    assert main(["pretrain", *options(run)]) == 0
+    both = [json.loads((path / "summary.json").read_text()) for path in (run, finished)]
+    assert [summary["loss"] for summary in both] == [both[0]["loss"]] * 2
+    assert [summary["knn"] for summary in both] == [both[0]["knn"]] * 2
 
 
 def test_a_stopped_run_continues_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
@@ -174,29 +189,27 @@ def test_two_processes_see_the_same_images_and_masks_and_end_with_the_same_loss(
     assert knn[0] == pytest.approx(knn[1], abs=0.02)
 
 
-def steps_of(world_rank: int, world_size: int, **changes: Any) -> list[torch.Tensor]:
-    """Train a few steps as one rank's part, without a process group; returns the losses."""
+def steps_of(**changes: Any) -> list[torch.Tensor]:
+    """Train the last few steps of a run from its first weights; returns the losses."""
     config = load(PretrainConfig, options(**changes))
-    training = set_up(config, World(0, 1, torch.device("cpu")))
+    training = set_up(config, World(0, 1, torch.device("cpu")), *open_images(config.data))
     return [loss for _, loss, _ in run_steps_(training, training.clock, Stopwatch(), first_step=62)]
 
 
 def test_accumulation_does_not_change_the_losses() -> None:
-    whole, parts = steps_of(0, 1), steps_of(0, 1, micro_batch=7)
+    whole, parts = steps_of(), steps_of(micro_batch=7)
     assert len(whole) == 5
     torch.testing.assert_close(torch.stack(whole), torch.stack(parts), atol=1e-5, rtol=0)
 
 
 def test_plain_mae_is_the_curriculum_of_one_stage() -> None:
     one_stage = {"curriculum__stages": '[{"share": 1.0, "size": 224}]'}
-    assert steps_of(0, 1, curriculum="configs/curriculum/none.yaml") == steps_of(0, 1, **one_stage)
+    assert steps_of(curriculum="configs/curriculum/none.yaml") == steps_of(**one_stage)
 
 
 @pytest.mark.parametrize("resize", ["lanczos", "bicubic"])
 def test_cheaper_resizing_trains_too(resize: str) -> None:
     losses = steps_of(
-        0,
-        1,
         curriculum__stages='[{"share": 1.0, "size": 112}]',
         curriculum__resize=resize,
     )
@@ -205,8 +218,6 @@ def test_cheaper_resizing_trains_too(resize: str) -> None:
 
 def test_randaugment_clipping_bfloat16_and_batch_factor_train_too() -> None:
     losses = steps_of(
-        0,
-        1,
         curriculum__augmentation__randaug="[0, 9]",
         curriculum__stages='[{"share": 0.5, "size": 112, "batch_factor": 0.5}, {"share": 0.5, "size": 224}]',
         optim__clip_norm=1.0,
@@ -303,7 +314,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def test_a_batch_smaller_than_the_world_is_refused() -> None:
     config = replace(load(PretrainConfig, options()), batch_size=1)
     with pytest.raises(ValueError, match="batch_size 1 is smaller than the 2 processes"):
-        set_up(config, World(0, 2, torch.device("cpu")))
+        set_up(config, World(0, 2, torch.device("cpu")), *open_images(config.data))
 
 
 def test_a_run_folder_of_another_config_is_refused_unharmed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
