@@ -122,7 +122,8 @@ class MaskedAutoencoder(nn.Module):
         projection = encoder.patch_embed.proj
         weight = rearrange(projection.weight, "d c p q -> d (p q c)")
         tokens = encoder.patch_embed.norm(nn.functional.linear(patches, weight, projection.bias))
-        tokens = tokens + self._positions(grid, encoder.embed_dim, tokens, ids)
+        # positions are float32, so inside autocast the tokens are from here on, as in MAE
+        tokens = tokens + self._positions(grid, encoder.embed_dim, ids, device=tokens.device)
         prefix = [
             token.expand(len(tokens), -1, -1) for token in (encoder.cls_token, encoder.reg_token) if token is not None
         ]
@@ -139,9 +140,9 @@ class MaskedAutoencoder(nn.Module):
         """
         tokens = self.decoder_embed(tokens)
         prefix, visible = tokens.tensor_split([tokens.shape[1] - ids_keep.shape[1]], dim=1)
-        hidden = self.mask_token.to(tokens.dtype).expand(len(tokens), ids_mask.shape[1], -1)
-        patches = torch.cat([visible, hidden], dim=1)
-        patches = patches + self._positions(grid, tokens.shape[-1], tokens, torch.cat([ids_keep, ids_mask], dim=1))
+        hidden = self.mask_token.expand(len(tokens), ids_mask.shape[1], -1)
+        patches, ids = torch.cat([visible, hidden], dim=1), torch.cat([ids_keep, ids_mask], dim=1)
+        patches = patches + self._positions(grid, tokens.shape[-1], ids, device=tokens.device)
         decoded = self.decoder_blocks(torch.cat([prefix, patches], dim=1))
         predicted: Tensor = self.decoder_pred(self.decoder_norm(decoded[:, -ids_mask.shape[1] :]))
         return predicted
@@ -161,8 +162,8 @@ class MaskedAutoencoder(nn.Module):
         patch_count = grid[0] * grid[1]
         return min(max(1, int(patch_count * (1 - self.mask_ratio))), patch_count - 1)
 
-    def _positions(self, grid: tuple[int, int], width: int, like: Tensor, ids: Tensor | None) -> Tensor:
-        table = sincos_positions(grid, self.full_grid, width, like.device).to(like.dtype)
+    def _positions(self, grid: tuple[int, int], width: int, ids: Tensor | None, *, device: torch.device) -> Tensor:
+        table = sincos_positions(grid, self.full_grid, width, device)
         return table if ids is None else table[ids]
 
     def _initialise_(self) -> None:

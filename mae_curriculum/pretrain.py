@@ -160,7 +160,7 @@ def describe_stage(training: Training, moment: Moment) -> str:
     return (
         f"stage {span.index + 1} of {len(training.clock.spans)}: {side(span.size)} px, {model.visible_count(grid)} of "
         f"{math.prod(grid)} patches visible, {span.steps} steps of {span.batch_images} images "
-        f"({world.size} x {len(parts)} x {max(map(len, parts))})"
+        f"({world.size} processes x {len(parts)} micro-batches x {max(map(len, parts))} images)"
     )
 
 

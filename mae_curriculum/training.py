@@ -88,12 +88,14 @@ class Training:
 
 def set_up(config: PretrainConfig, world: World, images: Images, val: Images | None = None) -> Training:
     """Build the model and all that trains it; raises ConfigError for what does not go together."""
-    if config.batch_size < world.size:
-        raise ConfigError(
-            f"batch_size {config.batch_size} is smaller than the {world.size} processes; raise it or start fewer"
-        )
     model = build_model(config.model, seed=config.seed).to(world.device)
     clock = build_clock(config, model, images_per_epoch=len(images))
+    smallest = min(span.batch_images for span in clock.spans)
+    if smallest < world.size:
+        raise ConfigError(
+            f"batch_size {config.batch_size} makes steps of {smallest} images, fewer than the {world.size} processes; "
+            "raise it or start fewer"
+        )
     parallel: Any = model
     if world.size > 1:
         devices = [world.device] if world.device.type == "cuda" else None

@@ -113,6 +113,19 @@ def test_the_encoder_alone_is_timms_model_of_that_name() -> None:
     )
 
 
+def test_inside_autocast_tokens_stay_float32_between_blocks() -> None:
+    model = build_model(SMALL, seed=0)
+    seen: list[torch.dtype] = []
+    for block in (model.encoder.blocks[-1], model.decoder_blocks[-1]):
+        block.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    images, order = noise(2, 3, 32, 32), noise(2, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(images, order)
+    assert seen == [torch.float32, torch.float32]
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, model(images, order), rtol=0.02, atol=0)
+
+
 def test_weights_depend_on_the_seed_alone_and_leave_the_random_state() -> None:
     before = torch.get_rng_state()
     first, second, other = (build_model(SMALL, seed=seed).state_dict() for seed in (1, 1, 2))

@@ -313,7 +313,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 
 def test_a_batch_smaller_than_the_world_is_refused() -> None:
     config = replace(load(PretrainConfig, options()), batch_size=1)
-    with pytest.raises(ValueError, match="batch_size 1 is smaller than the 2 processes"):
+    with pytest.raises(ValueError, match="batch_size 1 makes steps of 1 images, fewer than the 2 processes"):
         set_up(config, World(0, 2, torch.device("cpu")), *open_images(config.data))
 
 
