@@ -15,7 +15,7 @@ from mae_curriculum.data import BROKEN_LIMIT, micro_batches
 from mae_curriculum.distributed import connect
 from mae_curriculum.knn import knn_of_encoder, why_no_knn
 from mae_curriculum.model import MaskedAutoencoder, build_model
-from mae_curriculum.sources import open_images
+from mae_curriculum.sources import download, open_images
 from mae_curriculum.stopping import stop_on_signals
 from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import side
@@ -42,6 +42,7 @@ def pretrain(config: PretrainConfig) -> int:
     that are left are trained; the summary is written.
     """
     with connect() as world, stop_on_signals() as stop_asked:
+        world.on_main(lambda: download(config.data))
         training = set_up(config, world, *open_images(config.data))
         folder = RunFolder(config.run)
         world.on_main(lambda: folder.claim(config))

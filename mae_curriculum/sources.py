@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 from urllib.error import URLError
 
 import numpy as np
@@ -17,6 +17,9 @@ from mae_curriculum.decode import EXTENSIONS, read_image, to_channels
 
 GREY_MEAN, GREY_STD = 0.449, 0.226
 """ImageNet's mean and standard deviation over its three channels, for images of another number of channels."""
+
+IMAGENETTE = "imagenette2-320"
+"""Folder that torchvision unpacks the 320-pixel Imagenette to."""
 
 IMAGE_COUNTS = {"digits": 1438, "cifar10": 50_000, "imagenette": 9469}
 """Training images of the named sources, for plans made without the data."""
@@ -116,8 +119,28 @@ class FileImages:
         return str(self.paths[index])
 
 
+def download(config: DataConfig) -> None:
+    """Bring a named source to `cache`, unless it is there; one process of several should.
+
+    Raises  ConfigError if it cannot be had.
+    """
+    from torchvision.datasets import CIFAR10, Imagenette
+
+    try:
+        if config.source == "cifar10":
+            CIFAR10(config.cache, download=True)
+        if config.source == "imagenette" and not (config.cache / IMAGENETTE).is_dir():
+            Imagenette(config.cache, size="320px", download=True)
+    except (URLError, RuntimeError) as error:
+        raise ConfigError(
+            f"data.source: could not download {config.source} to {config.cache}: {error}; or give a folder of images"
+        ) from error
+
+
 def open_images(config: DataConfig) -> tuple[Images, Images | None]:
     """Open the training images, and the validation images if the source keeps some apart.
+
+    A named source must have been downloaded.
 
     Raises  ConfigError if the source is not there, is empty, or has another number of images than `image_count`.
     """
@@ -127,7 +150,7 @@ def open_images(config: DataConfig) -> tuple[Images, Images | None]:
         case "cifar10":
             return _cifar10(config.cache, train=True), _cifar10(config.cache, train=False)
         case "imagenette":
-            train, val = _open_folder(_imagenette(config.cache))
+            train, val = _open_folder(config.cache / IMAGENETTE)
         case folder:
             train, val = _open_folder(Path(folder))
     if config.image_count not in (None, len(train)):
@@ -155,25 +178,8 @@ def _digits(part: Literal["train", "val"]) -> ArrayImages:
 def _cifar10(cache: Path, *, train: bool) -> ArrayImages:
     from torchvision.datasets import CIFAR10
 
-    data = _download(CIFAR10, "cifar10", cache, train=train)
+    data = CIFAR10(cache, train=train)
     return ArrayImages(data.data.transpose(0, 3, 1, 2), data.targets)
-
-
-def _imagenette(cache: Path) -> Path:
-    from torchvision.datasets import Imagenette
-
-    if not (cache / "imagenette2-320").is_dir():
-        _download(Imagenette, "imagenette", cache, size="320px")
-    return cache / "imagenette2-320"
-
-
-def _download(dataset: Any, name: str, cache: Path, **choice: Any) -> Any:
-    try:
-        return dataset(root=cache, download=True, **choice)
-    except (URLError, RuntimeError) as error:
-        raise ConfigError(
-            f"data.source: could not download {name} to {cache}: {error}; or give a folder of images"
-        ) from error
 
 
 def _open_folder(folder: Path) -> tuple[FileImages, FileImages | None]:
