@@ -27,6 +27,17 @@ from mae_curriculum.targets import Target, patch_target
 _layer_norm: Any = partial(nn.LayerNorm, eps=1e-6)  # the epsilon of timm's ViT and of MAE
 
 
+TIMM_NAMES = {
+    "image_size": "img_size",
+    "patch_size": "patch_size",
+    "channels": "in_chans",
+    "width": "embed_dim",
+    "depth": "depth",
+    "heads": "num_heads",
+}
+"""The settings of `ModelConfig` that override what timm's name says, and timm's words for them."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The masked autoencoder. Null in the first group leaves what the name says."""
@@ -230,18 +241,9 @@ def _build_encoder(config: ModelConfig) -> Any:
         raise ConfigError(
             f"model.name: timm has no plain ViT named '{config.name}'; near are {', '.join(near) or 'none'}"
         )
-    names = {
-        "img_size": "image_size",
-        "patch_size": "patch_size",
-        "embed_dim": "width",
-        "depth": "depth",
-        "num_heads": "heads",
-    }
-    given = {key: getattr(config, name) for key, name in names.items() if getattr(config, name) is not None}
+    given = {timms: getattr(config, ours) for ours, timms in TIMM_NAMES.items() if getattr(config, ours) is not None}
     try:
-        encoder: Any = timm.create_model(
-            config.name, num_classes=0, global_pool="", in_chans=config.channels, weight_init="skip", **given
-        )
+        encoder: Any = timm.create_model(config.name, num_classes=0, global_pool="", weight_init="skip", **given)
     except AssertionError as error:
         raise ConfigError(f"model: {config.name} with {given or 'its own shape'} cannot be: {error}") from error
     _check_width("width", encoder.embed_dim, encoder.blocks[0].attn.num_heads)

@@ -9,10 +9,10 @@ PACKAGE = Path(__file__).parent.parent / "mae_curriculum"
 ROWS = [
     "config distributed frequency positions schedule decode augment targets stopping table",
     "curriculum model sources optim checkpoint tracking",
-    "data flops",
+    "data flops weights",
     "knn summary",
     "training",
-    "pretrain plan bench",
+    "pretrain plan bench export",
     "__main__",
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules.split()}

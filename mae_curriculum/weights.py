@@ -1,0 +1,210 @@
+"""Weights from elsewhere: the checkpoints of other code come in under this project's names, told apart by their keys.
+
+Encoders bear timm's names, decoders those of facebookresearch/mae, which are this project's too. What fits nowhere is
+an error that lists the keys. No file is trusted to run code.
+"""
+
+import argparse
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file as load_safetensors
+from torch import Tensor
+
+from mae_curriculum.checkpoint import RunFolder, read_json
+from mae_curriculum.config import ConfigError
+from mae_curriculum.model import ModelConfig
+
+NAMES = {
+    (192, 12): "vit_tiny_patch16_224",
+    (384, 12): "vit_small_patch16_224",
+    (768, 12): "vit_base_patch16_224",
+    (1024, 24): "vit_large_patch16_224",
+    (1280, 32): "vit_huge_patch14_224",
+}
+"""timm's plain ViTs by width and depth, for files that do not say what they hold."""
+
+_VIT_KEY = re.compile(
+    r"(cls_token|reg_token|pos_embed|patch_embed\.proj\.\w+|(norm|fc_norm|norm_pre|head)\.\w+"
+    r"|blocks\.\d+\.((norm[12]|attn\.(qkv|proj|q_norm|k_norm)|mlp\.fc[12])\.\w+|ls[12]\.gamma))"
+)
+_DECODER_KEY = re.compile(
+    r"(mask_token|decoder_(embed|norm|pred)\.\w+"
+    r"|decoder_blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.\w+)"
+)
+_HUGGING_FACE = [  # on disk, and in the memory of transformers 5; the layers of encoder and decoder bear the same names
+    (r"^(vit\.)?embeddings\.cls_token$", "cls_token"),
+    (r"^(vit\.)?embeddings\.position_embeddings$", "pos_embed"),
+    (r"^(vit\.)?embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^(vit\.)?(encoder\.layer|layers)\.(\d+)\.", r"blocks.\3."),
+    (r"^(vit\.)?layernorm\.", "norm."),
+    (r"^decoder\.decoder_(layers|encoder\.layer)\.(\d+)\.", r"decoder_blocks.\2."),
+    (r"^decoder\.", ""),
+    (r"\.attention\.output\.dense\.|\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.attention\.(attention\.)?(q|k|v)(uery|ey|alue|_proj)\.", r".attn.\2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of an encoder, and of its decoder if there is one, with the shape of the model that they make."""
+
+    model: ModelConfig
+    encoder: dict[str, Tensor]
+    """timm's names; of a fine-tuned model also `head.*` and `fc_norm.*`."""
+    decoder: dict[str, Tensor]
+    """This project's names, `decoder_*` and `mask_token`; empty if there is none."""
+    origin: str
+    """What the checkpoint was taken for."""
+
+
+def read_weights(path: Path) -> Weights:
+    """Read a run folder, or a checkpoint of facebookresearch/mae, Hugging Face ViT and ViTMAE, or timm.
+
+    Raises  ConfigError, one line, for what cannot be read, is of no known kind, or has keys that fit nowhere.
+    """
+    if (path / "config.yaml").exists():
+        return _read_run(path)
+    state, facts = _read_state(path)
+    origin = "timm"
+    if any("embeddings.patch_embeddings." in key for key in state):
+        origin = "Hugging Face"
+        state = _join_qkv({from_hugging_face(key): value for key, value in state.items()})
+    elif "mask_token" in state:
+        origin = "facebookresearch/mae"
+    state.pop("decoder_pos_embed", None)  # the fixed table, which this model makes itself
+    encoder = {key: value for key, value in state.items() if _VIT_KEY.fullmatch(key)}
+    decoder = {key: value for key, value in state.items() if _DECODER_KEY.fullmatch(key)}
+    if "blocks.0.attn.qkv.weight" not in encoder or "patch_embed.proj.weight" not in encoder:
+        raise ConfigError(f"{path}: not the weights of a ViT; its keys are {_some(state)}")
+    if unknown := state.keys() - encoder.keys() - decoder.keys():
+        raise ConfigError(f"{path}: taken for {origin}, but these keys fit nowhere: {_some(unknown)}")
+    return Weights(_infer_model(encoder, decoder, facts, path), encoder, decoder, origin)
+
+
+def load_into_(module: torch.nn.Module, weights: dict[str, Tensor], what: str) -> None:
+    """Load weights, all of them and nothing else; raises ConfigError that lists what does not fit."""
+    own = module.state_dict()
+    missing, unexpected = own.keys() - weights.keys(), weights.keys() - own.keys()
+    shapes = [
+        f"{key} {list(weights[key].shape)}, here {list(own[key].shape)}"
+        for key in own.keys() & weights.keys()
+        if own[key].shape != weights[key].shape
+    ]
+    complaints = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+    if any(keys for _, keys in complaints):
+        told = "; ".join(f"{name}: {_some(keys)}" for name, keys in complaints if keys)
+        raise ConfigError(f"{what} does not fit: {told}")
+    module.load_state_dict(weights)
+
+
+def _read_run(path: Path) -> Weights:
+    import yaml
+
+    folder = RunFolder(path)
+    state = folder.newest()
+    if state is None:
+        raise ConfigError(f"{path} has no checkpoint yet")
+    settings = yaml.safe_load(folder.config.read_text())["model"]
+    encoder = {
+        key.removeprefix("encoder."): value for key, value in state["model"].items() if key.startswith("encoder.")
+    }
+    decoder = {key: value for key, value in state["model"].items() if not key.startswith("encoder.")}
+    if isinstance(settings["image_size"], list):
+        settings["image_size"] = tuple(settings["image_size"])
+    return Weights(ModelConfig(**settings), encoder, decoder, f"run at step {state['step']}")
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors of a file or a Hugging Face folder, and what stands beside them."""
+    facts: dict[str, Any] = {}
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ConfigError(f"{path} is neither a run folder (config.yaml) nor a Hugging Face one (config.json)")
+        facts, path = read_json(path / "config.json"), path / "model.safetensors"
+    try:
+        if path.suffix == ".safetensors":
+            return load_safetensors(path), facts
+        # MAE's files carry their command line as a Namespace, which is nothing but names and values
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged or a dangerous file
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{path} cannot be read safely: {reason}; save its weights alone, with torch.save(model.state_dict(), FILE)"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("args"), argparse.Namespace):
+        facts = dict(vars(content["args"]))
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"{path}: no dictionary of tensors, nor one under 'model' or 'state_dict'")
+    return {key.removeprefix("module."): value for key, value in content.items()}, facts
+
+
+def from_hugging_face(key: str) -> str:
+    """Turn a key of Hugging Face's ViT or ViTMAE into this project's, but for q, k and v, which it keeps apart."""
+    for pattern, name in _HUGGING_FACE:
+        key = re.sub(pattern, name, key)
+    return key
+
+
+def _join_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Join `….attn.q/k/v.weight` and `.bias` to timm's `….attn.qkv`."""
+    joined = {key: value for key, value in state.items() if not re.search(r"\.attn\.[qkv]\.", key)}
+    for key in state:
+        if ".attn.q." in key:
+            parts = [state.get(key.replace(".attn.q.", f".attn.{part}.")) for part in "qkv"]
+            if all(part is not None for part in parts):
+                joined[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat([part for part in parts if part is not None])
+    return joined
+
+
+def _infer_model(
+    encoder: dict[str, Tensor], decoder: dict[str, Tensor], facts: dict[str, Any], path: Path
+) -> ModelConfig:
+    """Work out the model from its weights' shapes, and from the settings that stand beside them."""
+    width, channels, patch_size, patch_width = encoder["patch_embed.proj.weight"].shape
+    depth = _depth(encoder, "blocks")
+    prefix = sum(encoder[key].shape[1] for key in ("cls_token", "reg_token") if key in encoder)
+    patches = encoder["pos_embed"].shape[1] - prefix if "pos_embed" in encoder else 0
+    grid = isqrt(patches)
+    if patch_size != patch_width or grid == 0 or grid * grid != patches:
+        raise ConfigError(f"{path}: {patches} patches of {patch_size}x{patch_width} make no square image")
+    name = NAMES.get((width, depth))
+    heads = facts.get("num_attention_heads")
+    decoder_width = decoder["decoder_embed.weight"].shape[0] if decoder else ModelConfig.decoder_width
+    return ModelConfig(
+        name=name or "vit_base_patch16_224",
+        image_size=grid * patch_size,
+        patch_size=patch_size,
+        channels=channels,
+        width=None if name else width,
+        depth=None if name else depth,
+        heads=heads or (None if name else width // 64),  # weights do not show it; ViT's heads are 64 wide
+        mask_ratio=facts.get("mask_ratio", ModelConfig.mask_ratio),
+        target="norm_pixels" if facts.get("norm_pix_loss", True) else "pixels",
+        decoder_width=decoder_width,
+        decoder_depth=_depth(decoder, "decoder_blocks") or ModelConfig.decoder_depth,
+        decoder_heads=facts.get("decoder_num_attention_heads", max(1, decoder_width // 32)),  # MAE's are 32 wide
+    )
+
+
+def _depth(weights: dict[str, Tensor], blocks: str) -> int:
+    return len({key.split(".")[1] for key in weights if key.startswith(f"{blocks}.")})
+
+
+def _some(keys: Iterable[str]) -> str:
+    """List keys, the first ten of many."""
+    keys = sorted(keys)
+    return ", ".join(keys[:10]) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "")
