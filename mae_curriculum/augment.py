@@ -43,11 +43,13 @@ def augment(
 
 
 def resize_and_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize an image (c, h, w) uint8 until it just covers `size` (height, width), then cut out the centre."""
-    scale = max(target / side for target, side in zip(size, image.shape[1:], strict=True))
-    covering = [max(target, round(side * scale)) for target, side in zip(size, image.shape[1:], strict=True)]
-    resized = F.resize(image, covering, interpolation=InterpolationMode.BICUBIC, antialias=True)
-    cropped: Tensor = F.center_crop(resized, list(size))
+    """Cut the largest centred part shaped like `size` (height, width) out of an image (c, h, w) uint8; resize it."""
+    (h, w), scale = image.shape[1:], max(size[0] / image.shape[1], size[1] / image.shape[2])
+    height, width = min(h, round(size[0] / scale)), min(w, round(size[1] / scale))
+    box = ((h - height) // 2, (w - width) // 2, max(1, height), max(1, width))
+    cropped: Tensor = F.resized_crop(
+        image, *box, size=list(size), interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
     return cropped
 
 

@@ -20,6 +20,9 @@ import torch
 
 from mae_curriculum.config import ConfigError, differences, dump, exempt, load_file
 
+ASIDE = ".aside"
+"""Name of a file that is being written: always the same, so that what a killed process left is overwritten."""
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -74,10 +77,13 @@ class RunFolder:
                     f"{self.path} belongs to a run with other settings ({'; '.join(changed)}); "
                     "choose another --run, or the settings of that run to continue it"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(child.name != ASIDE for child in self.path.iterdir()):
             raise ConfigError(f"{self.path} is no run folder (no config.yaml) and not empty; choose another --run")
-        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        _write(self.config, dump(config).encode())
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = dump(config)
+        if not self.config.exists() or self.config.read_text() != text:
+            _write(self.config, text.encode())
+        (self.path / "checkpoints").mkdir(exist_ok=True)  # last: until there is a config, the folder is nobody's
 
     def save(self, state: dict[str, Any], *, keep: int) -> Path:
         """Write a checkpoint for `state["step"]`; once it is complete on disk, drop all but the newest `keep`."""
@@ -115,7 +121,7 @@ def read_json(path: Path) -> Any:
 
 def _write(path: Path, content: bytes | memoryview) -> None:
     """Write a file aside, flush it to disk, then rename it; of a failure nothing remains."""
-    aside = path.with_name(".aside")  # always the same name: what a killed process left is overwritten
+    aside = path.with_name(ASIDE)
     try:
         with aside.open("wb") as stream:
             stream.write(content)

@@ -35,7 +35,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # `<<: *other`, or a key that the loader refuses by itself
+            key = self.construct_object(key_node)
             if key in seen:
                 line = key_node.start_mark.line + 1
                 raise yaml.constructor.ConstructorError(problem=f'key "{key}" stands twice (again in line {line})')
@@ -75,6 +77,7 @@ def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config
         # jsonargparse's own --print_config would skip the checks of __post_init__
         asked = [argument for argument in arguments if argument != "--print_config"]
         namespace = parser.parse_args(_files_first(_bare_flags(asked, config_class)))
+        _refuse_nulls(namespace, config_class)
         config: C = config_class(**_fields_only(parser.instantiate(namespace), config_class))
     except ConfigError:
         raise
@@ -144,6 +147,15 @@ def _keys(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _fields_only(namespace: Any, config_class: type) -> dict[str, Any]:
     return {f.name: namespace[f.name] for f in fields(config_class)}
+
+
+def _refuse_nulls(namespace: Any, config_class: type) -> None:
+    """Refuse null, such as an empty value in YAML, for a key that must have a value: jsonargparse lets it pass."""
+    for key, kind in _keys(config_class):
+        if namespace.get(key, ...) is None and type(None) not in get_args(kind):
+            raise ConfigError(
+                f"{key}: needs a value, got null (an empty one in YAML); leave the key out for its default"
+            )
 
 
 def _bare_flags(arguments: Sequence[str], config_class: type) -> list[str]:

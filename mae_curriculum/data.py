@@ -6,6 +6,7 @@ images of a step are a function of (seed, step) alone, whatever the number of wo
 anywhere.
 """
 
+import signal
 from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -126,9 +127,16 @@ def training_loader(
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_the_parent,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Keep a worker alive when a signal goes to the whole group, as a scheduler's does: the run must save first."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(items: list[tuple[Tensor, dict[str, str]]]) -> Batch:
@@ -158,6 +166,10 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Bring pixels (b, c, h, w) uint8 to mean 0 and variance 1: `mean` and `std` are the channels', from 0 to 1."""
-    scale = images.new_tensor(std, dtype=torch.float32).view(-1, 1, 1) * 255
-    shift = images.new_tensor(mean, dtype=torch.float32).view(-1, 1, 1) * 255
-    return (images - shift) / scale
+    return (images - _for_channels(tuple(mean), images.device)) / _for_channels(tuple(std), images.device)
+
+
+@lru_cache(maxsize=16)
+def _for_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Bring a value for each channel to a device, once: each such copy waits for the device."""
+    return (255 * torch.tensor(values)).view(-1, 1, 1).to(device)

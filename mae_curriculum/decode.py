@@ -39,10 +39,12 @@ def read_image(path: Path, channels: int) -> Tensor:
     """
     try:
         image = _decode(path.read_bytes(), path.suffix.lower(), channels)
+    except BrokenImageError:
+        raise
     except UnidentifiedImageError as error:
         raise BrokenImageError("not an image") from error
-    except (OSError, ValueError, SyntaxError, RuntimeError, EOFError, Image.DecompressionBombError) as error:
-        raise BrokenImageError(" ".join(str(error).split())[:200]) from error
+    except Exception as error:  # of damaged bytes, parsers raise whatever they stumble over
+        raise BrokenImageError(" ".join(str(error).split())[:200] or type(error).__name__) from error
     if min(image.shape[1:]) < 2:
         raise BrokenImageError(f"{image.shape[2]}x{image.shape[1]} pixels are too few")
     return image

@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,18 @@ class World:
         dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
+    def bring(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor from the CPU to the device without waiting for what the device is doing."""
+        if self.device.type == "cuda" and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def autocast(self, precision: Precision) -> torch.autocast:
+        """Give the context in which a model computes; auto is bfloat16 on GPUs that have it, else float32."""
+        has_bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        wanted = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
+
     def say(self, text: str) -> None:
         """Print once, from rank 0."""
         if self.is_main:
@@ -78,11 +92,6 @@ class World:
         """Wait until the device has done all it was asked to."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def is_main_process() -> bool:
-    """Tell whether this process is rank 0, also before or after `connect`."""
-    return _environment()[0] == 0
 
 
 @contextmanager

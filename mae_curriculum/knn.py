@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.data import EvaluationImages, normalise
-from mae_curriculum.distributed import World
+from mae_curriculum.distributed import Precision, World
 from mae_curriculum.model import MaskedAutoencoder
 from mae_curriculum.sources import Images
 
@@ -76,6 +76,7 @@ def knn_of_encoder(
     mean: Sequence[float],
     std: Sequence[float],
     workers: int,
+    precision: Precision,
     world: World,
 ) -> float | None:
     """Measure the kNN accuracy of the model's features at full size; None where `why_no_knn` has a reason.
@@ -90,7 +91,15 @@ def knn_of_encoder(
     sides = []
     for images, ids in ((train, bank_ids), (val or train, query_ids)):
         features, indices = encode(
-            model, images, ids, mean=mean, std=std, batch_images=config.batch_images, workers=workers, world=world
+            model,
+            images,
+            ids,
+            mean=mean,
+            std=std,
+            batch_images=config.batch_images,
+            workers=workers,
+            precision=precision,
+            world=world,
         )
         sides += [features, torch.tensor(images.labels, device=world.device)[indices]]
     return knn_accuracy(*sides, neighbours=config.neighbours, temperature=config.temperature)
@@ -106,6 +115,7 @@ def encode(
     std: Sequence[float],
     batch_images: int,
     workers: int,
+    precision: Precision,
     world: World,
 ) -> tuple[Tensor, Tensor]:
     """Encode chosen images, shared out over the ranks.
@@ -121,7 +131,8 @@ def encode(
     indices = [torch.empty(0, dtype=torch.int64, device=world.device)]
     for pixels, index in loader:
         usable = index >= 0
-        features.append(model.features(normalise(pixels[usable].to(world.device), mean, std)))
+        with world.autocast(precision):
+            features.append(model.features(normalise(world.bring(pixels[usable]), mean, std)).float())
         indices.append(index[usable].to(world.device))
     model.train()
     return world.gather_rows(torch.cat(features)), world.gather_rows(torch.cat(indices))

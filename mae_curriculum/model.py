@@ -72,6 +72,8 @@ class ModelConfig:
             raise ConfigError(f"model.mask_ratio must be above 0 and below 1, got {self.mask_ratio}")
         if not 1 <= self.channels <= 16:
             raise ConfigError(f"model.channels must be in 1..16, got {self.channels}")
+        if min(self.image_size if isinstance(self.image_size, tuple) else (self.image_size or 1,)) < 1:
+            raise ConfigError(f"model.image_size must be at least 1, got {self.image_size}")
         for name in ("patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {value}")
@@ -131,8 +133,9 @@ class MaskedAutoencoder(nn.Module):
         """
         encoder = self.encoder
         projection = encoder.patch_embed.proj
-        weight = rearrange(projection.weight, "d c p q -> d (p q c)")
-        tokens = encoder.patch_embed.norm(nn.functional.linear(patches, weight, projection.bias))
+        # the order of the convolution's weights: reordering these instead would give them strided gradients
+        values = rearrange(patches, "b k (p q c) -> b k (c p q)", p=self.patch_size[0], q=self.patch_size[1])
+        tokens = encoder.patch_embed.norm(nn.functional.linear(values, projection.weight.flatten(1), projection.bias))
         # positions are float32, so inside autocast the tokens are from here on, as in MAE
         tokens = tokens + self._positions(grid, encoder.embed_dim, ids, device=tokens.device)
         prefix = [
@@ -244,8 +247,12 @@ def _build_encoder(config: ModelConfig) -> Any:
     given = {timms: getattr(config, ours) for ours, timms in TIMM_NAMES.items() if getattr(config, ours) is not None}
     try:
         encoder: Any = timm.create_model(config.name, num_classes=0, global_pool="", weight_init="skip", **given)
-    except AssertionError as error:
+    except (AssertionError, ValueError, RuntimeError) as error:  # timm's words for a shape or a name that cannot be
         raise ConfigError(f"model: {config.name} with {given or 'its own shape'} cannot be: {error}") from error
+    if not all(hasattr(block, "attn") for block in encoder.blocks):
+        raise ConfigError(
+            f"model.name: the blocks of '{config.name}' are not those of a plain ViT; try vit_base_patch16_224"
+        )
     _check_width("width", encoder.embed_dim, encoder.blocks[0].attn.num_heads)
     image_size, patch_size = encoder.patch_embed.img_size, encoder.patch_embed.patch_size
     if any(side % patch for side, patch in zip(image_size, patch_size, strict=True)) or image_size == patch_size:

@@ -31,8 +31,8 @@ class PlanConfig(PretrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.devices < 1 or self.devices > self.batch_size:
-            raise ConfigError(f"devices must be in 1..batch_size ({self.batch_size}), got {self.devices}")
+        if self.devices < 1:
+            raise ConfigError(f"devices must be at least 1, got {self.devices}")
         if self.rate <= 0:
             raise ConfigError(f"rate must be above 0 images/s, got {self.rate}")
 
@@ -42,7 +42,7 @@ def plan(config: PlanConfig) -> int:
     with torch.device("meta"):  # shapes alone: a plan of the largest model takes no memory
         model = MaskedAutoencoder(config.model)
     images_per_epoch = count_images(config.data)
-    clock = build_clock(config, model, images_per_epoch=images_per_epoch)
+    clock = build_clock(config, model, images_per_epoch=images_per_epoch, processes=config.devices)
     baseline = build_clock(without_curriculum(config), model, images_per_epoch=images_per_epoch)
     facts = lay_out(clock, baseline, model, config)
     print(json.dumps(facts, indent=2) if config.json else as_text(facts))

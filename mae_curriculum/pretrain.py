@@ -83,19 +83,21 @@ def train_(
         if moment.step in (first_step, clock.spans[moment.stage].first_step):
             progress.say(describe_stage(training, moment))
             journal.write("stage", step=moment.step, stage=moment.stage, size=moment.size)
-        progress.update(clock.images(done), facts)
         stopping = world.size == 1 and stop_asked()  # several processes agree at the next report
         # counted from the end, so that the last report covers as many steps as any
         if (clock.total_steps - done) % config.tracking.every_steps and not stopping:
+            progress.update(clock.images(done), describe_moment(training, moment) + facts)
             continue
         with stopwatch(f"train/{moment.stage}"):
             loss = float(world.sum(torch.stack(losses).mean()))  # here the device is waited for
         name_broken_(training, journal, broken, known_broken, step=moment.step)
         check_loss(loss, step=moment.step)
         facts = report(training, journal, stopwatch, moment, loss=loss)
+        progress.update(clock.images(done), describe_moment(training, moment) + facts)
         losses.clear()
         stopping = world.any(stop_asked())
-        if stopping or done == clock.total_steps or time.monotonic() - last_save > 60 * config.checkpoint.every_minutes:
+        save_due = world.any(time.monotonic() - last_save > 60 * config.checkpoint.every_minutes)
+        if stopping or save_due or done == clock.total_steps:
             save(training, folder, journal, stopwatch, step=done)
             last_save = time.monotonic()
         if stopping and done < clock.total_steps:
@@ -148,9 +150,13 @@ def report(training: Training, journal: Journal, stopwatch: Stopwatch, moment: M
         train_seconds=round(stopwatch.total("train"), 3),
         wait_seconds=round(stopwatch.total("wait"), 3),
     )
+    return f" | loss {loss:.4f} lr {lr:.2e}"
+
+
+def describe_moment(training: Training, moment: Moment) -> str:
+    """Say in a few words what the encoder sees."""
     strength = "" if moment.magnitude is None else f" magnitude {moment.magnitude:.1f}"
-    stage = f"stage {moment.stage + 1}/{len(training.clock.spans)} {side(moment.size)} px{strength}"
-    return f"{stage} | loss {loss:.4f} lr {lr:.2e}"
+    return f"stage {moment.stage + 1}/{len(training.clock.spans)} {side(moment.size)} px{strength}"
 
 
 def describe_stage(training: Training, moment: Moment) -> str:
@@ -168,14 +174,14 @@ def describe_stage(training: Training, moment: Moment) -> str:
 def save(training: Training, folder: RunFolder, journal: Journal, stopwatch: Stopwatch, *, step: int) -> None:
     """Save the state of the run, from the main process."""
     with stopwatch("save"):
-        if training.world.is_main:
-            state = {
-                "step": step,
-                "model": training.model.state_dict(),
-                "optimizer": training.optimizer.state_dict(),
-                "seconds": dict(stopwatch.seconds),
-            }
-            folder.save(state, keep=training.config.checkpoint.keep)
+        state = {
+            "step": step,
+            "model": training.model.state_dict(),
+            "optimizer": training.optimizer.state_dict(),
+            "seconds": dict(stopwatch.seconds),
+            "images": training.images_id,
+        }
+        training.world.on_main(lambda: folder.save(state, keep=training.config.checkpoint.keep))
     journal.write("save", step=step)
 
 
@@ -208,5 +214,6 @@ def measure_knn(training: Training, model: MaskedAutoencoder) -> float | None:
         mean=mean,
         std=std,
         workers=config.data.workers,
+        precision=config.precision,
         world=training.world,
     )

@@ -1,11 +1,13 @@
 """Sources of images: a data set by name, or a folder; sets of images that can be read in any order."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from tarfile import TarError
 from typing import Literal, Protocol
-from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -46,14 +48,19 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ConfigError(f"data.workers must be at least 0, got {self.workers}")
-        if self.std is not None and min(self.std) <= 0:
+        if self.image_count is not None and self.image_count < 1:
+            raise ConfigError(f"data.image_count must be at least 1, got {self.image_count}")
+        if self.std is not None and min(self.std, default=0) <= 0:
             raise ConfigError(f"data.std must be above 0, got {list(self.std)}")
 
     def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Give mean and standard deviation of each channel; raises ConfigError if their number is wrong."""
-        imagenet = channels == 3
-        mean = self.mean or ((0.485, 0.456, 0.406) if imagenet else (GREY_MEAN,) * channels)
-        std = self.std or ((0.229, 0.224, 0.225) if imagenet else (GREY_STD,) * channels)
+        mean: tuple[float, ...] = (GREY_MEAN,) * channels
+        std: tuple[float, ...] = (GREY_STD,) * channels
+        if channels == 3:
+            mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        mean = mean if self.mean is None else self.mean
+        std = std if self.std is None else self.std
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
                 raise ConfigError(
@@ -131,7 +138,7 @@ def download(config: DataConfig) -> None:
             CIFAR10(config.cache, download=True)
         if config.source == "imagenette" and not (config.cache / IMAGENETTE).is_dir():
             Imagenette(config.cache, size="320px", download=True)
-    except (URLError, RuntimeError) as error:
+    except (OSError, RuntimeError, EOFError, HTTPException, TarError) as error:
         raise ConfigError(
             f"data.source: could not download {config.source} to {config.cache}: {error}; or give a folder of images"
         ) from error
@@ -144,20 +151,30 @@ def open_images(config: DataConfig) -> tuple[Images, Images | None]:
 
     Raises  ConfigError if the source is not there, is empty, or has another number of images than `image_count`.
     """
+    train: Images
+    val: Images | None
     match config.source:
         case "digits":
-            return _digits("train"), _digits("val")
+            train, val = _digits("train"), _digits("val")
         case "cifar10":
-            return _cifar10(config.cache, train=True), _cifar10(config.cache, train=False)
+            train, val = _cifar10(config.cache, train=True), _cifar10(config.cache, train=False)
         case "imagenette":
             train, val = _open_folder(config.cache / IMAGENETTE)
+            if len(train) != IMAGE_COUNTS["imagenette"]:
+                raise ConfigError(f"{config.cache / IMAGENETTE} is not complete; remove it to download it again")
         case folder:
             train, val = _open_folder(Path(folder))
     if config.image_count not in (None, len(train)):
         raise ConfigError(
-            f"data.image_count is {config.image_count}, but {config.source} has {len(train)} images; mend either"
+            f"data.image_count is {config.image_count}, but {config.source} holds {len(train)}; mend it, or set null"
         )
     return train, val
+
+
+def identify(images: Images) -> str:
+    """Name a set of images by their number and their names, so that a run goes on with the set it began with."""
+    names = "\n".join("/".join(Path(images.name(index)).parts[-2:]) for index in range(len(images)))
+    return f"{len(images)} images {hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:12]}"
 
 
 def count_images(config: DataConfig) -> int:
@@ -187,22 +204,43 @@ def _open_folder(folder: Path) -> tuple[FileImages, FileImages | None]:
         raise ConfigError(f"data.source: '{folder}' is neither a folder nor one of {', '.join(IMAGE_COUNTS)}")
     train = folder / "train"
     if not train.is_dir():
-        return _list_images(folder), None
+        return _label(folder, _list_images(folder)), None
+    images = _label(train, _list_images(train))
     val = next((part for part in (folder / "val", folder / "test") if part.is_dir()), None)
-    return _list_images(train), _list_images(val) if val else None
+    return images, _label(val, _list_images(val), classes=_classes(train, images.paths)) if val else None
 
 
-def _list_images(folder: Path) -> FileImages:
-    """List the images of a tree in order of their paths; its top folders are classes if there are two or more."""
-    paths = sorted(
-        Path(parent) / name
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if Path(name).suffix.lower() in EXTENSIONS
-    )
+def _list_images(folder: Path) -> list[Path]:
+    """List the images of a tree in order of their paths; links are followed, but no folder is entered twice."""
+    paths: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        place = Path(parent).stat()
+        if (place.st_dev, place.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        paths += [Path(parent) / name for name in names if Path(name).suffix.lower() in EXTENSIONS]
     if not paths:
         raise ConfigError(f"data.source: no images in {folder}; files that count end in {' '.join(sorted(EXTENSIONS))}")
+    return sorted(paths)
+
+
+def _classes(folder: Path, paths: Sequence[Path]) -> dict[str, int]:
+    """Number the classes: a tree's top folders, if every image lies in one and there are two or more; else none."""
+    tops = sorted({path.relative_to(folder).parts[0] for path in paths})
+    in_folders = all(len(path.relative_to(folder).parts) > 1 for path in paths)
+    return {top: number for number, top in enumerate(tops)} if in_folders and len(tops) > 1 else {}
+
+
+def _label(folder: Path, paths: list[Path], classes: dict[str, int] | None = None) -> FileImages:
+    """Label images by their top folder: with the classes given (the training images'), or their own."""
+    own = _classes(folder, paths)
+    if classes is None:
+        classes = own
+    if unknown := own.keys() - classes.keys() if classes else ():
+        raise ConfigError(f"data.source: {folder} has classes that train/ lacks: {', '.join(sorted(unknown)[:10])}")
     tops = [path.relative_to(folder).parts[0] for path in paths]
-    number = {top: index for index, top in enumerate(sorted(set(tops)))}
-    sorted_into_folders = all(len(path.relative_to(folder).parts) > 1 for path in paths)
-    return FileImages(paths, [number[top] for top in tops] if sorted_into_folders and len(number) > 1 else None)
+    return FileImages(
+        paths, [classes[top] for top in tops] if classes and all(top in classes for top in tops) else None
+    )

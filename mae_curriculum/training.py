@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,14 @@ from mae_curriculum.checkpoint import CheckpointConfig
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum import REFERENCE_SIZE, Clock, Curriculum, Moment, Stage
 from mae_curriculum.data import Batch, RequestSampler, TrainingImages, micro_batches, normalise, training_loader
-from mae_curriculum.distributed import World
+from mae_curriculum.distributed import Precision, World
 from mae_curriculum.frequency import RESIZE
 from mae_curriculum.knn import KnnConfig
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, mask_noise
 from mae_curriculum.optim import OptimConfig, build_optimizer, scaled_lr
 from mae_curriculum.schedule import learning_rate
-from mae_curriculum.sources import DataConfig, Images
+from mae_curriculum.sources import DataConfig, Images, identify
+from mae_curriculum.table import side
 from mae_curriculum.tracking import Stopwatch, TrackingConfig
 
 
@@ -56,8 +57,9 @@ class PretrainConfig:
     """Equivalent epochs: passes over the data that the run without curriculum would make."""
     seed: int = 0
     """Of weights, order, augmentation and masks."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the model; auto is bfloat16 on GPUs that have it, else float32."""
+    precision: Precision = "auto"
+    """Arithmetic of the model. auto is bfloat16 on GPUs that have it, else float32: on a CPU bfloat16 pays only where
+    it has units for it, and then only for large models."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch", "epochs"):
@@ -79,6 +81,8 @@ class Training:
     config: PretrainConfig
     world: World
     images: Images
+    images_id: str
+    """Number and names of the images, as `identify` tells them."""
     val: Images | None
     model: MaskedAutoencoder
     parallel: Any
@@ -89,23 +93,21 @@ class Training:
 def set_up(config: PretrainConfig, world: World, images: Images, val: Images | None = None) -> Training:
     """Build the model and all that trains it; raises ConfigError for what does not go together."""
     model = build_model(config.model, seed=config.seed).to(world.device)
-    clock = build_clock(config, model, images_per_epoch=len(images))
-    smallest = min(span.batch_images for span in clock.spans)
-    if smallest < world.size:
-        raise ConfigError(
-            f"batch_size {config.batch_size} makes steps of {smallest} images, fewer than the {world.size} processes; "
-            "raise it or start fewer"
-        )
+    clock = build_clock(config, model, images_per_epoch=len(images), processes=world.size)
     parallel: Any = model
     if world.size > 1:
         devices = [world.device] if world.device.type == "cuda" else None
         parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-    return Training(config, world, images, val, model, parallel, build_optimizer(model, config.optim), clock)
+    return Training(
+        config, world, images, identify(images), val, model, parallel, build_optimizer(model, config.optim), clock
+    )
 
 
-def build_clock(config: PretrainConfig, model: MaskedAutoencoder, *, images_per_epoch: int) -> Clock:
-    """Lay the curriculum over the run."""
-    return Clock(
+def build_clock(
+    config: PretrainConfig, model: MaskedAutoencoder, *, images_per_epoch: int, processes: int = 1
+) -> Clock:
+    """Lay the curriculum over the run; raises ConfigError for stages that cannot be trained."""
+    clock = Clock(
         config.curriculum,
         image_size=model.image_size,
         patch_size=model.patch_size,
@@ -113,6 +115,18 @@ def build_clock(config: PretrainConfig, model: MaskedAutoencoder, *, images_per_
         epochs=config.epochs,
         batch_images=config.batch_size,
     )
+    for span, stage in zip(clock.spans, config.curriculum.stages, strict=True):
+        if span.size == model.patch_size:
+            raise ConfigError(
+                f"curriculum.stages: size {stage.size} is a single patch here ({side(span.size)} px), of which nothing "
+                "could be masked; make it larger, or model.patch_size smaller"
+            )
+        if span.batch_images < processes:
+            raise ConfigError(
+                f"batch_size {config.batch_size} makes steps of {span.batch_images} images, fewer than the {processes} "
+                "processes; raise it or start fewer"
+            )
+    return clock
 
 
 def without_curriculum(config: PretrainConfig) -> PretrainConfig:
@@ -125,6 +139,11 @@ def restore_(training: Training, state: dict[str, Any] | None) -> tuple[Stopwatc
     """Bring model and optimizer to a checkpoint's state; returns its stopwatch and the step to go on with."""
     if state is None:
         return Stopwatch(), 0
+    if state["images"] != training.images_id:
+        raise ConfigError(
+            f"data.source: the run began with {state['images']}, and {training.config.data.source} now holds "
+            f"{training.images_id}; bring the images back as they were, or begin another --run"
+        )
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
     return Stopwatch(state["seconds"]), state["step"]
@@ -169,11 +188,11 @@ def update_(
     for part, places in enumerate(parts, start=1):
         with stopwatch("wait"):
             batch = next(batches)
-        pixels = batch.images.to(world.device, non_blocking=True)
+        pixels = world.bring(batch.images)
         images = RESIZE[config.curriculum.resize](normalise(pixels, mean, std), moment.size)
-        noise = mask_noise(seed=config.seed, step=moment.step, places=places, patch_count=patch_count).to(world.device)
+        noise = world.bring(mask_noise(seed=config.seed, step=moment.step, places=places, patch_count=patch_count))
         with nullcontext() if part == len(parts) or world.size == 1 else training.parallel.no_sync():
-            with autocast(config, world.device):
+            with world.autocast(config.precision):
                 loss = training.parallel(images, noise).sum() / moment.batch_images
             (loss * world.size).backward()  # gradients are averaged over the ranks; the loss is a sum over them
         total += loss.detach()
@@ -185,13 +204,6 @@ def update_(
     training.optimizer.step()
     training.optimizer.zero_grad()
     return total, broken
-
-
-def autocast(config: PretrainConfig, device: torch.device) -> torch.autocast:
-    """Give the context in which the model computes."""
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    wanted = config.precision == "bfloat16" or (config.precision == "auto" and has_bfloat16)
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
 
 
 def measure_seconds(training: Training, clock: Clock) -> float:

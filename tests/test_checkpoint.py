@@ -46,6 +46,12 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
         RunFolder(tmp_path).claim(Config())
 
 
+def test_a_folder_left_by_a_kill_at_the_first_moment_is_nobodys(tmp_path: Path) -> None:
+    (tmp_path / ".aside").write_text("epo")
+    RunFolder(tmp_path).claim(Config())
+    RunFolder(tmp_path).claim(Config())
+
+
 def test_the_newest_checkpoint_comes_back_and_only_the_last_are_kept(folder: RunFolder) -> None:
     assert folder.newest() is None
     for step in (9, 10, 100):

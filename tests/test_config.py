@@ -94,6 +94,12 @@ def test_a_bare_flag_is_true() -> None:
     assert not load(Config, ["--quick", "false"]).quick
 
 
+def test_yaml_may_merge_mappings(folder: Path) -> None:
+    write(folder / "a.yaml", "part: &p {pace: compute, ends: [0, 1]}\nepochs: 4\n")
+    write(folder / "b.yaml", "part: {<<: {pace: compute, ends: [0, 1]}, ends: [2, 3]}\n")
+    assert load(Config, ["--config", "a.yaml", "--config", "b.yaml"]).part == Part(pace="compute", ends=(2.0, 3.0))
+
+
 def test_a_number_may_be_written_with_an_exponent(folder: Path) -> None:
     assert load(Config, ["--config", write(folder / "a.yaml", "rate: 1e-3\n")]).rate == 0.001
 
@@ -111,6 +117,9 @@ MISTAKES = {
     "epochs: 3\nepochs: 4": 'a.yaml: key "epochs" stands twice .again in line 2',
     "part: {stages: [{share: 1, size: 3, size: 4}]}": 'a.yaml: key "size" stands twice',
     "part: [": "a.yaml: while parsing",
+    "epochs:": "epochs: needs a value, got null",
+    "part: {pace: null}": "part.pace: needs a value, got null",
+    "? [a, b]\n: 3": "a.yaml: while constructing a mapping",
     "- 3": r"a.yaml: a config file holds `key: value` lines; this one holds \[3\]",
 }
 

@@ -18,7 +18,7 @@ from mae_curriculum.data import (
     normalise,
     training_loader,
 )
-from mae_curriculum.sources import DataConfig, count_images, open_images
+from mae_curriculum.sources import DataConfig, count_images, identify, open_images
 
 CPU = torch.device("cpu")
 GROWING = Curriculum(
@@ -156,6 +156,35 @@ def test_a_folder_with_train_and_val_gives_both(tmp_path: Path) -> None:
     assert train.name(3).endswith("dog/000.png")
 
 
+def test_validation_images_bear_the_class_numbers_of_training(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"train/a": 1, "train/b": 1, "train/c": 1, "val/c": 2})
+    _, val = open_images(DataConfig(source=str(tmp_path)))
+    assert val is not None
+    assert val.labels == [2, 2]
+    make_folder(tmp_path, {"val/d": 1})
+    with pytest.raises(ConfigError, match="val has classes that train/ lacks: d"):
+        open_images(DataConfig(source=str(tmp_path)))
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    make_folder(tmp_path / "real", {"a": 2, "b": 2})
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a").symlink_to(tmp_path / "real" / "a")
+    (tmp_path / "real" / "a" / "up").symlink_to(tmp_path / "set")
+    (tmp_path / "real" / "a" / "again").symlink_to(tmp_path / "real")
+    images, _ = open_images(DataConfig(source=str(tmp_path / "set")))
+    assert len(images) == 4
+
+
+def test_a_set_of_images_is_known_by_number_and_names(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"a": 2, "b": 2})
+    before = identify(open_images(DataConfig(source=str(tmp_path)))[0])
+    moved = tmp_path.rename(tmp_path.parent / "moved")
+    assert identify(open_images(DataConfig(source=str(moved)))[0]) == before
+    (moved / "a" / "000.png").rename(moved / "a" / "zero.png")
+    assert identify(open_images(DataConfig(source=str(moved)))[0]) != before
+
+
 def test_a_tree_of_unlabelled_images_has_no_labels(tmp_path: Path) -> None:
     make_folder(tmp_path, {".": 2, "deep/er": 2})
     (tmp_path / "notes.txt").write_text("not an image, and not listed")
@@ -184,7 +213,7 @@ def test_a_source_without_images_is_refused(
 def test_an_image_count_that_is_wrong_is_refused(tmp_path: Path) -> None:
     config = DataConfig(source=str(make_folder(tmp_path, {"a": 2})), image_count=3)
     assert count_images(config) == 3
-    with pytest.raises(ConfigError, match="data.image_count is 3, but .* has 2 images"):
+    with pytest.raises(ConfigError, match="data.image_count is 3, but .* holds 2; mend it"):
         open_images(config)
 
 

@@ -54,6 +54,13 @@ def test_plain_mae_is_the_curriculum_of_one_stage(capsys: pytest.CaptureFixture[
     assert none["stages"] == plan("vit_b16_in1k", capsys=capsys)["stages"]
 
 
+def test_more_devices_than_images_of_a_step_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(CONFIGS / "pretrain" / "digits.yaml")
+    stages = '[{"share": 1.0, "size": 224, "batch_factor": 0.5}]'
+    assert main(["plan", "--config", recipe, "--devices", "100", "--curriculum.stages", stages]) == 2
+    assert "makes steps of 64 images, fewer than the 100 processes" in capsys.readouterr().err
+
+
 def test_the_text_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", str(CONFIGS / "pretrain" / "vit_b16_in1k_efficienttrain.yaml")]) == 0
     text = capsys.readouterr().out

@@ -1,7 +1,6 @@
 """The main job, as a user runs it: real commands on real images, real kills, real processes."""
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -9,18 +8,23 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, command
 from PIL import Image
+from plain_mae import plain_mae_loss
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import load
+from mae_curriculum.data import Request, TrainingImages
 from mae_curriculum.distributed import World
+from mae_curriculum.model import build_model, mask_noise
 from mae_curriculum.sources import open_images
 from mae_curriculum.tracking import Stopwatch
 from mae_curriculum.training import PretrainConfig, run_steps_, set_up
@@ -49,12 +53,28 @@ TINY = {
 }
 
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mae_curriculum", "--"]
+
+
 def options(run: Path | None = None, **changes: Any) -> list[str]:
     """Spell the settings of a run of seconds on digits; `a__b` in `changes` stands for `a.b`."""
     settings = TINY | {key.replace("__", "."): value for key, value in changes.items()}
     if run is not None:
         settings["run"] = run
     return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as two processes."""
+    return subprocess.run(
+        [sys.executable, *TORCHRUN, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def rows(run: Path, event: str) -> list[dict[str, Any]]:
@@ -147,42 +167,36 @@ def test_a_run_killed_before_its_summary_makes_it_up(finished: Path, tmp_path: P
     assert [summary["knn"] for summary in both] == [both[0]["knn"]] * 2
 
 
-def test_a_stopped_run_continues_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_run_continues_to_the_same_weights(workers: int, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "mae_curriculum", "pretrain", *options(run)],
+        [sys.executable, "-m", "mae_curriculum", "pretrain", *options(run, data__workers=workers)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     while not (run / "journal.jsonl").exists() or not rows(run, "step"):
         time.sleep(0.05)
         assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # to the loader's workers too, as a scheduler does
     assert "the same command continues" in process.communicate()[1]
     assert process.returncode == 75
     stopped_at = rows(run, "save")[-1]["step"]
     assert 2 <= stopped_at < 67
-    assert command("pretrain", *options(run, data__workers=1)).returncode == 0
+    assert main(["pretrain", *options(run)]) == 0
     assert rows(run, "start")[-1]["step"] == stopped_at
     assert equal(weights(run), weights(finished))
 
 
 def test_two_processes_see_the_same_images_and_masks_and_end_with_the_same_loss(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "mae_curriculum", "--", "pretrain", *options(run, micro_batch=20)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = torchrun("pretrain", *options(run, micro_batch=20))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("kNN accuracy") == 1
+    assert "Warning" not in done.stderr
     both = [[row["loss"] for row in rows(path, "step")] for path in (finished, run)]
     assert both[0] == pytest.approx(both[1], abs=1e-4)
     knn = [json.loads((path / "summary.json").read_text())["knn"] for path in (finished, run)]
@@ -203,27 +217,57 @@ def test_accumulation_does_not_change_the_losses() -> None:
 
 
 def test_plain_mae_is_the_curriculum_of_one_stage() -> None:
-    one_stage = {"curriculum__stages": '[{"share": 1.0, "size": 224}]'}
-    assert steps_of(curriculum="configs/curriculum/none.yaml") == steps_of(**one_stage)
+    """Train an independent plain MAE by hand on the same images and masks."""
+    config = load(PretrainConfig, options(curriculum="configs/curriculum/none.yaml", optim__warmup=0.1))
+    training = set_up(config, World(0, 1, torch.device("cpu")), *open_images(config.data))
+    ours = [float(loss) for _, loss, _ in islice(run_steps_(training, training.clock, Stopwatch(), first_step=0), 8)]
+    names = dict(build_model(config.model, seed=config.seed).named_parameters())
+    learned = {name: p.detach().clone().requires_grad_() for name, p in names.items() if p.requires_grad}
+    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in learned.items()}
+    theirs = []
+    for step in range(8):
+        order = np.random.default_rng((0, 0)).permutation(1438)[step * 64 : step * 64 + 64]
+        dataset = TrainingImages(training.images, (32, 32), 1, True, 0)
+        pixels = torch.stack([dataset[Request(0, int(image), None, 0.2)][0] for image in order])
+        noise = mask_noise(seed=0, step=step, places=range(64), patch_count=16)
+        shape = {"patch": 8, "depth": 2, "heads": 3, "decoder_depth": 1, "decoder_heads": 2}
+        images = (pixels / 255 - 0.305) / 0.376
+        loss = plain_mae_loss(images, noise, learned, **shape, mask_ratio=0.75, norm_pix=False)
+        theirs.append(loss.item())
+        rate = 4e-3 * 64 / 256 * (step / 67) / 0.1  # warming up until step 6.7; the last step's rate shows in no loss
+        gradients = torch.autograd.grad(loss, list(learned.values()))
+        with torch.no_grad():
+            for (name, weight), gradient in zip(learned.items(), gradients, strict=True):
+                first, second = moments[name]
+                first.mul_(0.9).add_(0.1 * gradient)
+                second.mul_(0.95).add_(0.05 * gradient**2)
+                decayed = weight.ndim > 1 and "token" not in name
+                weight -= rate * (0.05 * weight if decayed else 0)
+                corrected = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.95 ** (step + 1))
+                weight -= rate * corrected[0] / (corrected[1].sqrt() + 1e-8)
+    assert ours == pytest.approx(theirs, abs=2e-4)
+    assert ours[-1] < 0.9 * ours[0]
 
 
-@pytest.mark.parametrize("resize", ["lanczos", "bicubic"])
-def test_cheaper_resizing_trains_too(resize: str) -> None:
-    losses = steps_of(
-        curriculum__stages='[{"share": 1.0, "size": 112}]',
-        curriculum__resize=resize,
-    )
-    assert all(map(math.isfinite, losses))
-
-
-def test_randaugment_clipping_bfloat16_and_batch_factor_train_too() -> None:
-    losses = steps_of(
-        curriculum__augmentation__randaug="[0, 9]",
-        curriculum__stages='[{"share": 0.5, "size": 112, "batch_factor": 0.5}, {"share": 0.5, "size": 224}]',
-        optim__clip_norm=1.0,
-        precision="bfloat16",
-    )
-    assert all(map(math.isfinite, losses))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"curriculum__resize": "lanczos"},
+        {"curriculum__resize": "bicubic"},
+        {"curriculum__augmentation__randaug": "[9, 9]"},
+        {"curriculum__augmentation__flip": "false"},
+        {"optim__clip_norm": 1e-9},
+        {"precision": "bfloat16"},
+        {"model__mask_ratio": 0.5},
+        {"curriculum__stages": '[{"share": 1.0, "size": 112, "batch_factor": 0.5}]'},
+    ],
+    ids=lambda changes: "-".join(map(str, next(iter(changes.items())))),
+)
+def test_every_setting_reaches_the_training(changes: dict[str, Any]) -> None:
+    half_size = {"curriculum__stages": '[{"share": 1.0, "size": 112}]'}
+    plain, changed = (torch.stack(steps_of(**settings)) for settings in (half_size, half_size | changes))
+    assert changed.isfinite().all()
+    assert (plain - changed[: len(plain)]).abs().max() > 1e-4
 
 
 def picture_folder(folder: Path, classes: int, count: int) -> Path:
@@ -296,6 +340,12 @@ MISTAKES: dict[str, dict[str, Any]] = {
         "model__channels": 4,
         "curriculum__augmentation__randaug": "[0, 9]",
     },
+    "size 32 is a single patch here (8 px)": {"curriculum__stages": '[{"share": 1.0, "size": 32}]'},
+    "model.image_size must be at least 1, got -32": {"model__image_size": -32},
+    "the blocks of 'vit_base_patch16_xp_224' are not those of a plain ViT": {"model__name": "vit_base_patch16_xp_224"},
+    "vit_tiny_patch16_224.nonexistent": {"model__name": "vit_tiny_patch16_224.nonexistent"},
+    "data.std must be above 0, got []": {"data__std": "[]"},
+    "data.image_count is 9, but digits holds 1438": {"data__image_count": 9},
     "optim.warmup is a share of the run": {"optim__warmup": 5},
 }
 
@@ -309,6 +359,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_images_that_changed_since_the_run_began_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, run = picture_folder(tmp_path / "pictures", classes=2, count=100), tmp_path / "run"
+    assert main(["pretrain", *options(run, **pictures(folder, epochs=7))]) == 0
+    (folder / "class0" / "0010.png").rename(folder / "class0" / "ten.png")
+    assert main(["pretrain", *options(run, **pictures(folder, epochs=7))]) == 2
+    assert "the run began with 100 images" in capsys.readouterr().err
 
 
 def test_a_batch_smaller_than_the_world_is_refused() -> None:
@@ -342,10 +402,28 @@ def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path: Path) -> None:
         subprocess.run(["umount", disk], check=True)
 
 
+def test_two_processes_on_a_full_disk_say_so_once_each(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        done = torchrun("pretrain", *options(disk / "run"))
+        assert done.returncode == 1  # torchrun's own, whatever its processes return
+        assert done.stderr.count("error: [Errno 28] No space left on device") == 2
+        assert "mae_curriculum/" not in done.stderr  # no line of a traceback is ours
+        subprocess.run(["mount", "-o", "remount,size=9m", disk], check=True)
+        assert main(["pretrain", *options(disk / "run")]) == 0  # and once there is room, the same command goes on
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_the_command_line_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert main(["pretrian"]) == 2
-    assert "pretrain,plan" in capsys.readouterr().err
+    assert "{pretrain,bench,export,plan}" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
