@@ -10,6 +10,7 @@ VERBS = {
     "pretrain": ("mae_curriculum.training:PretrainConfig", "mae_curriculum.pretrain:pretrain"),
     "bench": ("mae_curriculum.bench:BenchConfig", "mae_curriculum.bench:bench"),
     "export": ("mae_curriculum.export:ExportConfig", "mae_curriculum.export:export"),
+    "knn": ("mae_curriculum.evaluate:EvaluateConfig", "mae_curriculum.evaluate:evaluate"),
     "plan": ("mae_curriculum.plan:PlanConfig", "mae_curriculum.plan:plan"),
 }
 """Name -> settings and function; imported when asked for, since torch takes seconds to load."""

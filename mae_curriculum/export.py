@@ -1,5 +1,6 @@
 """Encoders for other people's code: timm, Hugging Face, facebookresearch/mae; each with a card on how to load it."""
 
+import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,11 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mae_curriculum.checkpoint import RunFolder, read_json
-from mae_curriculum.config import ConfigError, load_file
+from mae_curriculum.config import ConfigError, load_file, plain
 from mae_curriculum.model import TIMM_NAMES, MaskedAutoencoder, ModelConfig, build_model
 from mae_curriculum.positions import sincos_positions
 from mae_curriculum.training import PretrainConfig
-from mae_curriculum.weights import Weights, from_hugging_face, load_into_, read_weights
+from mae_curriculum.weights import MODEL_KEY, Weights, from_hugging_face, load_into_, read_weights
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class ExportConfig:
     """Run folder, or any checkpoint that can be imported."""
     out: Path
     """File to write (timm: .safetensors, mae: .pth) or folder (hf, hf_mae)."""
+    heads: int | None = None
+    """Attention heads of the encoder, where the checkpoint does not show them."""
     format: Literal["timm", "hf", "hf_mae", "mae"] = "timm"
     """timm: encoder as safetensors. hf: transformers' ViTModel. hf_mae: its ViTMAEForPreTraining. mae: the layout of
     facebookresearch/mae, decoder included."""
@@ -41,7 +44,7 @@ class ExportConfig:
 
 def export(config: ExportConfig) -> int:
     """Write the weights and their card; returns the exit code."""
-    weights = read_weights(config.checkpoint)
+    weights = read_weights(config.checkpoint, heads=config.heads)
     model = build_model(weights.model, seed=0)
     if config.format in ("hf_mae", "mae") and not weights.decoder:
         raise ConfigError(
@@ -51,7 +54,8 @@ def export(config: ExportConfig) -> int:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     match config.format:
         case "timm":
-            save_file({key: value.contiguous() for key, value in weights.encoder.items()}, config.out)
+            tensors = {key: value.contiguous() for key, value in weights.encoder.items()}
+            save_file(tensors, config.out, metadata={MODEL_KEY: json.dumps(plain(weights.model))})
         case "mae":
             torch.save({"model": mae_layout(model, weights)}, config.out)
         case _:

@@ -5,6 +5,7 @@ an error that lists the keys. No file is trusted to run code.
 """
 
 import argparse
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
@@ -28,6 +31,9 @@ NAMES = {
     (1280, 32): "vit_huge_patch14_224",
 }
 """timm's plain ViTs by width and depth, for files that do not say what they hold."""
+
+MODEL_KEY = "mae_curriculum.model"
+"""Under this key a safetensors file says, as JSON, which `ModelConfig` its weights belong to."""
 
 _VIT_KEY = re.compile(
     r"(cls_token|reg_token|pos_embed|patch_embed\.proj\.\w+|(norm|fc_norm|norm_pre|head)\.\w+"
@@ -67,14 +73,17 @@ class Weights:
     """What the checkpoint was taken for."""
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path, *, heads: int | None = None) -> Weights:
     """Read a run folder, or a checkpoint of facebookresearch/mae, Hugging Face ViT and ViTMAE, or timm.
 
+    heads   attention heads of the encoder, where the file does not show them and its width is none of timm's.
     Raises  ConfigError, one line, for what cannot be read, is of no known kind, or has keys that fit nowhere.
     """
     if (path / "config.yaml").exists():
         return _read_run(path)
     state, facts = _read_state(path)
+    if MODEL_KEY in facts:
+        return Weights(_model_config(json.loads(facts[MODEL_KEY])), state, {}, "export of this project")
     origin = "timm"
     if any("embeddings.patch_embeddings." in key for key in state):
         origin = "Hugging Face"
@@ -88,7 +97,9 @@ def read_weights(path: Path) -> Weights:
         raise ConfigError(f"{path}: not the weights of a ViT; its keys are {_some(state)}")
     if unknown := state.keys() - encoder.keys() - decoder.keys():
         raise ConfigError(f"{path}: taken for {origin}, but these keys fit nowhere: {_some(unknown)}")
-    return Weights(_infer_model(encoder, decoder, facts, path), encoder, decoder, origin)
+    return Weights(
+        _infer_model(encoder, decoder, {"num_attention_heads": heads} | facts, path), encoder, decoder, origin
+    )
 
 
 def load_into_(module: torch.nn.Module, weights: dict[str, Tensor], what: str) -> None:
@@ -108,8 +119,6 @@ def load_into_(module: torch.nn.Module, weights: dict[str, Tensor], what: str) -
 
 
 def _read_run(path: Path) -> Weights:
-    import yaml
-
     folder = RunFolder(path)
     state = folder.newest()
     if state is None:
@@ -119,9 +128,12 @@ def _read_run(path: Path) -> Weights:
         key.removeprefix("encoder."): value for key, value in state["model"].items() if key.startswith("encoder.")
     }
     decoder = {key: value for key, value in state["model"].items() if not key.startswith("encoder.")}
-    if isinstance(settings["image_size"], list):
-        settings["image_size"] = tuple(settings["image_size"])
-    return Weights(ModelConfig(**settings), encoder, decoder, f"run at step {state['step']}")
+    return Weights(_model_config(settings), encoder, decoder, f"run at step {state['step']}")
+
+
+def _model_config(settings: dict[str, Any]) -> ModelConfig:
+    size = settings["image_size"]
+    return ModelConfig(**{**settings, "image_size": tuple(size) if isinstance(size, list) else size})
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -133,6 +145,8 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         facts, path = read_json(path / "config.json"), path / "model.safetensors"
     try:
         if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                facts = facts | (file.metadata() or {})
             return load_safetensors(path), facts
         # MAE's files carry their command line as a Namespace, which is nothing but names and values
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -181,8 +195,11 @@ def _infer_model(
     grid = isqrt(patches)
     if patch_size != patch_width or grid == 0 or grid * grid != patches:
         raise ConfigError(f"{path}: {patches} patches of {patch_size}x{patch_width} make no square image")
-    name = NAMES.get((width, depth))
-    heads = facts.get("num_attention_heads")
+    name, heads = NAMES.get((width, depth)), facts.get("num_attention_heads")
+    if name is None and heads is None:
+        raise ConfigError(
+            f"{path}: its weights do not show the attention heads of a ViT of width {width}; say --heads N"
+        )
     decoder_width = decoder["decoder_embed.weight"].shape[0] if decoder else ModelConfig.decoder_width
     return ModelConfig(
         name=name or "vit_base_patch16_224",
@@ -191,7 +208,7 @@ def _infer_model(
         channels=channels,
         width=None if name else width,
         depth=None if name else depth,
-        heads=heads or (None if name else width // 64),  # weights do not show it; ViT's heads are 64 wide
+        heads=heads,
         mask_ratio=facts.get("mask_ratio", ModelConfig.mask_ratio),
         target="norm_pixels" if facts.get("norm_pix_loss", True) else "pixels",
         decoder_width=decoder_width,

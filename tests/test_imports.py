@@ -12,7 +12,7 @@ ROWS = [
     "data flops weights",
     "knn summary",
     "training",
-    "pretrain plan bench export",
+    "pretrain plan bench export evaluate",
     "__main__",
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules.split()}

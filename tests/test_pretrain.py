@@ -158,6 +158,21 @@ def test_a_finished_run_started_again_only_tells_its_summary(
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
+def test_knn_measures_a_runs_encoder_again(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    summary = json.loads((run / "summary.json").read_text())
+    assert main(["knn", "--checkpoint", str(run)]) == 0
+    assert f"kNN accuracy {summary['knn']:.4f} of {run} (run at step 67) on digits" in capsys.readouterr().out
+    assert rows(run, "knn")[0]["accuracy"] == summary["knn"]
+    assert main(["export", "--checkpoint", str(run), "--out", str(tmp_path / "encoder.safetensors")]) == 0
+    alone = ["knn", "--checkpoint", str(tmp_path / "encoder.safetensors")]
+    assert main(alone) == 2
+    assert "is no run folder, so say which images" in capsys.readouterr().err
+    data = ["--data.source", "digits", "--data.mean", "[0.305]", "--data.std", "[0.376]"]
+    assert main([*alone, *data]) == 0
+    assert f"kNN accuracy {summary['knn']:.4f} of" in capsys.readouterr().out
+
+
 def test_a_run_killed_before_its_summary_makes_it_up(finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     (run / "summary.json").unlink()
@@ -423,7 +438,7 @@ def test_two_processes_on_a_full_disk_say_so_once_each(tmp_path: Path) -> None:
 def test_the_command_line_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert main(["pretrian"]) == 2
-    assert "{pretrain,bench,export,plan}" in capsys.readouterr().err
+    assert "{pretrain,bench,export,knn,plan}" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

@@ -59,7 +59,7 @@ def encoded(model: MaskedAutoencoder) -> torch.Tensor:
 
 def rebuilt(path: Path) -> MaskedAutoencoder:
     """Build the model that a checkpoint says it is."""
-    weights = read_weights(path)
+    weights = read_weights(path, heads=2)
     model = build_model(weights.model, seed=5).eval()
     load_into_(model.encoder, weights.encoder, "encoder")
     if weights.decoder:
@@ -129,12 +129,14 @@ def mae_file(path: Path, **extra: Any) -> Path:
 
 
 def test_a_file_of_facebooks_mae_comes_in_with_its_arguments(tmp_path: Path) -> None:
-    weights = read_weights(mae_file(tmp_path / "checkpoint-3.pth"))
+    weights = read_weights(mae_file(tmp_path / "checkpoint-3.pth"), heads=2)
     assert weights.origin == "facebookresearch/mae"
     assert weights.model == replace(
         MODEL, name="vit_base_patch16_224", target="pixels", mask_ratio=0.6
     )  # by width and depth it has no name, so those are told
     torch.testing.assert_close(encoded(rebuilt(tmp_path / "checkpoint-3.pth")), encoded(random_model()))
+    with pytest.raises(ConfigError, match="do not show the attention heads of a ViT of width 128; say --heads N"):
+        read_weights(tmp_path / "checkpoint-3.pth")
 
 
 def test_a_run_comes_in_with_its_settings(run: Path) -> None:
