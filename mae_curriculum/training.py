@@ -39,7 +39,7 @@ class PretrainConfig:
     model: ModelConfig = ModelConfig()
     """Encoder, masking, decoder, target."""
     curriculum: Curriculum = Curriculum()
-    """Image size and augmentation over the run: inline, or a path to its own file, which is laid over what stands here."""
+    """Image size and augmentation over the run: inline, or a path to its own file, laid over what stands here."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
     checkpoint: CheckpointConfig = CheckpointConfig()
