@@ -90,7 +90,8 @@ class RunFolder:
         path = self.path / "checkpoints" / f"step-{state['step']:08d}.pt"
         buffer = io.BytesIO()  # torch, writing to a full disk itself, would not say so
         torch.save(state, buffer)
-        _write(path, buffer.getbuffer())
+        with buffer.getbuffer() as content:  # released even if writing fails: CPython 3.12 may crash on one left over
+            _write(path, content)
         for old in self.checkpoints[:-keep]:
             old.unlink()
         return path
