@@ -87,7 +87,11 @@ class Progress:
         self._since, self._since_images = time.monotonic(), done_images
         self._last_line = self._since
         terminal = shown and sys.stderr.isatty()
-        self._bar = tqdm(total=total_images, initial=done_images, unit="img", unit_scale=True) if terminal else None
+        self._bar = (
+            tqdm(total=total_images, initial=done_images, unit="img", unit_scale=True, dynamic_ncols=True)
+            if terminal
+            else None
+        )
 
     def update(self, images: int, facts: str) -> None:
         """Show that `images` have been seen in all, with a few facts."""

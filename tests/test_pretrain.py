@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -399,40 +400,24 @@ def test_a_run_folder_of_another_config_is_refused_unharmed(finished: Path, caps
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
-def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, check=False
-    ).returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        # a checkpoint takes 1 MB; saving every moment, more and more are kept
-        done = command("pretrain", *options(disk / "run", checkpoint__every_minutes=1e-9, checkpoint__keep=99))
-        assert done.returncode == 2
-        assert "No space left on device" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert weights(disk / "run")
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def test_a_full_disk_is_one_line_and_harms_nothing(small_disk: Callable[[str], Path]) -> None:
+    run = small_disk("3m") / "run"
+    # a checkpoint takes 1 MB; saving at each report, more and more are kept
+    done = command("pretrain", *options(run, checkpoint__every_minutes=1e-9, checkpoint__keep=99))
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert weights(run)
 
 
-def test_two_processes_on_a_full_disk_say_so_once_each(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
-    ).returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        done = torchrun("pretrain", *options(disk / "run"))
-        assert done.returncode == 1  # torchrun's own, whatever its processes return
-        assert done.stderr.count("error: [Errno 28] No space left on device") == 2
-        assert "mae_curriculum/" not in done.stderr  # no line of a traceback is ours
-        subprocess.run(["mount", "-o", "remount,size=9m", disk], check=True)
-        assert main(["pretrain", *options(disk / "run")]) == 0  # and once there is room, the same command goes on
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def test_two_processes_on_a_full_disk_say_so_once_each(small_disk: Callable[[str], Path]) -> None:
+    run = small_disk("64k") / "run"
+    done = torchrun("pretrain", *options(run))
+    assert done.returncode == 1  # torchrun's own, whatever its processes return
+    assert done.stderr.count("error: [Errno 28] No space left on device") == 2
+    assert "mae_curriculum/" not in done.stderr  # no line of a traceback is ours
+    small_disk("9m")
+    assert main(["pretrain", *options(run)]) == 0  # and once there is room, the same command goes on
 
 
 def test_the_command_line_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
