@@ -1,10 +1,10 @@
 """The kNN accuracy of any checkpoint on any images with classes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mae_curriculum.checkpoint import RunFolder
-from mae_curriculum.config import ConfigError, load_file
+from mae_curriculum.config import ConfigError, differences, load_file
 from mae_curriculum.distributed import Precision, connect
 from mae_curriculum.knn import KnnConfig, knn_of_encoder, why_no_knn
 from mae_curriculum.model import build_model
@@ -24,7 +24,7 @@ class EvaluateConfig:
     checkpoint: Path
     """Run folder, or any checkpoint that can be imported."""
     data: DataConfig = DataConfig(source=OWN)
-    """The images; source `run` takes the run's own images and normalisation."""
+    """The images; source `run` takes the run's own, with its normalisation."""
     knn: KnnConfig = KnnConfig()
     """The classification."""
     precision: Precision = "auto"
@@ -40,7 +40,11 @@ def evaluate(config: EvaluateConfig) -> int:
     if data.source == OWN:
         if not folder.config.exists():
             raise ConfigError(f"data.source: {config.checkpoint} is no run folder, so say which images: --data.source")
-        data = load_file(PretrainConfig, folder.config).data
+        if ignored := differences(EvaluateConfig(config.checkpoint).data, data):
+            raise ConfigError(
+                f"data: source `run` keeps the run's own settings, not {'; '.join(ignored)}; say --data.source"
+            )
+        data = replace(load_file(PretrainConfig, folder.config).data, workers=data.workers)
     with connect() as world:
         weights = read_weights(config.checkpoint, heads=config.heads)
         model = build_model(weights.model, seed=0)

@@ -79,8 +79,30 @@ def read_weights(path: Path, *, heads: int | None = None) -> Weights:
     heads   attention heads of the encoder, where the file does not show them and its width is none of timm's.
     Raises  ConfigError, one line, for what cannot be read, is of no known kind, or has keys that fit nowhere.
     """
-    if (path / "config.yaml").exists():
-        return _read_run(path)
+    weights = _read_run(path) if (path / "config.yaml").exists() else _read_foreign(path, heads)
+    if heads not in (None, weights.model.heads):
+        shown = weights.model.heads or f"those of {weights.model.name}"
+        raise ConfigError(f"heads: {path} shows its attention heads ({shown}), so {heads} cannot be; leave it out")
+    return weights
+
+
+def load_into_(module: torch.nn.Module, weights: dict[str, Tensor], what: str) -> None:
+    """Load weights, all of them and nothing else; raises ConfigError that lists what does not fit."""
+    own = module.state_dict()
+    missing, unexpected = own.keys() - weights.keys(), weights.keys() - own.keys()
+    shapes = [
+        f"{key} {list(weights[key].shape)}, here {list(own[key].shape)}"
+        for key in own.keys() & weights.keys()
+        if own[key].shape != weights[key].shape
+    ]
+    complaints = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+    if any(keys for _, keys in complaints):
+        told = "; ".join(f"{name}: {_some(keys)}" for name, keys in complaints if keys)
+        raise ConfigError(f"{what} does not fit: {told}")
+    module.load_state_dict(weights)
+
+
+def _read_foreign(path: Path, heads: int | None) -> Weights:
     state, facts = _read_state(path)
     if MODEL_KEY in facts:
         return Weights(_model_config(json.loads(facts[MODEL_KEY])), state, {}, "export of this project")
@@ -100,22 +122,6 @@ def read_weights(path: Path, *, heads: int | None = None) -> Weights:
     return Weights(
         _infer_model(encoder, decoder, {"num_attention_heads": heads} | facts, path), encoder, decoder, origin
     )
-
-
-def load_into_(module: torch.nn.Module, weights: dict[str, Tensor], what: str) -> None:
-    """Load weights, all of them and nothing else; raises ConfigError that lists what does not fit."""
-    own = module.state_dict()
-    missing, unexpected = own.keys() - weights.keys(), weights.keys() - own.keys()
-    shapes = [
-        f"{key} {list(weights[key].shape)}, here {list(own[key].shape)}"
-        for key in own.keys() & weights.keys()
-        if own[key].shape != weights[key].shape
-    ]
-    complaints = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
-    if any(keys for _, keys in complaints):
-        told = "; ".join(f"{name}: {_some(keys)}" for name, keys in complaints if keys)
-        raise ConfigError(f"{what} does not fit: {told}")
-    module.load_state_dict(weights)
 
 
 def _read_run(path: Path) -> Weights:

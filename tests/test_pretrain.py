@@ -166,6 +166,8 @@ def test_knn_measures_a_runs_encoder_again(finished: Path, tmp_path: Path, capsy
     assert f"kNN accuracy {summary['knn']:.4f} of {run} (run at step 67) on digits" in capsys.readouterr().out
     assert rows(run, "knn")[0]["accuracy"] == summary["knn"]
     assert main(["export", "--checkpoint", str(run), "--out", str(tmp_path / "encoder.safetensors")]) == 0
+    assert main(["knn", "--checkpoint", str(run), "--data.mean", "[0.5]"]) == 2
+    assert "keeps the run's own settings, not mean: None -> [0.5]" in capsys.readouterr().err
     alone = ["knn", "--checkpoint", str(tmp_path / "encoder.safetensors")]
     assert main(alone) == 2
     assert "is no run folder, so say which images" in capsys.readouterr().err

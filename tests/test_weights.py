@@ -139,6 +139,13 @@ def test_a_file_of_facebooks_mae_comes_in_with_its_arguments(tmp_path: Path) -> 
         read_weights(tmp_path / "checkpoint-3.pth")
 
 
+def test_heads_that_contradict_the_checkpoint_are_refused(run: Path, tmp_path: Path) -> None:
+    for path in (run, export(run, tmp_path / "a.safetensors", "timm")):
+        assert read_weights(path, heads=2).model.heads == 2
+        with pytest.raises(ConfigError, match=r"shows its attention heads \(2\), so 4 cannot be"):
+            read_weights(path, heads=4)
+
+
 def test_a_run_comes_in_with_its_settings(run: Path) -> None:
     weights = read_weights(run)
     assert (weights.model, weights.origin) == (MODEL, "run at step 7")
