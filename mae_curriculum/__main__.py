@@ -7,7 +7,7 @@ from typing import Any
 from mae_curriculum.config import ConfigError, load
 
 VERBS = {
-    "pretrain": ("mae_curriculum.training:PretrainConfig", "mae_curriculum.pretrain:pretrain"),
+    "pretrain": ("mae_curriculum.pretrain:PretrainConfig", "mae_curriculum.pretrain:pretrain"),
     "bench": ("mae_curriculum.bench:BenchConfig", "mae_curriculum.bench:bench"),
     "export": ("mae_curriculum.export:ExportConfig", "mae_curriculum.export:export"),
     "knn": ("mae_curriculum.evaluate:EvaluateConfig", "mae_curriculum.evaluate:evaluate"),

@@ -17,10 +17,12 @@ from mae_curriculum.data import Batch, micro_batches, normalise
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.flops import training_flops
 from mae_curriculum.frequency import RESIZE
+from mae_curriculum.model import MaskedAutoencoder
+from mae_curriculum.pretrain import PretrainConfig, build_clock, set_up
 from mae_curriculum.sources import count_images
 from mae_curriculum.table import as_table, side
 from mae_curriculum.tracking import Stopwatch
-from mae_curriculum.training import PretrainConfig, Training, build_clock, set_up, update_, without_curriculum
+from mae_curriculum.training import Training, update_, without_curriculum
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Unseen:
 
     count: int
     labels: None = None
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.count
@@ -55,6 +58,10 @@ class Unseen:
     def name(self, index: int) -> str:
         """Name an image for messages."""
         return f"image {index}"
+
+    def fingerprint(self) -> str:
+        """Tell this set from any other."""
+        return f"{self.count} unseen"
 
 
 def bench(config: BenchConfig) -> int:
@@ -74,7 +81,7 @@ def bench(config: BenchConfig) -> int:
     return 0
 
 
-def measure_stages(training: Training, baseline: Clock, *, rounds: int) -> list[dict[str, Any]]:
+def measure_stages(training: Training[MaskedAutoencoder], baseline: Clock, *, rounds: int) -> list[dict[str, Any]]:
     """Time one training step of the baseline and of each stage, in turn, after one round that does not count."""
     model = training.model
     cases = [(baseline, baseline.spans[0]), *((training.clock, span) for span in training.clock.spans)]
@@ -96,16 +103,18 @@ def measure_stages(training: Training, baseline: Clock, *, rounds: int) -> list[
     ]
 
 
-def step_of(training: Training, clock: Clock, span: Span) -> Callable[[], object]:
+def step_of(training: Training[MaskedAutoencoder], clock: Clock, span: Span) -> Callable[[], object]:
     """Make a training step of a stage, with learning rate 0, on random pixels that are at hand."""
     world = training.world
     parts = micro_batches(span, world.rank, world.size, training.config.micro_batch)
-    batches = [Batch(random_pixels(training, len(part)), {}) for part in parts]
+    batches = [
+        Batch(random_pixels(training, len(part)), torch.zeros(len(part), dtype=torch.int64), {}) for part in parts
+    ]
     moment = clock.moment(span.first_step)
     return lambda: update_(training, clock, moment, iter(batches), Stopwatch(), lr=0.0)
 
 
-def measure_resizing(training: Training, *, rounds: int) -> list[dict[str, Any]]:
+def measure_resizing(training: Training[MaskedAutoencoder], *, rounds: int) -> list[dict[str, Any]]:
     """Time each way to bring a batch of normalised images to each stage's size, in turn."""
     mean, std = training.config.data.statistics(training.model.channels)
     span = training.clock.spans[-1]
@@ -120,7 +129,7 @@ def measure_resizing(training: Training, *, rounds: int) -> list[dict[str, Any]]
     return rows
 
 
-def random_pixels(training: Training, count: int) -> Tensor:
+def random_pixels(training: Training[MaskedAutoencoder], count: int) -> Tensor:
     """Make `count` images of noise, (count, c, h, w) uint8, on the CPU as the loader gives them."""
     return torch.randint(0, 256, (count, training.model.channels, *training.model.image_size), dtype=torch.uint8)
 

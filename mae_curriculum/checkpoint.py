@@ -25,7 +25,7 @@ ASIDE = ".aside"
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class SavingConfig:
     """When the state of a run is saved."""
 
     every_minutes: float = exempt(10.0)
@@ -35,9 +35,9 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         if self.every_minutes <= 0:
-            raise ConfigError(f"checkpoint.every_minutes must be above 0, got {self.every_minutes}")
+            raise ConfigError(f"saving.every_minutes must be above 0, got {self.every_minutes}")
         if self.keep < 1:
-            raise ConfigError(f"checkpoint.keep must be at least 1, got {self.keep}")
+            raise ConfigError(f"saving.keep must be at least 1, got {self.keep}")
 
 
 @dataclass(frozen=True)

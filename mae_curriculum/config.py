@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar, get_args
@@ -68,21 +68,11 @@ def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config
 
     Raises  ConfigError, one line that names the key.
     """
-    parser = ArgumentParser(
-        prog=prog, description=config_class.__doc__, exit_on_error=False, parser_mode="yaml_unique", allow_abbrev=False
+    # jsonargparse's own --print_config would skip the checks of __post_init__
+    asked = [argument for argument in arguments if argument != "--print_config"]
+    config = _build(
+        config_class, prog, lambda parser: parser.parse_args(_files_first(_bare_flags(asked, config_class)))
     )
-    parser.add_argument("--config", action="config", help="YAML file; may be repeated, later files win.")
-    parser.add_class_arguments(config_class, None, sub_configs=True)
-    try:
-        # jsonargparse's own --print_config would skip the checks of __post_init__
-        asked = [argument for argument in arguments if argument != "--print_config"]
-        namespace = parser.parse_args(_files_first(_bare_flags(asked, config_class)))
-        _refuse_nulls(namespace, config_class)
-        config: C = config_class(**_fields_only(parser.instantiate(namespace), config_class))
-    except ConfigError:
-        raise
-    except Exception as error:  # jsonargparse raises ArgumentError, TypeError and ValueError for a user's mistake
-        raise ConfigError(_one_line(error, config_class)) from error
     if "--print_config" in arguments:
         print(dump(config), end="")
         sys.exit(0)
@@ -92,6 +82,27 @@ def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config
 def load_file(config_class: type[C], path: Path) -> C:
     """Build `config_class` from one YAML file."""
     return load(config_class, ["--config", str(path)])
+
+
+def load_part(config_class: type[C], tree: dict[str, Any]) -> C:
+    """Build `config_class` from the dicts, lists and scalars that `plain` made of it."""
+    return _build(config_class, "config", lambda parser: parser.parse_object(tree))
+
+
+def _build(config_class: type[C], prog: str, parse: Callable[[ArgumentParser], Any]) -> C:
+    parser = ArgumentParser(
+        prog=prog, description=config_class.__doc__, exit_on_error=False, parser_mode="yaml_unique", allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file; may be repeated, later files win.")
+    parser.add_class_arguments(config_class, None, sub_configs=True)
+    try:
+        namespace = parse(parser)
+        _refuse_nulls(namespace, config_class)
+        return config_class(**_fields_only(parser.instantiate(namespace), config_class))
+    except ConfigError:
+        raise
+    except Exception as error:  # jsonargparse raises ArgumentError, TypeError and ValueError for a user's mistake
+        raise ConfigError(_one_line(error, config_class)) from error
 
 
 def dump(config: Any) -> str:

@@ -54,6 +54,9 @@ class Augmentation:
     """Smallest crop of RandomResizedCrop, as a share of the image's area, above 0 and at most 1."""
     flip: bool = True
     """Mirror left and right half of the time."""
+    erasing: float = 0.0
+    """Probability that a random rectangle of an image is overwritten with noise (arXiv:1708.04896), 0 to 1; for
+    classifiers."""
 
     def __post_init__(self) -> None:
         if self.randaug is not None and not all(0 <= magnitude <= 10 for magnitude in self.randaug):
@@ -62,6 +65,8 @@ class Augmentation:
             raise ConfigError(
                 f"curriculum.augmentation.min_area: areas are above 0 and at most 1, got {list(self.min_area)}"
             )
+        if not 0 <= self.erasing <= 1:
+            raise ConfigError(f"curriculum.augmentation.erasing: a probability, 0 to 1, got {self.erasing}")
 
 
 @dataclass(frozen=True)

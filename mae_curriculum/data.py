@@ -11,7 +11,7 @@ from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mae_curriculum.augment import augment, resize_and_crop
-from mae_curriculum.curriculum import Clock, Span, split
+from mae_curriculum.curriculum import Augmentation, Clock, Span, split
 from mae_curriculum.decode import BrokenImageError
+from mae_curriculum.frequency import RESIZE
 from mae_curriculum.sources import Images
 
 BROKEN_LIMIT = 0.01
@@ -38,24 +39,28 @@ class Request(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images for one pass of the model, (b, c, h, w) uint8, and the names of the replaced broken ones, with reasons."""
+    """What one pass of the model takes."""
 
     images: Tensor
+    """(b, c, h, w) uint8."""
+    ids: Tensor
+    """(b,) the images' indices in the data set, int64."""
     broken: dict[str, str]
+    """Names of the broken images that others stand for, with reasons."""
 
 
 @dataclass(frozen=True)
-class TrainingImages(Dataset[tuple[Tensor, dict[str, str]]]):
+class TrainingImages(Dataset[tuple[Tensor, int, dict[str, str]]]):
     """Make augmented images on request, without state."""
 
     images: Images
     size: tuple[int, int]
     channels: int
-    flip: bool
+    augmentation: Augmentation
     seed: int
 
-    def __getitem__(self, request: Request) -> tuple[Tensor, dict[str, str]]:
-        """Make an image (c, h, w) uint8; a broken one is replaced by the next that is not, and named."""
+    def __getitem__(self, request: Request) -> tuple[Tensor, int, dict[str, str]]:
+        """Make an image (c, h, w) uint8, and tell its index; a broken one is replaced by the next that is not."""
         broken: dict[str, str] = {}
         for attempt in range(int(len(self.images) * BROKEN_LIMIT) + 2):  # one more would be over the limit
             index = (request.image + attempt) % len(self.images)
@@ -68,12 +73,13 @@ class TrainingImages(Dataset[tuple[Tensor, dict[str, str]]]):
                 image,
                 self.size,
                 min_area=request.min_area,
-                flip=self.flip,
+                flip=self.augmentation.flip,
+                erasing=self.augmentation.erasing,
                 magnitude=request.magnitude,
                 position=(self.seed, request.epoch, request.image),
             )
-            return image, broken
-        return torch.zeros(self.channels, *self.size, dtype=torch.uint8), broken
+            return image, index, broken
+        return torch.zeros(self.channels, *self.size, dtype=torch.uint8), request.image, broken
 
 
 @dataclass(frozen=True)
@@ -86,11 +92,13 @@ class RequestSampler(Sampler[list[Request]]):
     rank: int
     world_size: int
     micro_batch: int | None
+    unit: int = 1
 
     def __iter__(self) -> Iterator[list[Request]]:
         for step in range(self.first_step, self.clock.total_steps):
             moment = self.clock.moment(step)
-            for places in micro_batches(self.clock.span(step), self.rank, self.world_size, self.micro_batch):
+            span = self.clock.span(step)
+            for places in micro_batches(span, self.rank, self.world_size, self.micro_batch, self.unit):
                 yield [self._request(moment.first_image + place, moment.magnitude, moment.min_area) for place in places]
 
     def _request(self, position: int, magnitude: float | None, min_area: float) -> Request:
@@ -106,24 +114,26 @@ def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def micro_batches(span: Span, rank: int, world_size: int, micro_batch: int | None) -> list[range]:
+def micro_batches(span: Span, rank: int, world_size: int, micro_batch: int | None, unit: int = 1) -> list[range]:
     """Cut a rank's part of a global batch into what fits its device.
 
     micro_batch  most images at once at the full size, or None for no limit; smaller images fit in greater numbers.
-    Returns      places in the global batch, in order; the parts differ by one image at most.
+    unit         neighbours that stay together; the batch is a multiple of it.
+    Returns      places in the global batch, in order; the parts differ by one unit at most.
     """
-    local = split(span.batch_images, world_size, rank)
-    most = len(local) if micro_batch is None else max(1, int(micro_batch / span.area_share))
+    local = split(span.batch_images // unit, world_size, rank)
+    most = len(local) if micro_batch is None else max(1, int(micro_batch / span.area_share) // unit)
     count = -(-len(local) // most)
-    return [local[part.start : part.stop] for part in (split(len(local), count, index) for index in range(count))]
+    parts = [split(len(local), count, index) for index in range(count)]
+    return [range((local.start + part.start) * unit, (local.start + part.stop) * unit) for part in parts]
 
 
 def training_loader(
-    dataset: TrainingImages, sampler: RequestSampler, *, workers: int, device: torch.device
+    dataset: Dataset[Any], sampler: RequestSampler, *, workers: int, device: torch.device
 ) -> DataLoader[Batch]:
     """Load the sampler's micro-batches in order, ahead of time if there are workers."""
     return DataLoader(
-        dataset,  # type: ignore[arg-type]
+        dataset,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_collate,
@@ -139,29 +149,44 @@ def _leave_signals_to_the_parent(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _collate(items: list[tuple[Tensor, dict[str, str]]]) -> Batch:
-    return Batch(torch.stack([image for image, _ in items]), dict(ChainMap(*(broken for _, broken in items))))
+def _collate(items: list[tuple[Tensor, int, dict[str, str]]]) -> Batch:
+    images, ids, broken = zip(*items, strict=True)
+    return Batch(torch.stack(images), torch.tensor(ids), dict(ChainMap(*broken)))
+
+
+NO_IMAGE = -1
+"""Index that stands for a broken image, or for none."""
 
 
 @dataclass(frozen=True)
 class EvaluationImages(Dataset[tuple[Tensor, int]]):
-    """Chosen images, uncropped but for their shape, each with its index; a broken one comes black with index -1."""
+    """Images cut to shape from their middle, each with its index; a broken one comes black, with `NO_IMAGE`."""
 
     images: Images
-    indices: Sequence[int]
     size: tuple[int, int]
     channels: int
+    crop: float = 1.0
+    """Share of the image's shorter side that is kept."""
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.images)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        """Make the image (c, h, w) uint8 at a place of `indices`."""
-        index = self.indices[place]
-        try:
-            return resize_and_crop(self.images.read(index, self.channels), self.size), index
-        except BrokenImageError:
-            return torch.zeros(self.channels, *self.size, dtype=torch.uint8), -1
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Make the image (c, h, w) uint8."""
+        if index != NO_IMAGE:
+            try:
+                return resize_and_crop(self.images.read(index, self.channels), self.size, crop=self.crop), index
+            except BrokenImageError:
+                pass
+        return torch.zeros(self.channels, *self.size, dtype=torch.uint8), NO_IMAGE
+
+
+def show(images: Tensor, size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float], resize: str) -> Tensor:
+    """Make of pixels (b, c, h, w) uint8 what the model sees: normalised, and at a curriculum's size (height, width).
+
+    resize  one of `frequency.RESIZE`; at full size nothing is resized.
+    """
+    return RESIZE[resize](normalise(images, mean, std), size)
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -1,20 +1,15 @@
 """The kNN accuracy of any checkpoint on any images with classes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from mae_curriculum.checkpoint import RunFolder
-from mae_curriculum.config import ConfigError, differences, load_file
+from mae_curriculum.config import ConfigError
 from mae_curriculum.distributed import Precision, connect
+from mae_curriculum.inference import Inference
 from mae_curriculum.knn import KnnConfig, knn_of_encoder, why_no_knn
-from mae_curriculum.model import build_model
+from mae_curriculum.results import record, spread
 from mae_curriculum.sources import DataConfig, download, open_images
-from mae_curriculum.tracking import Journal
-from mae_curriculum.training import PretrainConfig
-from mae_curriculum.weights import load_into_, read_weights
-
-OWN = "run"
-"""The `data.source` that stands for the images that the run was trained on."""
+from mae_curriculum.weights import RUNS_IMAGES, encoder_of, read_weights, resolve_images
 
 
 @dataclass(frozen=True)
@@ -23,7 +18,9 @@ class EvaluateConfig:
 
     checkpoint: Path
     """Run folder, or any checkpoint that can be imported."""
-    data: DataConfig = DataConfig(source=OWN)
+    run: Path | None = None
+    """Folder for results.json; null for the checkpoint's own, where it is a run folder."""
+    data: DataConfig = DataConfig(source=RUNS_IMAGES)
     """The images; source `run` takes the run's own, with its normalisation."""
     knn: KnnConfig = KnnConfig()
     """The classification."""
@@ -32,40 +29,30 @@ class EvaluateConfig:
     heads: int | None = None
     """Attention heads of the encoder, where the checkpoint does not show them."""
 
+    def __post_init__(self) -> None:
+        if self.knn.every_epochs is not None:
+            raise ConfigError("knn.every_epochs is for pretraining; leave it out here")
+
 
 def evaluate(config: EvaluateConfig) -> int:
-    """Measure and print; a run's journal keeps the result; returns the exit code."""
-    folder = RunFolder(config.checkpoint)
-    data = config.data
-    if data.source == OWN:
-        if not folder.config.exists():
-            raise ConfigError(f"data.source: {config.checkpoint} is no run folder, so say which images: --data.source")
-        if ignored := differences(EvaluateConfig(config.checkpoint).data, data):
-            raise ConfigError(
-                f"data: source `run` keeps the run's own settings, not {'; '.join(ignored)}; say --data.source"
-            )
-        data = replace(load_file(PretrainConfig, folder.config).data, workers=data.workers)
+    """Measure, print and record; returns the exit code."""
+    data = resolve_images(config.data, config.checkpoint)
     with connect() as world:
         weights = read_weights(config.checkpoint, heads=config.heads)
-        model = build_model(weights.model, seed=0)
-        load_into_(model.encoder, weights.encoder, f"the encoder of {config.checkpoint}")
+        model = encoder_of(weights, config.checkpoint).to(world.device)
         world.on_main(lambda: download(data))
         train, val = open_images(data)
         if why := why_no_knn(train, val, config.knn):
             raise ConfigError(f"no kNN accuracy: {why}")
-        mean, std = data.statistics(model.channels)
-        accuracy = knn_of_encoder(
-            model.to(world.device),
-            train,
-            val,
-            config=config.knn,
-            mean=mean,
-            std=std,
-            workers=data.workers,
-            precision=config.precision,
-            world=world,
-        )
+        inference = Inference(world, data, config.precision, config.knn.batch_images)
+        accuracy = knn_of_encoder(model, train, val, config=config.knn, inference=inference, cached=True)
+        assert accuracy is not None, "why_no_knn has no reason"
+        result = {
+            "origin": weights.origin,
+            "source": data.source,
+            "neighbours": config.knn.neighbours,
+            "accuracy": spread([accuracy]),
+        }
+        world.on_main(lambda: record("knn", result, config, run=config.run, checkpoint=config.checkpoint))
         world.say(f"kNN accuracy {accuracy:.4f} of {config.checkpoint} ({weights.origin}) on {data.source}")
-        if world.is_main and folder.config.exists():
-            Journal(folder.journal).write("knn", accuracy=accuracy, origin=weights.origin, source=data.source)
     return 0

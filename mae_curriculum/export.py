@@ -14,7 +14,7 @@ from mae_curriculum.checkpoint import RunFolder, read_json
 from mae_curriculum.config import ConfigError, load_file, plain
 from mae_curriculum.model import TIMM_NAMES, MaskedAutoencoder, ModelConfig, build_model
 from mae_curriculum.positions import sincos_positions
-from mae_curriculum.training import PretrainConfig
+from mae_curriculum.pretrain import PretrainConfig
 from mae_curriculum.weights import MODEL_KEY, Weights, from_hugging_face, load_into_, read_weights
 
 

@@ -3,24 +3,23 @@
 Source  Wu et al., arXiv:1805.01978, as DINO (arXiv:2104.14294) uses it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from mae_curriculum.config import ConfigError, exempt
-from mae_curriculum.data import EvaluationImages, normalise
-from mae_curriculum.distributed import Precision, World
+from mae_curriculum.inference import Inference
 from mae_curriculum.model import MaskedAutoencoder
-from mae_curriculum.sources import Images
+from mae_curriculum.sources import Images, hold_out
 
 
 @dataclass(frozen=True)
 class KnnConfig:
-    """The kNN accuracy that a run ends with, where its images have classes."""
+    """The kNN accuracy of a run, where its images have classes."""
 
+    every_epochs: int | None = exempt(None)
+    """Equivalent epochs between two measurements during pretraining; null for the end alone."""
     neighbours: int = exempt(20)
     """Nearest training images that vote."""
     temperature: float = exempt(0.07)
@@ -29,6 +28,8 @@ class KnnConfig:
     """Images encoded at once on each device."""
 
     def __post_init__(self) -> None:
+        if self.every_epochs is not None and self.every_epochs < 1:
+            raise ConfigError(f"knn.every_epochs must be at least 1 or null, got {self.every_epochs}")
         if self.neighbours < 1 or self.temperature <= 0 or self.batch_images < 1:
             raise ConfigError("knn: neighbours >= 1, temperature > 0 and batch_images >= 1, got " + repr(self))
 
@@ -59,11 +60,11 @@ def knn_accuracy(
 
 def why_no_knn(train: Images, val: Images | None, config: KnnConfig) -> str | None:
     """Say why a kNN accuracy cannot be had of these images, or None if it can."""
-    bank_count = len(train) if val else len(train) - len(train) // 5
-    if train.labels is None or (val is not None and val.labels is None):
+    bank, queries = hold_out(train, val)
+    if bank.labels is None or queries.labels is None:
         return "the images are not sorted into two or more classes"
-    if config.neighbours > bank_count:
-        return f"knn.neighbours is {config.neighbours}, and only {bank_count} images can be neighbours"
+    if config.neighbours > len(bank):
+        return f"knn.neighbours is {config.neighbours}, and only {len(bank)} images can be neighbours"
     return None
 
 
@@ -73,66 +74,24 @@ def knn_of_encoder(
     val: Images | None,
     *,
     config: KnnConfig,
-    mean: Sequence[float],
-    std: Sequence[float],
-    workers: int,
-    precision: Precision,
-    world: World,
+    inference: Inference,
+    cached: bool = False,
 ) -> float | None:
-    """Measure the kNN accuracy of the model's features at full size; None where `why_no_knn` has a reason.
+    """Measure the kNN accuracy of the mean of the model's patches at full size; None where `why_no_knn` has a reason.
 
-    Without validation images every fifth training image is a query, and the others are the bank.
+    cached  keep the features on disk, or take them from there: for models whose weights stay.
     """
     if why_no_knn(train, val, config):
         return None
-    everything = range(len(train))
-    bank_ids = everything if val else [index for index in everything if index % 5 != 4]
-    query_ids = range(len(val)) if val else everything[4::5]
+    pool, device = model.pools.index("avg"), inference.world.device
     sides = []
-    for images, ids in ((train, bank_ids), (val or train, query_ids)):
-        features, indices = encode(
-            model,
-            images,
-            ids,
-            mean=mean,
-            std=std,
-            batch_images=config.batch_images,
-            workers=workers,
-            precision=precision,
-            world=world,
-        )
-        sides += [features, torch.tensor(images.labels, device=world.device)[indices]]
+    for images in hold_out(train, val):
+        if cached:
+            features = torch.from_numpy(inference.cached(model, images)[:, pool].copy())
+            indices = features.isfinite().all(dim=1).nonzero().flatten()
+            features = features[indices].to(device)
+        else:
+            every_pool, indices = inference.encode(model, images)
+            features = every_pool[:, pool]
+        sides += [features, torch.tensor(images.labels)[indices.cpu()].to(device)]
     return knn_accuracy(*sides, neighbours=config.neighbours, temperature=config.temperature)
-
-
-@torch.inference_mode()
-def encode(
-    model: MaskedAutoencoder,
-    images: Images,
-    ids: Sequence[int],
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    batch_images: int,
-    workers: int,
-    precision: Precision,
-    world: World,
-) -> tuple[Tensor, Tensor]:
-    """Encode chosen images, shared out over the ranks.
-
-    Returns  (n, d) features and (n,) indices of their images, equal on all ranks; broken images are left out.
-    """
-    mine = ids[world.rank :: world.size]
-    loader = DataLoader(
-        EvaluationImages(images, mine, model.image_size, model.channels), batch_size=batch_images, num_workers=workers
-    )
-    model.eval()
-    features = [torch.empty(0, model.encoder.embed_dim, device=world.device)]
-    indices = [torch.empty(0, dtype=torch.int64, device=world.device)]
-    for pixels, index in loader:
-        usable = index >= 0
-        with world.autocast(precision):
-            features.append(model.features(normalise(world.bring(pixels[usable]), mean, std)).float())
-        indices.append(index[usable].to(world.device))
-    model.train()
-    return world.gather_rows(torch.cat(features)), world.gather_rows(torch.cat(indices))

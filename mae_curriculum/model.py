@@ -161,10 +161,21 @@ class MaskedAutoencoder(nn.Module):
         predicted: Tensor = self.decoder_pred(self.decoder_norm(decoded[:, -ids_mask.shape[1] :]))
         return predicted
 
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The ways to describe an image in one vector: its class token, if the encoder has one; its patches' mean."""
+        return ("avg",) if self.encoder.cls_token is None else ("token", "avg")
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Encode whole images, nothing masked: (b, c, h, w) -> (b, prefix + n, d)."""
+        return self.encode(patchify(images, self.patch_size), self.grid(images.shape[-2:]))
+
     def features(self, images: Tensor) -> Tensor:
-        """Describe images by the mean of their encoded patches, nothing masked: (b, c, h, w) -> (b, d)."""
-        patches = patchify(images, self.patch_size)
-        return self.encode(patches, self.grid(images.shape[-2:]))[:, self.encoder.num_prefix_tokens :].mean(dim=1)
+        """Describe images in each of the `pools`, nothing masked: (b, c, h, w) -> (b, p, d)."""
+        tokens = self.tokens(images)
+        ways = {"token": tokens[:, 0], "avg": tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1)}
+        described: Tensor = self.encoder.fc_norm(torch.stack([ways[pool] for pool in self.pools], dim=1))
+        return described
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, int]:
         """Count the patches per column and per row of an image of this size (height, width) in pixels."""

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from mae_curriculum.curriculum import Clock, Span
 from mae_curriculum.data import micro_batches
 from mae_curriculum.flops import training_flops
 from mae_curriculum.model import MaskedAutoencoder
+from mae_curriculum.pretrain import PretrainConfig, build_clock
 from mae_curriculum.sources import count_images
 from mae_curriculum.summary import run_flops
 from mae_curriculum.table import as_table, side
-from mae_curriculum.training import PretrainConfig, build_clock, without_curriculum
+from mae_curriculum.training import without_curriculum
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def plan(config: PlanConfig) -> int:
 
 def lay_out(clock: Clock, baseline: Clock, model: MaskedAutoencoder, config: PlanConfig) -> dict[str, Any]:
     """Work out the plan: totals, and a row for each stage."""
-    flops, baseline_flops = run_flops(clock, model), run_flops(baseline, model)
+    flops, baseline_flops = (run_flops(each, partial(training_flops, model)) for each in (clock, baseline))
     full_flops = training_flops(model, model.image_size)
     last = clock.total_steps
     return {
@@ -92,7 +94,7 @@ def lay_out_stage(clock: Clock, span: Span, model: MaskedAutoencoder, config: Pl
         "micro_batch": max(map(len, parts)),
         "accumulation": len(parts),
         "flops_per_image": flops_per_image,
-        "compute_share": span.images * flops_per_image / run_flops(clock, model),
+        "compute_share": span.images * flops_per_image / run_flops(clock, partial(training_flops, model)),
         "loader_images_per_second": config.rate * training_flops(model, model.image_size) / flops_per_image,
     }
 

@@ -1,38 +1,59 @@
-"""Pretraining: the loop, what it reports and saves, and the summary at the end."""
+"""Pretraining: its settings, what is set up for it, and the summary at its end; the loop stands in `training.py`."""
 
 import math
-import time
-from collections import ChainMap
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mae_curriculum.checkpoint import RunFolder, read_json, write_json
-from mae_curriculum.config import ConfigError, digest
-from mae_curriculum.curriculum import Moment
-from mae_curriculum.data import BROKEN_LIMIT, micro_batches
-from mae_curriculum.distributed import connect
-from mae_curriculum.knn import knn_of_encoder, why_no_knn
-from mae_curriculum.model import MaskedAutoencoder, build_model
-from mae_curriculum.sources import download, open_images
+from mae_curriculum.config import ConfigError, digest, exempt
+from mae_curriculum.curriculum import Clock, Moment
+from mae_curriculum.data import Batch, TrainingImages, show
+from mae_curriculum.distributed import World, connect
+from mae_curriculum.flops import training_flops
+from mae_curriculum.inference import Inference
+from mae_curriculum.knn import KnnConfig, knn_of_encoder, why_no_knn
+from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, mask_noise
+from mae_curriculum.optim import build_optimizer
+from mae_curriculum.sources import Images, download, identify, open_images
 from mae_curriculum.stopping import stop_on_signals
 from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import side
-from mae_curriculum.tracking import Journal, Progress, Stopwatch
+from mae_curriculum.tracking import Journal, Stopwatch
 from mae_curriculum.training import (
-    PretrainConfig,
+    STOPPED,
     Training,
-    build_clock,
+    TrainingConfig,
+    lay_out_clock,
     measure_seconds,
     restore_,
-    run_steps_,
-    set_up,
+    train_,
     without_curriculum,
+    wrap,
 )
 
-STOPPED = 75
-"""Exit code of a run that was asked to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""
+
+@dataclass(frozen=True)
+class PretrainConfig(TrainingConfig):
+    """Pretraining of a masked autoencoder under a curriculum."""
+
+    run: Path = exempt(Path("runs/pretrain"))
+    """Folder of the run. Starting again with the same folder and settings continues the run."""
+    model: ModelConfig = ModelConfig()
+    """Encoder, masking, decoder, target."""
+    knn: KnnConfig = KnnConfig()
+    """The kNN accuracy, at the end and on the way."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.curriculum.augmentation.randaug and self.model.channels not in (1, 3):
+            raise ConfigError(
+                f"curriculum.augmentation.randaug needs 1 or 3 channels, not {self.model.channels}; set it to null"
+            )
+        self.data.statistics(self.model.channels)
 
 
 def pretrain(config: PretrainConfig) -> int:
@@ -43,156 +64,102 @@ def pretrain(config: PretrainConfig) -> int:
     """
     with connect() as world, stop_on_signals() as stop_asked:
         world.on_main(lambda: download(config.data))
-        training = set_up(config, world, *open_images(config.data))
+        images, val = open_images(config.data)
+        training = set_up(config, world, images)
         folder = RunFolder(config.run)
         world.on_main(lambda: folder.claim(config))
         stopwatch, step = restore_(training, folder.newest())
         if step == training.clock.total_steps and folder.summary.exists():
             world.say(f"this run is over:\n{describe(read_json(folder.summary))}")
             return 0
-        if why := why_no_knn(training.images, training.val, config.knn):
+        if why := why_no_knn(images, val, config.knn):
             world.say(f"no kNN accuracy: {why}")
         journal = Journal(folder.journal if world.is_main else None)
         journal.write("start", step=step, world_size=world.size, device=str(world.device), digest=digest(config))
-        if not train_(training, folder, journal, stopwatch, first_step=step, stop_asked=stop_asked):
+        inference = Inference(world, config.data, config.precision, config.knn.batch_images)
+        measure = partial(knn_of_encoder, train=images, val=val, config=config.knn, inference=inference)
+        reached_end = train_(
+            training,
+            folder,
+            journal,
+            stopwatch,
+            first_step=step,
+            stop_asked=stop_asked,
+            evaluate=lambda step: journal.write("evaluation", step=step, knn=measure(training.model)),
+            evaluate_every_epochs=None if why else config.knn.every_epochs,
+        )
+        if not reached_end:
             return STOPPED
-        finish(training, folder, journal, stopwatch)
+        finish(training, config, folder, journal, stopwatch, measure)
     return 0
 
 
-def train_(
-    training: Training,
+def set_up(config: PretrainConfig, world: World, images: Images) -> Training[MaskedAutoencoder]:
+    """Build the model and all that trains it; raises ConfigError for what does not go together."""
+    model = build_model(config.model, seed=config.seed).to(world.device)
+    clock = build_clock(config, model, images_per_epoch=len(images), processes=world.size)
+    dataset = TrainingImages(images, model.image_size, model.channels, config.curriculum.augmentation, config.seed)
+    mean, std = config.data.statistics(model.channels)
+
+    def inputs(batch: Batch, moment: Moment, places: range) -> tuple[Tensor, Tensor]:
+        seen = show(world.bring(batch.images), moment.size, mean=mean, std=std, resize=config.curriculum.resize)
+        patch_count = math.prod(model.grid(moment.size))
+        noise = mask_noise(seed=config.seed, step=moment.step, places=places, patch_count=patch_count)
+        return seen, world.bring(noise)
+
+    return Training(
+        config,
+        world,
+        images,
+        identify(images),
+        dataset,
+        inputs,
+        model,
+        wrap(model, world),
+        build_optimizer(model, config.optim),
+        clock,
+    )
+
+
+def build_clock(
+    config: PretrainConfig, model: MaskedAutoencoder, *, images_per_epoch: int, processes: int = 1
+) -> Clock:
+    """Lay the curriculum over the run; raises ConfigError for stages that cannot be trained."""
+    clock = lay_out_clock(
+        config,
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        images_per_epoch=images_per_epoch,
+        processes=processes,
+    )
+    for span, stage in zip(clock.spans, config.curriculum.stages, strict=True):
+        if span.size == model.patch_size:
+            raise ConfigError(
+                f"curriculum.stages: size {stage.size} is a single patch here ({side(span.size)} px), of which nothing "
+                "could be masked; make it larger, or model.patch_size smaller"
+            )
+    return clock
+
+
+def finish(
+    training: Training[MaskedAutoencoder],
+    config: PretrainConfig,
     folder: RunFolder,
     journal: Journal,
     stopwatch: Stopwatch,
-    *,
-    first_step: int,
-    stop_asked: Callable[[], bool],
-) -> bool:
-    """Train from a step to the end, reporting and saving on the way; tells whether the end was reached."""
-    config, world, clock = training.config, training.world, training.clock
-    progress = Progress(total_images=clock.total_images, done_images=clock.images(first_step), shown=world.is_main)
-    losses: list[Tensor] = []
-    broken: dict[str, str] = {}
-    known_broken: dict[str, str] = {}
-    facts, last_save = "", time.monotonic()
-    for moment, loss_share, broken_now in run_steps_(training, clock, stopwatch, first_step=first_step):
-        done = moment.step + 1
-        losses.append(loss_share)
-        broken.update(broken_now)
-        if moment.step in (first_step, clock.spans[moment.stage].first_step):
-            progress.say(describe_stage(training, moment))
-            journal.write("stage", step=moment.step, stage=moment.stage, size=moment.size)
-        stopping = world.size == 1 and stop_asked()  # several processes agree at the next report
-        # counted from the end, so that the last report covers as many steps as any
-        if (clock.total_steps - done) % config.tracking.every_steps and not stopping:
-            progress.update(clock.images(done), describe_moment(training, moment) + facts)
-            continue
-        with stopwatch(f"train/{moment.stage}"):
-            loss = float(world.sum(torch.stack(losses).mean()))  # here the device is waited for
-        name_broken_(training, journal, broken, known_broken, step=moment.step)
-        check_loss(loss, step=moment.step)
-        facts = report(training, journal, stopwatch, moment, loss=loss)
-        progress.update(clock.images(done), describe_moment(training, moment) + facts)
-        losses.clear()
-        stopping = world.any(stop_asked())
-        save_due = world.any(time.monotonic() - last_save > 60 * config.checkpoint.every_minutes)
-        if stopping or save_due or done == clock.total_steps:
-            save(training, folder, journal, stopwatch, step=done)
-            last_save = time.monotonic()
-        if stopping and done < clock.total_steps:
-            progress.close()
-            progress.say(f"stopped and saved at step {done} of {clock.total_steps}; the same command continues")
-            return False
-    progress.close()
-    return True
-
-
-def name_broken_(
-    training: Training, journal: Journal, broken: dict[str, str], known: dict[str, str], *, step: int
+    measure: Callable[[MaskedAutoencoder], float | None],
 ) -> None:
-    """Name this report's broken images in the journal, and stop a run that has too many; moves `broken` to `known`."""
-    everybodys = dict(ChainMap(*training.world.gather(broken)))
-    for name in sorted(everybodys.keys() - known.keys()):
-        journal.write("broken_image", step=step, image=name, reason=everybodys[name])
-    known |= everybodys
-    broken.clear()
-    if len(known) > BROKEN_LIMIT * len(training.images):
-        name = min(known)
-        raise ConfigError(
-            f"{len(known)} of {len(training.images)} images are broken, more than {BROKEN_LIMIT:.0%}, such as {name} "
-            f"({known[name]}); mend or remove those that journal.jsonl names"
-        )
-
-
-def check_loss(loss: float, *, step: int) -> None:
-    """Stop a run whose loss is no number, before its state is saved."""
-    if not math.isfinite(loss):
-        raise ConfigError(
-            f"the loss is {loss} at step {step}; lower optim.base_lr, or set optim.clip_norm or precision "
-            "float32, in another --run; the newest checkpoint is from before"
-        )
-
-
-def report(training: Training, journal: Journal, stopwatch: Stopwatch, moment: Moment, *, loss: float) -> str:
-    """Write a row of the journal; returns the facts that the progress bar shows."""
-    lr = training.optimizer.param_groups[0]["lr"]
-    journal.write(
-        "step",
-        step=moment.step,
-        images=moment.first_image + moment.batch_images,
-        progress=round(moment.progress, 6),
-        stage=moment.stage,
-        size=moment.size,
-        magnitude=moment.magnitude,
-        loss=loss,
-        lr=lr,
-        train_seconds=round(stopwatch.total("train"), 3),
-        wait_seconds=round(stopwatch.total("wait"), 3),
-    )
-    return f" | loss {loss:.4f} lr {lr:.2e}"
-
-
-def describe_moment(training: Training, moment: Moment) -> str:
-    """Say in a few words what the encoder sees."""
-    strength = "" if moment.magnitude is None else f" magnitude {moment.magnitude:.1f}"
-    return f"stage {moment.stage + 1}/{len(training.clock.spans)} {side(moment.size)} px{strength}"
-
-
-def describe_stage(training: Training, moment: Moment) -> str:
-    """Say in a line what a stage shows the encoder, and how its steps are made."""
-    span, world, model = training.clock.spans[moment.stage], training.world, training.model
-    parts = micro_batches(span, world.rank, world.size, training.config.micro_batch)
-    grid = model.grid(span.size)
-    return (
-        f"stage {span.index + 1} of {len(training.clock.spans)}: {side(span.size)} px, {model.visible_count(grid)} of "
-        f"{math.prod(grid)} patches visible, {span.steps} steps of {span.batch_images} images "
-        f"({world.size} processes x {len(parts)} micro-batches x {max(map(len, parts))} images)"
-    )
-
-
-def save(training: Training, folder: RunFolder, journal: Journal, stopwatch: Stopwatch, *, step: int) -> None:
-    """Save the state of the run, from the main process."""
-    with stopwatch("save"):
-        state = {
-            "step": step,
-            "model": training.model.state_dict(),
-            "optimizer": training.optimizer.state_dict(),
-            "seconds": dict(stopwatch.seconds),
-            "images": training.images_id,
-        }
-        training.world.on_main(lambda: folder.save(state, keep=training.config.checkpoint.keep))
-    journal.write("save", step=step)
-
-
-def finish(training: Training, folder: RunFolder, journal: Journal, stopwatch: Stopwatch) -> None:
     """Measure what the run is worth and what it saved; write and say it."""
-    config, world, model = training.config, training.world, training.model
+    world, model = training.world, training.model
     untrained = build_model(config.model, seed=config.seed).to(world.device)
-    accuracy, accuracy_untrained = (measure_knn(training, encoder) for encoder in (model, untrained))
+    accuracy, accuracy_untrained = measure(model), measure(untrained)
     baseline = build_clock(without_curriculum(config), model, images_per_epoch=len(training.images))
     summary = summarise(
-        training.clock, baseline, model, stopwatch, baseline_seconds=measure_seconds(training, baseline)
+        training.clock,
+        baseline,
+        partial(training_flops, model),
+        stopwatch,
+        baseline_seconds=measure_seconds(training, baseline),
     )
     if world.is_main:
         summary |= {"knn": accuracy, "knn_untrained": accuracy_untrained, "loss": journal.last("step")["loss"]}
@@ -200,20 +167,3 @@ def finish(training: Training, folder: RunFolder, journal: Journal, stopwatch: S
         write_json(folder.summary, summary)
         journal.write("end", **summary)
         world.say(describe(summary))
-
-
-def measure_knn(training: Training, model: MaskedAutoencoder) -> float | None:
-    """Measure the kNN accuracy of an encoder on the run's images."""
-    config = training.config
-    mean, std = config.data.statistics(model.channels)
-    return knn_of_encoder(
-        model,
-        training.images,
-        training.val,
-        config=config.knn,
-        mean=mean,
-        std=std,
-        workers=config.data.workers,
-        precision=config.precision,
-        world=training.world,
-    )

@@ -14,11 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mae_curriculum.augment import GREY_MEAN, GREY_STD
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.decode import EXTENSIONS, read_image, to_channels
-
-GREY_MEAN, GREY_STD = 0.449, 0.226
-"""ImageNet's mean and standard deviation over its three channels, for images of another number of channels."""
 
 IMAGENETTE = "imagenette2-320"
 """Folder that torchvision unpacks the 320-pixel Imagenette to."""
@@ -76,6 +74,10 @@ class Images(Protocol):
     def labels(self) -> Sequence[int] | None:
         """Class of each image, or None where there are no classes to tell apart."""
 
+    @property
+    def classes(self) -> Sequence[str]:
+        """Name of each class, in the order of their numbers; empty where there are none."""
+
     def __len__(self) -> int: ...
 
     def read(self, index: int, channels: int) -> Tensor:
@@ -86,6 +88,10 @@ class Images(Protocol):
         """Name an image for messages."""
         ...
 
+    def fingerprint(self) -> str:
+        """Tell this set from any other, contents included: for what is kept of it on disk."""
+        ...
+
 
 @dataclass(frozen=True)
 class ArrayImages:
@@ -94,6 +100,7 @@ class ArrayImages:
     pixels: NDArray[np.uint8]
     """(n, c, h, w)."""
     labels: Sequence[int]
+    classes: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -106,6 +113,10 @@ class ArrayImages:
         """Name an image for messages."""
         return f"image {index}"
 
+    def fingerprint(self) -> str:
+        """Tell this set from any other, by its pixels."""
+        return hashlib.sha256(self.pixels.tobytes()).hexdigest()
+
 
 @dataclass(frozen=True)
 class FileImages:
@@ -113,6 +124,7 @@ class FileImages:
 
     paths: Sequence[Path]
     labels: Sequence[int] | None
+    classes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -124,6 +136,56 @@ class FileImages:
     def name(self, index: int) -> str:
         """Name an image for messages."""
         return str(self.paths[index])
+
+    def fingerprint(self) -> str:
+        """Tell this set from any other, by the paths, sizes and times of change of its files."""
+        state = hashlib.sha256()
+        for path in self.paths:
+            facts = path.stat()
+            state.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some images of a set."""
+
+    images: Images
+    ids: Sequence[int]
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """Class of each image."""
+        every = self.images.labels
+        return None if every is None else [every[index] for index in self.ids]
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Name of each class of the whole set."""
+        return self.images.classes
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, index: int, channels: int) -> Tensor:
+        """Read an image as (channels, h, w) uint8; raises BrokenImageError."""
+        return self.images.read(self.ids[index], channels)
+
+    def name(self, index: int) -> str:
+        """Name an image for messages."""
+        return self.images.name(self.ids[index])
+
+    def fingerprint(self) -> str:
+        """Tell this set from any other."""
+        return f"{self.images.fingerprint()} {hashlib.sha256(np.asarray(self.ids).tobytes()).hexdigest()}"
+
+
+def hold_out(train: Images, val: Images | None) -> tuple[Images, Images]:
+    """Give images to learn from and images to be judged by: without validation images every fifth one is kept apart."""
+    if val is not None:
+        return train, val
+    everything = range(len(train))
+    return Chosen(train, [index for index in everything if index % 5 != 4]), Chosen(train, everything[4::5])
 
 
 def download(config: DataConfig) -> None:
@@ -189,14 +251,14 @@ def _digits(part: Literal["train", "val"]) -> ArrayImages:
     digits = load_digits()
     chosen = (np.arange(len(digits.target)) % 5 == 4) == (part == "val")
     pixels = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
-    return ArrayImages(pixels[:, None], [int(label) for label in digits.target[chosen]])
+    return ArrayImages(pixels[:, None], [int(label) for label in digits.target[chosen]], tuple("0123456789"))
 
 
 def _cifar10(cache: Path, *, train: bool) -> ArrayImages:
     from torchvision.datasets import CIFAR10
 
     data = CIFAR10(cache, train=train)
-    return ArrayImages(data.data.transpose(0, 3, 1, 2), data.targets)
+    return ArrayImages(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
 
 
 def _open_folder(folder: Path) -> tuple[FileImages, FileImages | None]:
@@ -241,6 +303,5 @@ def _label(folder: Path, paths: list[Path], classes: dict[str, int] | None = Non
     if unknown := own.keys() - classes.keys() if classes else ():
         raise ConfigError(f"data.source: {folder} has classes that train/ lacks: {', '.join(sorted(unknown)[:10])}")
     tops = [path.relative_to(folder).parts[0] for path in paths]
-    return FileImages(
-        paths, [classes[top] for top in tops] if classes and all(top in classes for top in tops) else None
-    )
+    labels = [classes[top] for top in tops] if classes and all(top in classes for top in tops) else None
+    return FileImages(paths, labels, tuple(classes) if labels else ())

@@ -1,27 +1,29 @@
 """What a run saved: its FLOPs and training seconds beside those of the same run without curriculum."""
 
+from collections.abc import Callable
 from typing import Any
 
 from mae_curriculum.curriculum import Clock
-from mae_curriculum.flops import training_flops
-from mae_curriculum.model import MaskedAutoencoder
 from mae_curriculum.tracking import Stopwatch
 
+FlopsOfSize = Callable[[tuple[int, int]], int]
+"""Training FLOPs of one image of a size (height, width)."""
 
-def run_flops(clock: Clock, model: MaskedAutoencoder) -> int:
+
+def run_flops(clock: Clock, flops: FlopsOfSize) -> int:
     """Count the training FLOPs of a whole run."""
-    return sum(span.images * training_flops(model, span.size) for span in clock.spans)
+    return sum(span.images * flops(span.size) for span in clock.spans)
 
 
 def summarise(
-    clock: Clock, baseline: Clock, model: MaskedAutoencoder, stopwatch: Stopwatch, *, baseline_seconds: float
+    clock: Clock, baseline: Clock, flops_of_size: FlopsOfSize, stopwatch: Stopwatch, *, baseline_seconds: float
 ) -> dict[str, Any]:
     """Put a finished run's figures together.
 
     baseline          the clock of the same run without curriculum.
     baseline_seconds  measured training seconds of one of its steps.
     """
-    flops, baseline_flops = run_flops(clock, model), run_flops(baseline, model)
+    flops, baseline_flops = run_flops(clock, flops_of_size), run_flops(baseline, flops_of_size)
     train_seconds = stopwatch.total("train")
     return {
         "images": clock.total_images,
@@ -33,11 +35,12 @@ def summarise(
         "speedup_seconds": baseline_seconds * baseline.total_steps / train_seconds,
         "wait_seconds": stopwatch.total("wait"),
         "save_seconds": stopwatch.total("save"),
+        "evaluate_seconds": stopwatch.total("evaluate"),
         "stages": [
             {
                 "size": list(span.size),
                 "images": span.images,
-                "flops_per_image": training_flops(model, span.size),
+                "flops_per_image": flops_of_size(span.size),
                 "train_seconds": (seconds := stopwatch.total(f"train/{span.index}")),
                 "seconds_per_image": seconds / span.images,
             }

@@ -1,53 +1,57 @@
-"""One training step, and what it takes: settings, images, model, optimizer and clock of a run."""
+"""Training, whatever is trained: the loop, one step of it, what it reports and what it saves.
+
+A run is a model that maps its inputs to each image's loss, and a clock that says what it sees when. Pretraining,
+fine-tuning and probing differ in their model and in their inputs; they share this loop.
+"""
 
 import math
-from collections.abc import Generator, Iterator
+import time
+from collections import ChainMap
+from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import Dataset
 
-from mae_curriculum.checkpoint import CheckpointConfig
+from mae_curriculum.checkpoint import RunFolder, SavingConfig
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum import REFERENCE_SIZE, Clock, Curriculum, Moment, Stage
-from mae_curriculum.data import Batch, RequestSampler, TrainingImages, micro_batches, normalise, training_loader
+from mae_curriculum.data import BROKEN_LIMIT, Batch, RequestSampler, micro_batches, training_loader
 from mae_curriculum.distributed import Precision, World
-from mae_curriculum.frequency import RESIZE
-from mae_curriculum.knn import KnnConfig
-from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, mask_noise
-from mae_curriculum.optim import OptimConfig, build_optimizer, scaled_lr
+from mae_curriculum.optim import OptimConfig, scaled_lr
 from mae_curriculum.schedule import learning_rate
-from mae_curriculum.sources import DataConfig, Images, identify
+from mae_curriculum.sources import DataConfig, Images
 from mae_curriculum.table import side
-from mae_curriculum.tracking import Stopwatch, TrackingConfig
+from mae_curriculum.tracking import Journal, Progress, Stopwatch, TrackingConfig
+
+STOPPED = 75
+"""Exit code of a run that was asked to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """Pretraining of a masked autoencoder under a curriculum."""
+class TrainingConfig:
+    """What every training run is told."""
 
-    run: Path = exempt(Path("runs/pretrain"))
+    run: Path = exempt(Path("runs/training"))
     """Folder of the run. Starting again with the same folder and settings continues the run."""
     data: DataConfig = DataConfig()
     """The images."""
-    model: ModelConfig = ModelConfig()
-    """Encoder, masking, decoder, target."""
     curriculum: Curriculum = Curriculum()
     """Image size and augmentation over the run: inline, or a path to its own file, laid over what stands here."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    saving: SavingConfig = SavingConfig()
     """When the run is saved."""
     tracking: TrackingConfig = TrackingConfig()
     """How often the run reports."""
-    knn: KnnConfig = KnnConfig()
-    """The kNN accuracy at the end."""
     batch_size: int = 4096
     """Images per optimizer step, over all devices."""
     micro_batch: int | None = exempt(None)
@@ -56,7 +60,7 @@ class PretrainConfig:
     epochs: int = 800
     """Equivalent epochs: passes over the data that the run without curriculum would make."""
     seed: int = 0
-    """Of weights, order, augmentation and masks."""
+    """Of weights, order, augmentation and every other random choice."""
     precision: Precision = "auto"
     """Arithmetic of the model. auto is bfloat16 on GPUs that have it, else float32: on a CPU bfloat16 pays only where
     it has units for it, and then only for large models."""
@@ -67,105 +71,154 @@ class PretrainConfig:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be in 0..2**63-1, got {self.seed}")
-        if self.curriculum.augmentation.randaug and self.model.channels not in (1, 3):
-            raise ConfigError(
-                f"curriculum.augmentation.randaug needs 1 or 3 channels, not {self.model.channels}; set it to null"
-            )
-        self.data.statistics(self.model.channels)
+
+
+C = TypeVar("C", bound=TrainingConfig)
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Training:
-    """What a run is made of; `parallel` is the model, wrapped for several processes if there are."""
+class Training(Generic[M]):
+    """What a run is made of."""
 
-    config: PretrainConfig
+    config: TrainingConfig
     world: World
     images: Images
     images_id: str
     """Number and names of the images, as `identify` tells them."""
-    val: Images | None
-    model: MaskedAutoencoder
+    dataset: Dataset[Any]
+    """Makes what a `Request` of the sampler asks for."""
+    inputs: Callable[[Batch, Moment, range], tuple[Tensor, ...]]
+    """Brings a micro-batch, of these places in the global batch, to the device as the model's arguments."""
+    model: M
+    """Maps its inputs to (b,) losses; its state is what is saved."""
     parallel: Any
+    """The model, wrapped for several processes if there are."""
     optimizer: Optimizer
+    """A group's `lr_scale`, where it has one, multiplies its learning rate."""
     clock: Clock
+    unit: int = 1
+    """Neighbours in the global batch that stay together in a micro-batch."""
+    average: AveragedModel | None = None
+    """Moving average of the model's weights."""
 
 
-def set_up(config: PretrainConfig, world: World, images: Images, val: Images | None = None) -> Training:
-    """Build the model and all that trains it; raises ConfigError for what does not go together."""
-    model = build_model(config.model, seed=config.seed).to(world.device)
-    clock = build_clock(config, model, images_per_epoch=len(images), processes=world.size)
-    parallel: Any = model
-    if world.size > 1:
-        devices = [world.device] if world.device.type == "cuda" else None
-        parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-    return Training(
-        config, world, images, identify(images), val, model, parallel, build_optimizer(model, config.optim), clock
-    )
+def wrap(model: nn.Module, world: World) -> Any:
+    """Wrap a model so that several processes average their gradients."""
+    if world.size == 1:
+        return model
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def build_clock(
-    config: PretrainConfig, model: MaskedAutoencoder, *, images_per_epoch: int, processes: int = 1
+def lay_out_clock(
+    config: TrainingConfig,
+    *,
+    image_size: tuple[int, int],
+    patch_size: tuple[int, int],
+    images_per_epoch: int,
+    processes: int = 1,
 ) -> Clock:
-    """Lay the curriculum over the run; raises ConfigError for stages that cannot be trained."""
+    """Lay a run's curriculum over its images; raises ConfigError for stages that cannot be trained."""
     clock = Clock(
         config.curriculum,
-        image_size=model.image_size,
-        patch_size=model.patch_size,
+        image_size=image_size,
+        patch_size=patch_size,
         images_per_epoch=images_per_epoch,
         epochs=config.epochs,
         batch_images=config.batch_size,
     )
-    for span, stage in zip(clock.spans, config.curriculum.stages, strict=True):
-        if span.size == model.patch_size:
-            raise ConfigError(
-                f"curriculum.stages: size {stage.size} is a single patch here ({side(span.size)} px), of which nothing "
-                "could be masked; make it larger, or model.patch_size smaller"
-            )
-        if span.batch_images < processes:
-            raise ConfigError(
-                f"batch_size {config.batch_size} makes steps of {span.batch_images} images, fewer than the {processes} "
-                "processes; raise it or start fewer"
-            )
+    fewest = min(span.batch_images for span in clock.spans)
+    if fewest < processes:
+        raise ConfigError(
+            f"batch_size {config.batch_size} makes steps of {fewest} images, fewer than the {processes} "
+            "processes; raise it or start fewer"
+        )
     return clock
 
 
-def without_curriculum(config: PretrainConfig) -> PretrainConfig:
+def without_curriculum(config: C) -> C:
     """Give the settings of the baseline: the same run at full size from the beginning."""
     full = replace(config.curriculum, pace="images", stages=(Stage(share=1.0, size=REFERENCE_SIZE),))
     return replace(config, curriculum=full)
 
 
-def restore_(training: Training, state: dict[str, Any] | None) -> tuple[Stopwatch, int]:
-    """Bring model and optimizer to a checkpoint's state; returns its stopwatch and the step to go on with."""
-    if state is None:
-        return Stopwatch(), 0
-    if state["images"] != training.images_id:
-        raise ConfigError(
-            f"data.source: the run began with {state['images']}, and {training.config.data.source} now holds "
-            f"{training.images_id}; bring the images back as they were, or begin another --run"
-        )
-    training.model.load_state_dict(state["model"])
-    training.optimizer.load_state_dict(state["optimizer"])
-    return Stopwatch(state["seconds"]), state["step"]
+def train_(
+    training: Training[Any],
+    folder: RunFolder,
+    journal: Journal,
+    stopwatch: Stopwatch,
+    *,
+    first_step: int,
+    stop_asked: Callable[[], bool],
+    evaluate: Callable[[int], object],
+    evaluate_every_epochs: int | None,
+) -> bool:
+    """Train from a step to the end, reporting and saving on the way; tells whether the end was reached.
+
+    evaluate  measures the model after so many steps, every `evaluate_every_epochs` equivalent epochs and at the end;
+              None for never. It is done before the step is saved, so a killed run does it again.
+    """
+    config, world, clock = training.config, training.world, training.clock
+    progress = Progress(total_images=clock.total_images, done_images=clock.images(first_step), shown=world.is_main)
+    losses: list[Tensor] = []
+    broken: dict[str, str] = {}
+    known_broken: dict[str, str] = {}
+    facts, last_save = "", time.monotonic()
+    for moment, loss_share, broken_now in run_steps_(training, clock, stopwatch, first_step=first_step):
+        done = moment.step + 1
+        losses.append(loss_share)
+        broken.update(broken_now)
+        if moment.step in (first_step, clock.spans[moment.stage].first_step):
+            progress.say(describe_stage(training, moment))
+            journal.write("stage", step=moment.step, stage=moment.stage, size=moment.size)
+        evaluating = is_due(clock, done, evaluate_every_epochs)
+        stopping = world.size == 1 and stop_asked()  # several processes agree at the next report
+        # counted from the end, so that the last report covers as many steps as any
+        if (clock.total_steps - done) % config.tracking.every_steps and not stopping and not evaluating:
+            progress.update(clock.images(done), describe_moment(clock, moment) + facts)
+            continue
+        with stopwatch(f"train/{moment.stage}"):
+            loss = float(world.sum(torch.stack(losses).mean()))  # here the device is waited for
+        name_broken_(training, journal, broken, known_broken, step=moment.step)
+        check_loss(loss, step=moment.step)
+        facts = report(training, journal, stopwatch, moment, loss=loss)
+        progress.update(clock.images(done), describe_moment(clock, moment) + facts)
+        losses.clear()
+        if evaluating:
+            with stopwatch("evaluate"):
+                evaluate(done)
+        stopping = world.any(stop_asked())
+        save_due = world.any(time.monotonic() - last_save > 60 * config.saving.every_minutes)
+        if stopping or save_due or done == clock.total_steps:
+            save(training, folder, journal, stopwatch, step=done)
+            last_save = time.monotonic()
+        if stopping and done < clock.total_steps:
+            progress.close()
+            progress.say(f"stopped and saved at step {done} of {clock.total_steps}; the same command continues")
+            return False
+    progress.close()
+    return True
+
+
+def is_due(clock: Clock, done: int, every_epochs: int | None) -> bool:
+    """Tell whether a multiple of so many equivalent epochs, or the end, is reached by the last of `done` steps."""
+    if every_epochs is None:
+        return False
+    now, before = (clock.equivalent_epochs(step) // every_epochs for step in (done, done - 1))
+    return now > before or done == clock.total_steps
 
 
 def run_steps_(
-    training: Training, clock: Clock, stopwatch: Stopwatch, *, first_step: int, still: bool = False
+    training: Training[Any], clock: Clock, stopwatch: Stopwatch, *, first_step: int, still: bool = False
 ) -> Generator[tuple[Moment, Tensor, dict[str, str]]]:
     """Train step by step along a clock: yields the moment, this rank's share of the loss, and its broken images.
 
     still  keep the learning rate at 0: all the work of training, without its effect.
     """
     config, world = training.config, training.world
-    dataset = TrainingImages(
-        training.images,
-        training.model.image_size,
-        training.model.channels,
-        config.curriculum.augmentation.flip,
-        config.seed,
-    )
-    sampler = RequestSampler(clock, first_step, config.seed, world.rank, world.size, config.micro_batch)
-    batches = iter(training_loader(dataset, sampler, workers=config.data.workers, device=world.device))
+    sampler = RequestSampler(clock, first_step, config.seed, world.rank, world.size, config.micro_batch, training.unit)
+    batches = iter(training_loader(training.dataset, sampler, workers=config.data.workers, device=world.device))
     for step in range(first_step, clock.total_steps):
         moment = clock.moment(step)
         peak, floor = (scaled_lr(lr, moment.batch_images) for lr in (config.optim.base_lr, config.optim.min_lr))
@@ -176,37 +229,35 @@ def run_steps_(
 
 
 def update_(
-    training: Training, clock: Clock, moment: Moment, batches: Iterator[Batch], stopwatch: Stopwatch, *, lr: float
+    training: Training[Any], clock: Clock, moment: Moment, batches: Iterator[Batch], stopwatch: Stopwatch, *, lr: float
 ) -> tuple[Tensor, dict[str, str]]:
     """Make one optimizer step; returns this rank's share of the batch's mean loss, and the broken images met."""
-    config, world, model = training.config, training.world, training.model
-    mean, std = config.data.statistics(model.channels)
-    patch_count = math.prod(model.grid(moment.size))
-    parts = micro_batches(clock.span(moment.step), world.rank, world.size, config.micro_batch)
+    config, world = training.config, training.world
+    parts = micro_batches(clock.span(moment.step), world.rank, world.size, config.micro_batch, training.unit)
     total = torch.zeros((), device=world.device)
     broken: dict[str, str] = {}
     for part, places in enumerate(parts, start=1):
         with stopwatch("wait"):
             batch = next(batches)
-        pixels = world.bring(batch.images)
-        images = RESIZE[config.curriculum.resize](normalise(pixels, mean, std), moment.size)
-        noise = world.bring(mask_noise(seed=config.seed, step=moment.step, places=places, patch_count=patch_count))
+        inputs = training.inputs(batch, moment, places)
         with nullcontext() if part == len(parts) or world.size == 1 else training.parallel.no_sync():
             with world.autocast(config.precision):
-                loss = training.parallel(images, noise).sum() / moment.batch_images
+                loss = training.parallel(*inputs).sum() / moment.batch_images
             (loss * world.size).backward()  # gradients are averaged over the ranks; the loss is a sum over them
         total += loss.detach()
         broken |= batch.broken
     if config.optim.clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
+        nn.utils.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm)
     for group in training.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     training.optimizer.step()
     training.optimizer.zero_grad()
+    if training.average is not None:
+        training.average.update_parameters(training.model)
     return total, broken
 
 
-def measure_seconds(training: Training, clock: Clock) -> float:
+def measure_seconds(training: Training[Any], clock: Clock) -> float:
     """Measure the training seconds of a clock's step on a few steps with learning rate 0, after some to warm up."""
     uncounted, counted = min(3, clock.total_steps - 1), min(20, max(5, clock.total_steps // 20))
     stopwatch = Stopwatch()
@@ -220,3 +271,97 @@ def measure_seconds(training: Training, clock: Clock) -> float:
     with stopwatch("train"):
         training.world.synchronise()
     return stopwatch.total("train") / measured
+
+
+def save(training: Training[Any], folder: RunFolder, journal: Journal, stopwatch: Stopwatch, *, step: int) -> None:
+    """Save the state of the run, from the main process."""
+    with stopwatch("save"):
+        state = {
+            "step": step,
+            "model": training.model.state_dict(),
+            "optimizer": training.optimizer.state_dict(),
+            "seconds": dict(stopwatch.seconds),
+            "images": training.images_id,
+        }
+        if training.average is not None:
+            state["average"] = training.average.state_dict()
+        training.world.on_main(lambda: folder.save(state, keep=training.config.saving.keep))
+    journal.write("save", step=step)
+
+
+def restore_(training: Training[Any], state: dict[str, Any] | None) -> tuple[Stopwatch, int]:
+    """Bring model and optimizer to a checkpoint's state; returns its stopwatch and the step to go on with."""
+    if state is None:
+        return Stopwatch(), 0
+    if state["images"] != training.images_id:
+        raise ConfigError(
+            f"data.source: the run began with {state['images']}, and {training.config.data.source} now holds "
+            f"{training.images_id}; bring the images back as they were, or begin another --run"
+        )
+    training.model.load_state_dict(state["model"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    if training.average is not None:
+        training.average.load_state_dict(state["average"])
+    return Stopwatch(state["seconds"]), state["step"]
+
+
+def name_broken_(
+    training: Training[Any], journal: Journal, broken: dict[str, str], known: dict[str, str], *, step: int
+) -> None:
+    """Name this report's broken images in the journal, and stop a run that has too many; moves `broken` to `known`."""
+    everybodys = dict(ChainMap(*training.world.gather(broken)))
+    for name in sorted(everybodys.keys() - known.keys()):
+        journal.write("broken_image", step=step, image=name, reason=everybodys[name])
+    known |= everybodys
+    broken.clear()
+    if len(known) > BROKEN_LIMIT * len(training.images):
+        name = min(known)
+        raise ConfigError(
+            f"{len(known)} of {len(training.images)} images are broken, more than {BROKEN_LIMIT:.0%}, such as {name} "
+            f"({known[name]}); mend or remove those that journal.jsonl names"
+        )
+
+
+def check_loss(loss: float, *, step: int) -> None:
+    """Stop a run whose loss is no number, before its state is saved."""
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"the loss is {loss} at step {step}; lower optim.base_lr, or set optim.clip_norm or precision "
+            "float32, in another --run; the newest checkpoint is from before"
+        )
+
+
+def report(training: Training[Any], journal: Journal, stopwatch: Stopwatch, moment: Moment, *, loss: float) -> str:
+    """Write a row of the journal; returns the facts that the progress bar shows."""
+    lr = max(group["lr"] for group in training.optimizer.param_groups)
+    journal.write(
+        "step",
+        step=moment.step,
+        images=moment.first_image + moment.batch_images,
+        progress=round(moment.progress, 6),
+        stage=moment.stage,
+        size=moment.size,
+        magnitude=moment.magnitude,
+        loss=loss,
+        lr=lr,
+        train_seconds=round(stopwatch.total("train"), 3),
+        wait_seconds=round(stopwatch.total("wait"), 3),
+    )
+    return f" | loss {loss:.4f} lr {lr:.2e}"
+
+
+def describe_moment(clock: Clock, moment: Moment) -> str:
+    """Say in a few words what the encoder sees."""
+    strength = "" if moment.magnitude is None else f" magnitude {moment.magnitude:.1f}"
+    return f"stage {moment.stage + 1}/{len(clock.spans)} {side(moment.size)} px{strength}"
+
+
+def describe_stage(training: Training[Any], moment: Moment) -> str:
+    """Say in a line how large a stage's images are, and how its steps are made."""
+    span, world = training.clock.spans[moment.stage], training.world
+    parts = micro_batches(span, world.rank, world.size, training.config.micro_batch, training.unit)
+    return (
+        f"stage {span.index + 1} of {len(training.clock.spans)}: {side(span.size)} px, {span.steps} steps of "
+        f"{span.batch_images} images ({world.size} processes x {len(parts)} micro-batches x {max(map(len, parts))} "
+        "images)"
+    )

@@ -8,7 +8,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from mae_curriculum.checkpoint import RunFolder, read_json
-from mae_curriculum.config import ConfigError
-from mae_curriculum.model import ModelConfig
+from mae_curriculum.config import ConfigError, differences, load_part
+from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model
+from mae_curriculum.sources import DataConfig
 
 NAMES = {
     (192, 12): "vit_tiny_patch16_224",
@@ -34,6 +35,9 @@ NAMES = {
 
 MODEL_KEY = "mae_curriculum.model"
 """Under this key a safetensors file says, as JSON, which `ModelConfig` its weights belong to."""
+
+RUNS_IMAGES = "run"
+"""The `data.source` that stands for the images that a checkpoint's run was trained on."""
 
 _VIT_KEY = re.compile(
     r"(cls_token|reg_token|pos_embed|patch_embed\.proj\.\w+|(norm|fc_norm|norm_pre|head)\.\w+"
@@ -102,10 +106,46 @@ def load_into_(module: torch.nn.Module, weights: dict[str, Tensor], what: str) -
     module.load_state_dict(weights)
 
 
+def encoder_of(weights: Weights, what: object) -> MaskedAutoencoder:
+    """Make the model whose encoder describes images as these weights do; a classifier's head is left out.
+
+    what    names the checkpoint in messages.
+    Raises  ConfigError that lists what does not fit.
+    """
+    model = build_model(weights.model, seed=0)
+    encoder = {key: value for key, value in weights.encoder.items() if not key.startswith("head.")}
+    if "fc_norm.weight" in encoder:  # a classifier that averages the patches first and normalises then
+        model.encoder.norm, model.encoder.fc_norm = torch.nn.Identity(), model.encoder.norm
+    load_into_(model.encoder, encoder, f"the encoder of {what}")
+    return model.eval()
+
+
+def resolve_images(data: DataConfig, checkpoint: Path | None) -> DataConfig:
+    """Replace the source `run` by the images that the checkpoint's run was trained on."""
+    if data.source != RUNS_IMAGES:
+        return data
+    settings = _run_settings(checkpoint) if checkpoint is not None else {}
+    if "data" not in settings:
+        raise ConfigError(f"data.source: {checkpoint} is no run with images of its own, so say which: --data.source")
+    if ignored := differences(DataConfig(source=RUNS_IMAGES), data):
+        raise ConfigError(
+            f"data: source `run` keeps the run's own settings, not {'; '.join(ignored)}; say --data.source"
+        )
+    own = load_part(DataConfig, settings["data"])
+    return replace(own, workers=data.workers, cache=own.cache if data.cache == DataConfig.cache else data.cache)
+
+
+def _run_settings(path: Path) -> dict[str, Any]:
+    """Read the settings of a run folder; none where there is no run."""
+    config = RunFolder(path).config
+    settings: dict[str, Any] = yaml.safe_load(config.read_text()) if config.exists() else {}
+    return settings
+
+
 def _read_foreign(path: Path, heads: int | None) -> Weights:
     state, facts = _read_state(path)
     if MODEL_KEY in facts:
-        return Weights(_model_config(json.loads(facts[MODEL_KEY])), state, {}, "export of this project")
+        return Weights(load_part(ModelConfig, json.loads(facts[MODEL_KEY])), state, {}, "export of this project")
     origin = "timm"
     if any("embeddings.patch_embeddings." in key for key in state):
         origin = "Hugging Face"
@@ -119,6 +159,8 @@ def _read_foreign(path: Path, heads: int | None) -> Weights:
         raise ConfigError(f"{path}: not the weights of a ViT; its keys are {_some(state)}")
     if unknown := state.keys() - encoder.keys() - decoder.keys():
         raise ConfigError(f"{path}: taken for {origin}, but these keys fit nowhere: {_some(unknown)}")
+    if "head.weight" in encoder:
+        origin += f" classifier of {len(encoder['head.weight'])} classes"
     return Weights(
         _infer_model(encoder, decoder, {"num_attention_heads": heads} | facts, path), encoder, decoder, origin
     )
@@ -129,17 +171,16 @@ def _read_run(path: Path) -> Weights:
     state = folder.newest()
     if state is None:
         raise ConfigError(f"{path} has no checkpoint yet")
-    settings = yaml.safe_load(folder.config.read_text())["model"]
+    if not any(key.startswith("encoder.") for key in state["model"]):
+        raise ConfigError(
+            f"{path} is a run that trained no masked autoencoder; give the .safetensors file that it wrote"
+        )
+    model = load_part(ModelConfig, _run_settings(path)["model"])
     encoder = {
         key.removeprefix("encoder."): value for key, value in state["model"].items() if key.startswith("encoder.")
     }
     decoder = {key: value for key, value in state["model"].items() if not key.startswith("encoder.")}
-    return Weights(_model_config(settings), encoder, decoder, f"run at step {state['step']}")
-
-
-def _model_config(settings: dict[str, Any]) -> ModelConfig:
-    size = settings["image_size"]
-    return ModelConfig(**{**settings, "image_size": tuple(size) if isinstance(size, list) else size})
+    return Weights(model, encoder, decoder, f"run at step {state['step']}")
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

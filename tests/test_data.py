@@ -9,6 +9,7 @@ from PIL import Image
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum import Augmentation, Clock, Curriculum, Stage
 from mae_curriculum.data import (
+    NO_IMAGE,
     EvaluationImages,
     Request,
     RequestSampler,
@@ -97,7 +98,7 @@ def test_micro_batches_hold_more_of_smaller_images() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_do_not_depend_on_the_number_of_workers(workers: int) -> None:
     images, _ = open_images(DataConfig())
-    dataset = TrainingImages(images, (16, 16), 1, True, 5)
+    dataset = TrainingImages(images, (16, 16), 1, Augmentation(), 5)
     clock = make_clock(images_per_epoch=len(images))
     loader = training_loader(dataset, RequestSampler(clock, 530, 5, 0, 1, 4), workers=workers, device=CPU)
     batches = [batch.images for batch in loader]
@@ -114,19 +115,20 @@ def test_a_broken_image_is_named_and_replaced_by_the_next(tmp_path: Path) -> Non
     (tmp_path / "a" / "007.png").write_text("no image")
     (tmp_path / "a" / "008.png").write_bytes((tmp_path / "a" / "009.png").read_bytes()[:40])
     images, _ = open_images(DataConfig(source=str(tmp_path)))
-    image, broken = TrainingImages(images, (8, 8), 3, False, 0)[Request(0, 7, None, 0.5)]
+    image, index, broken = TrainingImages(images, (8, 8), 3, Augmentation(flip=False), 0)[Request(0, 7, None, 0.5)]
+    assert index == 9
     assert image[:, 0, 0].tolist() == [0, 9, 99]
     assert list(broken) == [str(tmp_path / "a" / f"00{i}.png") for i in (7, 8)]
     assert broken[str(tmp_path / "a" / "007.png")] == "not an image"
-    evaluated = EvaluationImages(images, range(6, 10), (8, 8), 3)
-    assert [evaluated[place][1] for place in range(4)] == [6, -1, -1, 9]
+    evaluated = EvaluationImages(images, (8, 8), 3)
+    assert [evaluated[index][1] for index in range(6, 10)] == [6, NO_IMAGE, NO_IMAGE, 9]
 
 
 def test_an_image_with_nothing_but_broken_ones_behind_it_comes_black_with_their_names(tmp_path: Path) -> None:
     for index in range(5):
         (tmp_path / f"{index}.jpg").write_text("no image")
     images, _ = open_images(DataConfig(source=str(tmp_path)))
-    image, broken = TrainingImages(images, (8, 8), 3, False, 0)[Request(0, 2, None, 0.5)]
+    image, _, broken = TrainingImages(images, (8, 8), 3, Augmentation(), 0)[Request(0, 2, None, 0.5)]
     assert not image.any()
     assert len(broken) == 2  # more than 1 % of five
 
@@ -229,5 +231,5 @@ def test_multi_channel_arrays_are_a_folder_like_any(tmp_path: Path) -> None:
     for index in range(3):
         np.save(tmp_path / f"{index}.npy", np.full((6, 6, 5), index, dtype=np.uint8))
     images, _ = open_images(DataConfig(source=str(tmp_path)))
-    image, broken = TrainingImages(images, (8, 8), 5, True, 0)[Request(0, 2, None, 0.5)]
+    image, _, broken = TrainingImages(images, (8, 8), 5, Augmentation(), 0)[Request(0, 2, None, 0.5)]
     assert (image.shape, int(image.max()), broken) == ((5, 8, 8), 2, {})

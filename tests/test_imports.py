@@ -9,10 +9,11 @@ PACKAGE = Path(__file__).parent.parent / "mae_curriculum"
 ROWS = [
     "config distributed frequency positions schedule decode augment targets stopping table",
     "curriculum model sources optim checkpoint tracking",
-    "data flops weights",
-    "knn summary",
-    "training",
-    "pretrain plan bench export evaluate",
+    "data flops weights results",
+    "inference training summary",
+    "knn",
+    "pretrain",
+    "plan bench export evaluate",
     "__main__",
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules.split()}

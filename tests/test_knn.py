@@ -43,6 +43,7 @@ def test_more_neighbours_than_images_are_refused() -> None:
 @dataclass(frozen=True)
 class Unlabelled:
     labels: None = None
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return 100
@@ -53,13 +54,16 @@ class Unlabelled:
     def name(self, index: int) -> str:
         raise NotImplementedError
 
+    def fingerprint(self) -> str:
+        raise NotImplementedError
+
 
 def test_the_reason_for_no_accuracy_is_told() -> None:
     train, val = open_images(DataConfig())
     assert isinstance(train, ArrayImages)
     assert why_no_knn(train, val, KnnConfig()) is None
     assert why_no_knn(Unlabelled(), None, KnnConfig()) == "the images are not sorted into two or more classes"
-    few = ArrayImages(train.pixels[:24], train.labels[:24])
+    few = ArrayImages(train.pixels[:24], train.labels[:24], train.classes)
     assert why_no_knn(few, None, KnnConfig()) is None  # every fifth is a query: 20 are left
     assert (
         why_no_knn(few, None, KnnConfig(neighbours=21)) == "knn.neighbours is 21, and only 20 images can be neighbours"

@@ -23,12 +23,14 @@ from plain_mae import plain_mae_loss
 from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import load
+from mae_curriculum.curriculum import Augmentation
 from mae_curriculum.data import Request, TrainingImages
 from mae_curriculum.distributed import World
 from mae_curriculum.model import build_model, mask_noise
+from mae_curriculum.pretrain import PretrainConfig, set_up
 from mae_curriculum.sources import open_images
 from mae_curriculum.tracking import Stopwatch
-from mae_curriculum.training import PretrainConfig, run_steps_, set_up
+from mae_curriculum.training import run_steps_
 
 TINY = {
     "data.workers": 0,
@@ -130,8 +132,8 @@ def test_a_run_ends_with_a_summary_of_its_worth_and_its_savings(finished: Path) 
 
 def test_a_run_says_what_it_does(finished: Path) -> None:
     text = (finished.parent / "finished.txt").read_text()
-    assert "stage 1 of 3: 24 px, 2 of 9 patches visible, 40 steps of 64 images" in text
-    assert "stage 3 of 3: 32 px, 4 of 16 patches visible" in text
+    assert "stage 1 of 3: 24 px, 40 steps of 64 images" in text
+    assert "stage 3 of 3: 32 px" in text
     assert "kNN accuracy" in text
     assert "training seconds instead of" in text
 
@@ -162,16 +164,18 @@ def test_a_finished_run_started_again_only_tells_its_summary(
 def test_knn_measures_a_runs_encoder_again(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     summary = json.loads((run / "summary.json").read_text())
-    assert main(["knn", "--checkpoint", str(run)]) == 0
+    cache = ["--data.cache", str(tmp_path / "cache")]
+    assert main(["knn", "--checkpoint", str(run), *cache]) == 0
     assert f"kNN accuracy {summary['knn']:.4f} of {run} (run at step 67) on digits" in capsys.readouterr().out
-    assert rows(run, "knn")[0]["accuracy"] == summary["knn"]
+    assert rows(run, "knn")[0]["accuracy"]["mean"] == summary["knn"]
+    assert json.loads((run / "results.json").read_text())["accuracy"]["values"] == [summary["knn"]]
     assert main(["export", "--checkpoint", str(run), "--out", str(tmp_path / "encoder.safetensors")]) == 0
     assert main(["knn", "--checkpoint", str(run), "--data.mean", "[0.5]"]) == 2
     assert "keeps the run's own settings, not mean: None -> [0.5]" in capsys.readouterr().err
     alone = ["knn", "--checkpoint", str(tmp_path / "encoder.safetensors")]
     assert main(alone) == 2
-    assert "is no run folder, so say which images" in capsys.readouterr().err
-    data = ["--data.source", "digits", "--data.mean", "[0.305]", "--data.std", "[0.376]"]
+    assert "is no run with images of its own, so say which" in capsys.readouterr().err
+    data = ["--data.source", "digits", "--data.mean", "[0.305]", "--data.std", "[0.376]", *cache]
     assert main([*alone, *data]) == 0
     assert f"kNN accuracy {summary['knn']:.4f} of" in capsys.readouterr().out
 
@@ -224,7 +228,7 @@ def test_two_processes_see_the_same_images_and_masks_and_end_with_the_same_loss(
 def steps_of(**changes: Any) -> list[torch.Tensor]:
     """Train the last few steps of a run from its first weights; returns the losses."""
     config = load(PretrainConfig, options(**changes))
-    training = set_up(config, World(0, 1, torch.device("cpu")), *open_images(config.data))
+    training = set_up(config, World(0, 1, torch.device("cpu")), open_images(config.data)[0])
     return [loss for _, loss, _ in run_steps_(training, training.clock, Stopwatch(), first_step=62)]
 
 
@@ -237,7 +241,7 @@ def test_accumulation_does_not_change_the_losses() -> None:
 def test_plain_mae_is_the_curriculum_of_one_stage() -> None:
     """Train an independent plain MAE by hand on the same images and masks."""
     config = load(PretrainConfig, options(curriculum="configs/curriculum/none.yaml", optim__warmup=0.1))
-    training = set_up(config, World(0, 1, torch.device("cpu")), *open_images(config.data))
+    training = set_up(config, World(0, 1, torch.device("cpu")), open_images(config.data)[0])
     ours = [float(loss) for _, loss, _ in islice(run_steps_(training, training.clock, Stopwatch(), first_step=0), 8)]
     names = dict(build_model(config.model, seed=config.seed).named_parameters())
     learned = {name: p.detach().clone().requires_grad_() for name, p in names.items() if p.requires_grad}
@@ -245,7 +249,7 @@ def test_plain_mae_is_the_curriculum_of_one_stage() -> None:
     theirs = []
     for step in range(8):
         order = np.random.default_rng((0, 0)).permutation(1438)[step * 64 : step * 64 + 64]
-        dataset = TrainingImages(training.images, (32, 32), 1, True, 0)
+        dataset = TrainingImages(training.images, (32, 32), 1, Augmentation(), 0)
         pixels = torch.stack([dataset[Request(0, int(image), None, 0.2)][0] for image in order])
         noise = mask_noise(seed=0, step=step, places=range(64), patch_count=16)
         shape = {"patch": 8, "depth": 2, "heads": 3, "decoder_depth": 1, "decoder_heads": 2}
@@ -392,7 +396,7 @@ def test_images_that_changed_since_the_run_began_are_refused(
 def test_a_batch_smaller_than_the_world_is_refused() -> None:
     config = replace(load(PretrainConfig, options()), batch_size=1)
     with pytest.raises(ValueError, match="batch_size 1 makes steps of 1 images, fewer than the 2 processes"):
-        set_up(config, World(0, 2, torch.device("cpu")), *open_images(config.data))
+        set_up(config, World(0, 2, torch.device("cpu")), open_images(config.data)[0])
 
 
 def test_a_run_folder_of_another_config_is_refused_unharmed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -405,7 +409,7 @@ def test_a_run_folder_of_another_config_is_refused_unharmed(finished: Path, caps
 def test_a_full_disk_is_one_line_and_harms_nothing(small_disk: Callable[[str], Path]) -> None:
     run = small_disk("3m") / "run"
     # a checkpoint takes 1 MB; saving at each report, more and more are kept
-    done = command("pretrain", *options(run, checkpoint__every_minutes=1e-9, checkpoint__keep=99))
+    done = command("pretrain", *options(run, saving__every_minutes=1e-9, saving__keep=99))
     assert done.returncode == 2
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr

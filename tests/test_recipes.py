@@ -6,7 +6,7 @@ import yaml
 
 from mae_curriculum.config import dump, load, load_file
 from mae_curriculum.curriculum import Curriculum
-from mae_curriculum.training import PretrainConfig
+from mae_curriculum.pretrain import PretrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted((CONFIGS / "pretrain").glob("*.yaml"))

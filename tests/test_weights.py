@@ -15,7 +15,7 @@ from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import ConfigError
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, patchify
-from mae_curriculum.training import PretrainConfig
+from mae_curriculum.pretrain import PretrainConfig
 from mae_curriculum.weights import load_into_, read_weights
 
 MODEL = ModelConfig(

@@ -1,0 +1,110 @@
+"""Models over whole sets of images: each image exactly once, however many processes share them; cached features."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mae_curriculum.curriculum import split
+from mae_curriculum.data import NO_IMAGE, EvaluationImages, normalise
+from mae_curriculum.distributed import Precision, World
+from mae_curriculum.model import MaskedAutoencoder
+from mae_curriculum.sources import DataConfig, Images
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How images are brought to a model that only looks at them."""
+
+    world: World
+    data: DataConfig
+    precision: Precision
+    batch_images: int
+    """Images at once on each device."""
+    crop: float = 1.0
+    """Share of an image's shorter side that is kept."""
+
+    def run(
+        self,
+        function: Callable[[Tensor], Tensor],
+        images: Images,
+        *,
+        size: tuple[int, int],
+        channels: int,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Apply a function to all images, shared out over the ranks, block by block.
+
+        function  maps normalised images (b, c, h, w) of this size (height, width) to rows (b, ...).
+        Yields    rows (m, ...) float32 and their images' indices (m,), equal on all ranks, in order; broken images are
+                  left out.
+        """
+        world = self.world
+        mean, std = self.data.statistics(channels)
+        block = self.batch_images * world.size
+        blocks = [range(start, min(start + block, len(images))) for start in range(0, len(images), block)]
+        loader = DataLoader(
+            EvaluationImages(images, size, channels, self.crop),
+            batch_sampler=[self._share(each) or [NO_IMAGE] for each in blocks],
+            num_workers=self.data.workers,
+            pin_memory=world.device.type == "cuda",
+        )
+        for pixels, index in loader:
+            with torch.inference_mode(), world.autocast(self.precision):
+                rows = function(normalise(world.bring(pixels), mean, std)).float()
+            index = index.to(world.device)
+            usable = index != NO_IMAGE
+            yield world.gather_rows(rows[usable]), world.gather_rows(index[usable])
+
+    def _share(self, block: range) -> list[int]:
+        return [block[place] for place in split(len(block), self.world.size, self.world.rank)]
+
+    def encode(self, model: MaskedAutoencoder, images: Images) -> tuple[Tensor, Tensor]:
+        """Encode all images: features (n, p, d) of each pooling, and indices (n,) of their images."""
+        model.eval()
+        parts = list(self.run(model.features, images, size=model.image_size, channels=model.channels))
+        model.train()
+        rows, indices = zip(*parts, strict=True)
+        return torch.cat(rows), torch.cat(indices)
+
+    def cached(self, model: MaskedAutoencoder, images: Images) -> NDArray[np.float32]:
+        """Give the features of all images, memory-mapped: (n, p, d) float32; NaN where an image is broken.
+
+        They are computed once for the same weights, images and settings, and kept under `data.cache`/features. The main
+        process writes; all read, so the folder must be one that all see.
+        """
+        world = self.world
+        path = self.data.cache / "features" / f"{self._digest(model, images)}.npy"
+        if not world.gather(path.exists())[0]:
+            world.on_main(lambda: path.parent.mkdir(parents=True, exist_ok=True))
+            aside = path.with_suffix(".aside")
+            shape = (len(images), len(model.pools), model.encoder.embed_dim)
+            store = np.lib.format.open_memmap(aside, "w+", np.float32, shape) if world.is_main else None
+            if store is not None:
+                store[:] = np.nan
+            model.eval()
+            for rows, indices in self.run(model.features, images, size=model.image_size, channels=model.channels):
+                if store is not None:
+                    store[indices.cpu().numpy()] = rows.cpu().numpy()
+            model.train()
+            if store is not None:
+                store.flush()
+                aside.replace(path)
+            world.gather(None)  # the others wait until the file is there
+        features: NDArray[np.float32] = np.load(path, mmap_mode="r")
+        return features
+
+    def _digest(self, model: MaskedAutoencoder, images: Images) -> str:
+        """Name all that features depend on: weights, images, and how these are shown."""
+        name = hashlib.sha256()
+        for key, value in sorted(model.encoder.state_dict().items()):
+            name.update(key.encode())
+            name.update(memoryview(value.detach().cpu().contiguous().numpy()).cast("B"))
+        settings = [self.precision, self.crop, model.image_size, self.data.statistics(model.channels)]
+        name.update(json.dumps([*settings, images.fingerprint()]).encode())
+        return name.hexdigest()[:16]
