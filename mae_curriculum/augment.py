@@ -97,4 +97,6 @@ def _policy(magnitude: float) -> RandAugment:
     )
     for op in policy.ops:
         op.magnitude = magnitude
+        if op.name == "PosterizeIncreasing":  # at 10 not one bit of a colour would be left, which Pillow 12 refuses
+            op.magnitude_max = 9.99
     return policy

@@ -82,7 +82,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         text = dump(config)
         if not self.config.exists() or self.config.read_text() != text:
-            _write(self.config, text.encode())
+            write_whole(self.config, text.encode())
         (self.path / "checkpoints").mkdir(exist_ok=True)  # last: until there is a config, the folder is nobody's
 
     def save(self, state: dict[str, Any], *, keep: int) -> Path:
@@ -91,7 +91,7 @@ class RunFolder:
         buffer = io.BytesIO()  # torch, writing to a full disk itself, would not say so
         torch.save(state, buffer)
         with buffer.getbuffer() as content:  # released even if writing fails: CPython 3.12 may crash on one left over
-            _write(path, content)
+            write_whole(path, content)
         for old in self.checkpoints[:-keep]:
             old.unlink()
         return path
@@ -112,7 +112,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that the old or the new content is there at any moment, and nothing else."""
-    _write(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -120,7 +120,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def _write(path: Path, content: bytes | memoryview) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file aside, flush it to disk, then rename it; of a failure nothing remains."""
     aside = path.with_name(ASIDE)
     try:

@@ -6,11 +6,13 @@ images of a step are a function of (seed, step) alone, whatever the number of wo
 anywhere.
 """
 
+import atexit
+import multiprocessing
 import signal
 from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,6 +134,8 @@ def training_loader(
     dataset: Dataset[Any], sampler: RequestSampler, *, workers: int, device: torch.device
 ) -> DataLoader[Batch]:
     """Load the sampler's micro-batches in order, ahead of time if there are workers."""
+    if workers:
+        _kill_workers_at_exit()
     return DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -141,6 +145,17 @@ def training_loader(
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
+
+
+@cache
+def _kill_workers_at_exit() -> None:
+    """Let no worker outlive an error: Python would ask them to end by SIGTERM, and wait for those that ignore it."""
+
+    def kill() -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    atexit.register(kill)
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:

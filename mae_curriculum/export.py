@@ -1,21 +1,19 @@
 """Encoders for other people's code: timm, Hugging Face, facebookresearch/mae; each with a card on how to load it."""
 
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mae_curriculum.checkpoint import RunFolder, read_json
-from mae_curriculum.config import ConfigError, load_file, plain
+from mae_curriculum.config import ConfigError, load_file
 from mae_curriculum.model import TIMM_NAMES, MaskedAutoencoder, ModelConfig, build_model
 from mae_curriculum.positions import sincos_positions
 from mae_curriculum.pretrain import PretrainConfig
-from mae_curriculum.weights import MODEL_KEY, Weights, from_hugging_face, load_into_, read_weights
+from mae_curriculum.weights import Weights, from_hugging_face, load_into_, read_weights, save_weights
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,7 @@ def export(config: ExportConfig) -> int:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     match config.format:
         case "timm":
-            tensors = {key: value.contiguous() for key, value in weights.encoder.items()}
-            save_file(tensors, config.out, metadata={MODEL_KEY: json.dumps(plain(weights.model))})
+            save_weights(config.out, weights.encoder, weights.model, {})
         case "mae":
             torch.save({"model": mae_layout(model, weights)}, config.out)
         case _:

@@ -1,6 +1,7 @@
 """The optimizer: AdamW with MAE's groups, and the batch-size rule."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
@@ -52,4 +53,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
         },
         {"params": [p for p, matrix in zip(trained, is_matrix, strict=True) if not matrix], "weight_decay": 0.0},
     ]
+    return build_adamw(groups, config)
+
+
+def build_adamw(groups: list[dict[str, Any]], config: OptimConfig) -> AdamW:
+    """Make AdamW over groups of parameters that say their weight decay; the loop sets their learning rates."""
     return AdamW(groups, lr=0.0, betas=config.betas, fused=True)

@@ -289,10 +289,12 @@ def _list_images(folder: Path) -> list[Path]:
 
 
 def _classes(folder: Path, paths: Sequence[Path]) -> dict[str, int]:
-    """Number the classes: a tree's top folders, if every image lies in one and there are two or more; else none."""
-    tops = sorted({path.relative_to(folder).parts[0] for path in paths})
-    in_folders = all(len(path.relative_to(folder).parts) > 1 for path in paths)
-    return {top: number for number, top in enumerate(tops)} if in_folders and len(tops) > 1 else {}
+    """Number the classes: a tree's top folders, empty ones too, if every image lies in one of two or more."""
+    tops = {path.relative_to(folder).parts[0] for path in paths}
+    if len(tops) < 2 or any(len(path.relative_to(folder).parts) < 2 for path in paths):
+        return {}
+    tops |= {child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
+    return {top: number for number, top in enumerate(sorted(tops))}
 
 
 def _label(folder: Path, paths: list[Path], classes: dict[str, int] | None = None) -> FileImages:

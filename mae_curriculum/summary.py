@@ -60,6 +60,6 @@ def describe(summary: dict[str, Any]) -> str:
         f"{summary['train_seconds']:.1f} training seconds instead of {summary['baseline_train_seconds']:.1f} "
         f"({summary['speedup_seconds']:.2f}x)",
     ]
-    if summary["knn"] is not None:
+    if summary.get("knn") is not None:
         lines.append(f"kNN accuracy {summary['knn']:.4f}, of the untrained encoder {summary['knn_untrained']:.4f}")
     return "\n".join(lines)

@@ -17,10 +17,11 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file as load_safetensors
+from safetensors.torch import save
 from torch import Tensor
 
-from mae_curriculum.checkpoint import RunFolder, read_json
-from mae_curriculum.config import ConfigError, differences, load_part
+from mae_curriculum.checkpoint import RunFolder, read_json, write_whole
+from mae_curriculum.config import ConfigError, differences, load_part, plain
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model
 from mae_curriculum.sources import DataConfig
 
@@ -142,6 +143,20 @@ def _run_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def save_weights(path: Path, tensors: dict[str, Tensor], model: ModelConfig | None, facts: dict[str, str]) -> None:
+    """Write a safetensors file under timm's names; `model` says which plain ViT it holds, `facts` anything else."""
+    metadata = facts if model is None else {MODEL_KEY: json.dumps(plain(model)), **facts}
+    content = save({key: value.cpu().contiguous() for key, value in tensors.items()}, metadata)
+    write_whole(path, content)
+
+
+def read_facts(path: Path) -> dict[str, str]:
+    """Read what stands beside the weights of a safetensors file."""
+    with safe_open(path, "pt") as file:
+        facts: dict[str, str] = file.metadata() or {}
+    return facts
+
+
 def _read_foreign(path: Path, heads: int | None) -> Weights:
     state, facts = _read_state(path)
     if MODEL_KEY in facts:
@@ -192,8 +207,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         facts, path = read_json(path / "config.json"), path / "model.safetensors"
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                facts = facts | (file.metadata() or {})
+            facts |= read_facts(path)
             return load_safetensors(path), facts
         # MAE's files carry their command line as a Namespace, which is nothing but names and values
         with torch.serialization.safe_globals([argparse.Namespace]):

@@ -81,3 +81,23 @@ def test_evaluation_resizes_to_cover_and_cuts_the_centre() -> None:
     assert abs(float(image.float().mean()) - 59.5) < 1
     assert int(image.max()) - int(image.min()) < 62  # the middle half of the width
     assert torch.equal(resize_and_crop(ramp, (60, 120)), ramp)
+
+
+def test_randaugment_at_the_greatest_magnitude_leaves_a_picture() -> None:
+    image = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
+    for place in range(300):  # among so many, posterize comes with every number of bits
+        augment(image, (16, 16), min_area=1.0, flip=False, magnitude=10.0, position=(0, place))
+
+
+def test_erasing_overwrites_a_rectangle_with_noise_as_often_as_asked() -> None:
+    image = torch.full((3, 64, 64), 255, dtype=torch.uint8)
+
+    def shares(erasing: float) -> list[float]:
+        how = {"min_area": 1.0, "flip": False, "magnitude": None, "erasing": erasing}
+        made = [augment(image, (64, 64), position=(0, place), **how) for place in range(200)]  # type: ignore[arg-type]
+        return [float((one != 255).any(dim=0).float().mean()) for one in made]
+
+    assert not any(shares(0.0))
+    always = shares(1.0)
+    assert all(0.01 < share < 0.35 for share in always)
+    assert sum(share > 0 for share in shares(0.25)) / 200 == pytest.approx(0.25, abs=0.08)

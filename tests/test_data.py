@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,3 +235,21 @@ def test_multi_channel_arrays_are_a_folder_like_any(tmp_path: Path) -> None:
     images, _ = open_images(DataConfig(source=str(tmp_path)))
     image, _, broken = TrainingImages(images, (8, 8), 5, Augmentation(), 0)[Request(0, 2, None, 0.5)]
     assert (image.shape, int(image.max()), broken) == ((5, 8, 8), 2, {})
+
+
+def test_an_error_in_the_training_process_is_not_waited_upon_by_workers() -> None:
+    program = """
+import torch
+from mae_curriculum.curriculum import Augmentation, Clock, Curriculum
+from mae_curriculum.data import RequestSampler, TrainingImages, training_loader
+from mae_curriculum.sources import DataConfig, open_images
+shape = {"image_size": (16, 16), "patch_size": (8, 8)}
+clock = Clock(Curriculum(), **shape, images_per_epoch=1438, epochs=9, batch_images=4)
+dataset = TrainingImages(open_images(DataConfig())[0], (16, 16), 1, Augmentation(), 0)
+batches = iter(training_loader(dataset, RequestSampler(clock, 0, 0, 0, 1, None), workers=2, device=torch.device("cpu")))
+next(batches)
+raise RuntimeError("an error")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "RuntimeError: an error" in done.stderr

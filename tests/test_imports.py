@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mae_curriculum"
 ROWS = [
     "config distributed frequency positions schedule decode augment targets stopping table",
-    "curriculum model sources optim checkpoint tracking",
+    "curriculum model sources optim checkpoint tracking cli",
     "data flops weights results",
     "inference training summary",
     "knn",

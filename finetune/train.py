@@ -1,0 +1,379 @@
+"""Fine-tuning: an encoder and a head learn to classify, under a curriculum or without; from scratch too."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from timm.data.mixup import Mixup
+from timm.optim._param_groups import param_groups_layer_decay
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.flop_counter import FlopCounterMode
+
+from finetune.classifier import Classifier, ClassifierConfig, build_classifier, vit_config
+from finetune.labels import Labelled, open_labelled
+from finetune.picture import draw_confusion
+from finetune.seeds import one_for_each_seed
+from mae_curriculum.checkpoint import RunFolder, read_json, write_json
+from mae_curriculum.config import ConfigError, digest, exempt
+from mae_curriculum.curriculum import Augmentation, Clock, Curriculum, Moment
+from mae_curriculum.data import Batch, TrainingImages, show
+from mae_curriculum.distributed import World, connect
+from mae_curriculum.flops import TRAINING_FACTOR
+from mae_curriculum.inference import Inference
+from mae_curriculum.optim import OptimConfig, build_adamw
+from mae_curriculum.results import as_percent, record, spread
+from mae_curriculum.sources import DataConfig, identify
+from mae_curriculum.stopping import stop_on_signals
+from mae_curriculum.summary import describe, summarise
+from mae_curriculum.table import as_table
+from mae_curriculum.tracking import Journal
+from mae_curriculum.training import (
+    STOPPED,
+    Training,
+    TrainingConfig,
+    lay_out_clock,
+    measure_seconds,
+    restore_,
+    train_,
+    without_curriculum,
+    wrap,
+)
+from mae_curriculum.weights import RUNS_IMAGES, Weights, read_facts, read_weights, resolve_images, save_weights
+
+BEST = "best.safetensors"
+"""File in the run folder: the weights of the best evaluation so far."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(TrainingConfig):
+    """Fine-tuning of a classifier, with MAE's recipe for ViT-B by default."""
+
+    run: Path = exempt(Path("runs/finetune"))
+    """Folder of the run. Starting again with the same folder and settings continues the run."""
+    checkpoint: Path | None = None
+    """Pretraining run, or any checkpoint of a ViT that can be imported; null trains `model.name` from scratch."""
+    heads: int | None = None
+    """Attention heads of the encoder, where the checkpoint does not show them."""
+    data: DataConfig = DataConfig(source=RUNS_IMAGES)
+    """Images with classes; source `run` takes those of the checkpoint's run, with its normalisation."""
+    model: ClassifierConfig = ClassifierConfig()
+    """The classifier."""
+    curriculum: Curriculum = Curriculum(
+        augmentation=Augmentation(randaug=(9.0, 9.0), min_area=(0.08, 0.08), erasing=0.25)
+    )
+    """Image size and augmentation over the run: inline, or a path to its own file, laid over what stands here."""
+    optim: OptimConfig = OptimConfig(base_lr=5e-4, min_lr=2.5e-7, warmup=0.05, betas=(0.9, 0.999))
+    """The optimizer."""
+    layer_decay: float = 0.65
+    """Each layer's learning rate as a multiple of the next one's, above 0 and at most 1; 1 for from scratch."""
+    mixup: float = 0.8
+    """Alpha of mixup (arXiv:1710.09412); 0 for none. With cutmix, half of the steps use either."""
+    cutmix: float = 1.0
+    """Alpha of cutmix (arXiv:1905.04899); 0 for none."""
+    smoothing: float = 0.1
+    """Share of a target that goes to all classes alike, 0 to below 1."""
+    average_decay: float | None = None
+    """Decay per step of a moving average of the weights, such as 0.9999, which is then what is evaluated and kept; null
+    for none."""
+    batch_size: int = 1024
+    """Images per optimizer step, over all devices."""
+    epochs: int = 100
+    """Equivalent epochs."""
+    evaluate_every_epochs: int = exempt(1)
+    """Equivalent epochs between two evaluations."""
+    crop: float = 0.875
+    """Share of an image's shorter side that evaluation keeps, above 0 and at most 1: 224 of 256, as MAE."""
+    evaluation_batch: int = exempt(256)
+    """Images evaluated at once on each device."""
+    seeds: int = exempt(1)
+    """Runs to make, with seeds `seed`, `seed + 1`, ...; more than one have folders of their own in the run's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        if min(self.mixup, self.cutmix) < 0 or not 0 <= self.smoothing < 1:
+            raise ConfigError(
+                f"mixup and cutmix must be at least 0, smoothing at least 0 and below 1, got {self.mixup}, "
+                f"{self.cutmix}, {self.smoothing}"
+            )
+        if self.average_decay is not None and not 0 < self.average_decay < 1:
+            raise ConfigError(f"average_decay must be above 0 and below 1, or null, got {self.average_decay}")
+        if not 0 < self.crop <= 1:
+            raise ConfigError(f"crop must be above 0 and at most 1, got {self.crop}")
+        for name in ("seeds", "evaluate_every_epochs", "evaluation_batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a classifier does on all images that could be read."""
+
+    confusion: Tensor
+    """(classes, classes) images by class, row, and predicted class, column."""
+    loss: float
+    """Mean cross-entropy."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images that are classified right."""
+        return float(self.confusion.trace() / self.confusion.sum())
+
+
+def finetune(config: FinetuneConfig) -> int:
+    """Fine-tune once for each seed, or continue; print and record the results; returns the exit code."""
+    config = replace(config, data=resolve_images(config.data, config.checkpoint))
+    with connect() as world, stop_on_signals() as stop_asked:
+        weights = None if config.checkpoint is None else read_weights(config.checkpoint, heads=config.heads)
+        train, val = open_labelled(config.data, world)
+        summaries = []
+        for one in one_for_each_seed(config, world):
+            summary = finetune_once(one, weights, train, val, world, stop_asked)
+            if summary is None:
+                return STOPPED
+            summaries.append(summary)
+        world.on_main(lambda: conclude(config, summaries))
+    return 0
+
+
+def finetune_once(
+    config: FinetuneConfig,
+    weights: Weights | None,
+    train: Labelled,
+    val: Labelled,
+    world: World,
+    stop_asked: Callable[[], bool],
+) -> dict[str, Any] | None:
+    """Fine-tune, or continue where the run folder stands; returns the summary, None if it was asked to stop."""
+    training, told = set_up(config, weights, train, world)
+    folder = RunFolder(config.run)
+    world.on_main(lambda: folder.claim(config))
+    stopwatch, step = restore_(training, folder.newest())
+    if step == training.clock.total_steps and folder.summary.exists():
+        summary: dict[str, Any] = read_json(folder.summary)
+        return summary
+    journal = Journal(folder.journal if world.is_main else None)
+    journal.write(
+        "start", step=step, world_size=world.size, device=str(world.device), digest=digest(config), weights=told
+    )
+    if told:
+        world.say(told)
+    inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
+
+    def evaluate(step: int) -> Evaluation:
+        evaluation = measure(training, val, inference)
+        journal.write("evaluation", step=step, accuracy=evaluation.accuracy, loss=evaluation.loss)
+        world.on_main(lambda: keep_best(folder, training, evaluation.accuracy, step=step))
+        return evaluation
+
+    reached_end = train_(
+        training,
+        folder,
+        journal,
+        stopwatch,
+        first_step=step,
+        stop_asked=stop_asked,
+        evaluate=evaluate,
+        evaluate_every_epochs=config.evaluate_every_epochs,
+    )
+    if not reached_end:
+        return None
+    evaluation = measure(training, val, inference)
+    baseline = lay_out(without_curriculum(config), training.model, len(train.images), world)
+    summary = summarise(
+        training.clock,
+        baseline,
+        partial(training_flops, training.model),
+        stopwatch,
+        baseline_seconds=measure_seconds(training, baseline),
+    )
+    if world.is_main:
+        right, counts = evaluation.confusion.diagonal(), evaluation.confusion.sum(dim=1)
+        summary |= {
+            "accuracy": evaluation.accuracy,
+            "best_accuracy": best_accuracy(folder),
+            "images_evaluated": int(counts.sum()),
+            "loss": journal.last("step")["loss"],
+            "class_accuracy": {
+                name: float(share) if count else None
+                for name, share, count in zip(val.classes, right / counts, counts, strict=True)
+            },
+        }
+        draw_confusion(evaluation.confusion, val.classes, folder.path / "pictures" / "confusion.png")
+        write_json(folder.summary, summary)
+        journal.write("end", **summary)
+        world.say(describe(summary))
+    told_by_main: dict[str, Any] = world.gather(summary)[0]
+    return told_by_main
+
+
+def set_up(
+    config: FinetuneConfig, weights: Weights | None, train: Labelled, world: World
+) -> tuple[Training[Classifier], str]:
+    """Build the classifier and all that trains it; tells too what of the pretrained weights did not fit."""
+    model, told = build_classifier(config.model, weights, class_count=len(train.classes), seed=config.seed)
+    model = model.to(world.device)
+    clock = lay_out(config, model, len(train.images), world)
+    model.make_ready_({span.size for span in clock.spans}, world.device)
+    augmentation = config.curriculum.augmentation
+    mean, std = config.data.statistics(model.channels)
+    if augmentation.randaug and model.channels not in (1, 3):
+        raise ConfigError(
+            f"curriculum.augmentation.randaug needs 1 or 3 channels, not {model.channels}; set it to null"
+        )
+    mixing = config.mixup > 0 or config.cutmix > 0
+    if mixing and (odd := [span.batch_images for span in clock.spans if span.batch_images % 2]):
+        raise ConfigError(f"batch_size: mixup and cutmix mix pairs, so a batch must be even, got {odd[0]}")
+    mixer: Any = Mixup(  # type: ignore[no-untyped-call]
+        config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=len(train.classes)
+    )
+    even = torch.full((len(train.classes),), config.smoothing / len(train.classes), device=world.device)
+
+    def inputs(batch: Batch, moment: Moment, places: range) -> tuple[Tensor, Tensor]:
+        seen = show(world.bring(batch.images), moment.size, mean=mean, std=std, resize=config.curriculum.resize)
+        labels = world.bring(train.labels[batch.ids])
+        torch.manual_seed(position_seed(config.seed, moment.step, places.start))  # what drop path draws from
+        if mixing:
+            return mix(mixer, seen, labels, seed=position_seed(config.seed, moment.step))
+        return seen, even + (1 - config.smoothing) * nn.functional.one_hot(labels, len(even))
+
+    groups = param_groups_layer_decay(
+        model.net,
+        weight_decay=config.optim.weight_decay,
+        no_weight_decay_list=getattr(model.net, "no_weight_decay", set)(),
+        layer_decay=config.layer_decay,
+    )
+    average = None
+    if config.average_decay is not None:
+        blend = get_ema_multi_avg_fn(config.average_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
+    training = Training(
+        config,
+        world,
+        train.images,
+        identify(train.images),
+        TrainingImages(train.images, model.image_size, model.channels, augmentation, config.seed),
+        inputs,
+        model,
+        wrap(model, world),
+        build_adamw(groups, config.optim),
+        clock,
+        unit=2 if mixing else 1,
+        average=average,
+    )
+    return training, told
+
+
+def lay_out(config: FinetuneConfig, model: Classifier, images_per_epoch: int, world: World) -> Clock:
+    """Lay the curriculum over the run."""
+    return lay_out_clock(
+        config,
+        image_size=model.image_size,
+        patch_size=model.cell,
+        images_per_epoch=images_per_epoch,
+        processes=world.size * (2 if config.mixup > 0 or config.cutmix > 0 else 1),
+    )
+
+
+def mix(mixer: Mixup, images: Tensor, labels: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Mix each image (b, c, h, w) with its neighbour in the batch; returns images and target distributions.
+
+    All pairs of a step are mixed alike, whichever devices hold them: the random choices depend on the seed alone.
+    """
+    ends = torch.cat([torch.arange(0, len(images), 2), torch.arange(1, len(images), 2).flip(0)])
+    ends = ends.to(images.device)  # timm mixes the first with the last, and so on
+    state = np.random.get_state()  # timm draws from the global one
+    np.random.seed(seed % 2**32)
+    try:
+        mixed: tuple[Tensor, Tensor] = mixer(images[ends], labels[ends])
+    finally:
+        np.random.set_state(state)
+    return mixed
+
+
+def position_seed(*position: int) -> int:
+    """Hash whole numbers, at least 0, to a seed."""
+    return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> 1)
+
+
+def evaluated(training: Training[Classifier]) -> Classifier:
+    """Give the classifier that is evaluated and kept: the moving average of its weights, if there is one."""
+    return training.model if training.average is None else cast(Classifier, training.average.module)
+
+
+def measure(training: Training[Classifier], val: Labelled, inference: Inference) -> Evaluation:
+    """Evaluate the classifier at the full size."""
+    model = evaluated(training)
+    count, device = len(val.classes), training.world.device
+    confusion = torch.zeros(count, count, dtype=torch.int64, device=device)
+    loss = torch.zeros((), device=device)
+    model.eval()
+    for logits, ids in inference.run(model.logits, val.images, size=model.image_size, channels=model.channels):
+        labels = val.labels[ids.cpu()].to(device)
+        confusion += torch.bincount(labels * count + logits.argmax(dim=1), minlength=count**2).view(count, count)
+        loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
+    model.train()
+    return Evaluation(confusion.cpu(), float(loss / confusion.sum()))
+
+
+def training_flops(model: Classifier, size: tuple[int, int]) -> int:
+    """Count the floating-point operations of one image's share of a training step."""
+    training = model.training
+    image = torch.zeros(1, model.channels, *size, device=next(model.parameters()).device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval().logits(image)
+    model.train(training)
+    flops: int = counter.get_total_flops()
+    return TRAINING_FACTOR * flops
+
+
+def keep_best(folder: RunFolder, training: Training[Classifier], accuracy: float, *, step: int) -> None:
+    """Keep the weights of the best evaluation so far, under timm's names, as a checkpoint that can be imported."""
+    if accuracy > (best_accuracy(folder) or -1.0):
+        model = evaluated(training)
+        name = model.net.pretrained_cfg["architecture"]
+        facts = {"accuracy": str(accuracy), "step": str(step)}
+        save_weights(folder.path / BEST, model.net.state_dict(), vit_config(name, model.net), facts)
+
+
+def best_accuracy(folder: RunFolder) -> float | None:
+    """Tell the accuracy of the best weights kept so far."""
+    path = folder.path / BEST
+    return float(read_facts(path)["accuracy"]) if path.exists() else None
+
+
+def conclude(config: FinetuneConfig, summaries: list[dict[str, Any]]) -> None:
+    """Print and record what came of all seeds."""
+    accuracy, best = (spread([summary[key] for summary in summaries]) for key in ("accuracy", "best_accuracy"))
+    rows = [["seed", "accuracy", "best", "images", "training s", "FLOPs", "saved FLOPs", "saved s"]]
+    for number, summary in enumerate(summaries):
+        rows.append(
+            [
+                str(config.seed + number),
+                f"{summary['accuracy']:.4f}",
+                f"{summary['best_accuracy']:.4f}",
+                f"{summary['images']:,}",
+                f"{summary['train_seconds']:.1f}",
+                f"{summary['flops']:.3g}",
+                f"{summary['speedup_flops']:.2f}x",
+                f"{summary['speedup_seconds']:.2f}x",
+            ]
+        )
+    print(as_table(rows))
+    print(f"fine-tuned accuracy {as_percent(accuracy)}, best {as_percent(best)} (chosen on the same images)")
+    result = {
+        "source": config.data.source,
+        "seeds": [config.seed + number for number in range(len(summaries))],
+        "accuracy": accuracy,
+        "best_accuracy": best,
+        "train_seconds": spread([summary["train_seconds"] for summary in summaries]),
+        "speedup_flops": summaries[0]["speedup_flops"],
+        "speedup_seconds": spread([summary["speedup_seconds"] for summary in summaries]),
+    }
+    record("finetune", result, config, run=config.run, checkpoint=config.checkpoint)

@@ -1,0 +1,39 @@
+"""The command line of a package: `python -m PACKAGE VERB --config FILE [--a.b value]`."""
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from mae_curriculum.config import ConfigError, load
+
+
+def run_verb(package: str, verbs: Mapping[str, tuple[str, str]], arguments: list[str]) -> int:
+    """Run a verb; returns the exit code: 2 for what the user can mend.
+
+    verbs  name -> settings and function, as "module:name"; imported when asked for, since torch takes seconds to load.
+    """
+    usage = f"usage: python -m {package} {{{','.join(verbs)}}} --config FILE [--a.b value]; VERB --help says more"
+    match arguments:
+        case [verb, *rest] if verb in verbs:
+            config_class, function = map(_named, verbs[verb])
+        case ["-h" | "--help"]:
+            print(usage)
+            return 0
+        case _:
+            print(usage, file=sys.stderr)
+            return 2
+    try:
+        code: int = function(load(config_class, rest, prog=f"python -m {package} {verb}"))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a quota, missing rights: the system's words name what and where
+        print(f"error: {error}; what was saved before is unharmed", file=sys.stderr)
+        return 2
+    return code
+
+
+def _named(name: str) -> Any:
+    module, attribute = name.split(":")
+    return getattr(import_module(module), attribute)
