@@ -113,7 +113,8 @@ class Classifier(nn.Module):
         for size in {*sizes} - {self.image_size}:
             try:
                 if bound:
-                    other = self._make(size, **self._windows_at(size)).to(device)
+                    with torch.random.fork_rng(devices=[]):
+                        other = self._make(size, **self._windows_at(size)).to(device)
                     wanted = {name: value.shape for name, value in other.named_parameters()}
                     for value in other.parameters():
                         value.data = torch.empty(0, device=device)  # never used, so it need not take memory

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.classifier import Classifier, ClassifierConfig, build_classifier, vit_config
+from finetune.classifier import Classifier, ClassifierConfig, build_classifier
+from finetune.evaluation import Evaluation, best_accuracy, keep_best, measure
 from finetune.labels import Labelled, open_labelled
 from finetune.picture import draw_confusion
 from finetune.seeds import one_for_each_seed
@@ -25,6 +26,7 @@ from mae_curriculum.data import Batch, TrainingImages, show
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.flops import TRAINING_FACTOR
 from mae_curriculum.inference import Inference
+from mae_curriculum.loop import STOPPED, restore_, train_
 from mae_curriculum.optim import OptimConfig, build_adamw
 from mae_curriculum.results import as_percent, record, spread
 from mae_curriculum.sources import DataConfig, identify
@@ -32,21 +34,8 @@ from mae_curriculum.stopping import stop_on_signals
 from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import as_table
 from mae_curriculum.tracking import Journal
-from mae_curriculum.training import (
-    STOPPED,
-    Training,
-    TrainingConfig,
-    lay_out_clock,
-    measure_seconds,
-    restore_,
-    train_,
-    without_curriculum,
-    wrap,
-)
-from mae_curriculum.weights import RUNS_IMAGES, Weights, read_facts, read_weights, resolve_images, save_weights
-
-BEST = "best.safetensors"
-"""File in the run folder: the weights of the best evaluation so far."""
+from mae_curriculum.training import Training, TrainingConfig, lay_out_clock, measure_seconds, without_curriculum, wrap
+from mae_curriculum.weights import RUNS_IMAGES, Weights, read_weights, resolve_images
 
 
 @dataclass(frozen=True)
@@ -109,21 +98,6 @@ class FinetuneConfig(TrainingConfig):
         for name in ("seeds", "evaluate_every_epochs", "evaluation_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a classifier does on all images that could be read."""
-
-    confusion: Tensor
-    """(classes, classes) images by class, row, and predicted class, column."""
-    loss: float
-    """Mean cross-entropy."""
-
-    @property
-    def accuracy(self) -> float:
-        """Share of images that are classified right."""
-        return float(self.confusion.trace() / self.confusion.sum())
 
 
 def finetune(config: FinetuneConfig) -> int:
@@ -302,26 +276,6 @@ def position_seed(*position: int) -> int:
     return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> 1)
 
 
-def evaluated(training: Training[Classifier]) -> Classifier:
-    """Give the classifier that is evaluated and kept: the moving average of its weights, if there is one."""
-    return training.model if training.average is None else cast(Classifier, training.average.module)
-
-
-def measure(training: Training[Classifier], val: Labelled, inference: Inference) -> Evaluation:
-    """Evaluate the classifier at the full size."""
-    model = evaluated(training)
-    count, device = len(val.classes), training.world.device
-    confusion = torch.zeros(count, count, dtype=torch.int64, device=device)
-    loss = torch.zeros((), device=device)
-    model.eval()
-    for logits, ids in inference.run(model.logits, val.images, size=model.image_size, channels=model.channels):
-        labels = val.labels[ids.cpu()].to(device)
-        confusion += torch.bincount(labels * count + logits.argmax(dim=1), minlength=count**2).view(count, count)
-        loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
-    model.train()
-    return Evaluation(confusion.cpu(), float(loss / confusion.sum()))
-
-
 def training_flops(model: Classifier, size: tuple[int, int]) -> int:
     """Count the floating-point operations of one image's share of a training step."""
     training = model.training
@@ -331,21 +285,6 @@ def training_flops(model: Classifier, size: tuple[int, int]) -> int:
     model.train(training)
     flops: int = counter.get_total_flops()
     return TRAINING_FACTOR * flops
-
-
-def keep_best(folder: RunFolder, training: Training[Classifier], accuracy: float, *, step: int) -> None:
-    """Keep the weights of the best evaluation so far, under timm's names, as a checkpoint that can be imported."""
-    if accuracy > (best_accuracy(folder) or -1.0):
-        model = evaluated(training)
-        name = model.net.pretrained_cfg["architecture"]
-        facts = {"accuracy": str(accuracy), "step": str(step)}
-        save_weights(folder.path / BEST, model.net.state_dict(), vit_config(name, model.net), facts)
-
-
-def best_accuracy(folder: RunFolder) -> float | None:
-    """Tell the accuracy of the best weights kept so far."""
-    path = folder.path / BEST
-    return float(read_facts(path)["accuracy"]) if path.exists() else None
 
 
 def conclude(config: FinetuneConfig, summaries: list[dict[str, Any]]) -> None:

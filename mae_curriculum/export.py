@@ -13,7 +13,7 @@ from mae_curriculum.config import ConfigError, load_file
 from mae_curriculum.model import TIMM_NAMES, MaskedAutoencoder, ModelConfig, build_model
 from mae_curriculum.positions import sincos_positions
 from mae_curriculum.pretrain import PretrainConfig
-from mae_curriculum.weights import Weights, from_hugging_face, load_into_, read_weights, save_weights
+from mae_curriculum.weights import Weights, from_hugging_face, load_into_, read_weights, run_settings, save_weights
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def model_card(config: ExportConfig, weights: Weights, model: MaskedAutoencoder)
 def _history(checkpoint: Path) -> list[str]:
     """Tell data, schedule, time and results of a run folder; of other checkpoints nothing is known."""
     folder = RunFolder(checkpoint)
-    if not folder.config.exists():
+    if "curriculum" not in run_settings(checkpoint):  # imported
         return []
     run = load_file(PretrainConfig, folder.config)
     mean, std = run.data.statistics(run.model.channels)

@@ -16,6 +16,7 @@ from mae_curriculum.distributed import World, connect
 from mae_curriculum.flops import training_flops
 from mae_curriculum.inference import Inference
 from mae_curriculum.knn import KnnConfig, knn_of_encoder, why_no_knn
+from mae_curriculum.loop import STOPPED, restore_, train_
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, mask_noise
 from mae_curriculum.optim import build_optimizer
 from mae_curriculum.sources import Images, download, identify, open_images
@@ -23,17 +24,7 @@ from mae_curriculum.stopping import stop_on_signals
 from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import side
 from mae_curriculum.tracking import Journal, Stopwatch
-from mae_curriculum.training import (
-    STOPPED,
-    Training,
-    TrainingConfig,
-    lay_out_clock,
-    measure_seconds,
-    restore_,
-    train_,
-    without_curriculum,
-    wrap,
-)
+from mae_curriculum.training import Training, TrainingConfig, lay_out_clock, measure_seconds, without_curriculum, wrap
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,9 @@
-"""Training, whatever is trained: the loop, one step of it, what it reports and what it saves.
+"""Training steps, whatever is trained: what a run is told, what it is made of, and how it makes one step.
 
 A run is a model that maps its inputs to each image's loss, and a clock that says what it sees when. Pretraining,
-fine-tuning and probing differ in their model and in their inputs; they share this loop.
+fine-tuning and probing differ in their model and in their inputs; they share these steps, and the loop around them.
 """
 
-import math
-import time
-from collections import ChainMap
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,23 +14,19 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 
-from mae_curriculum.checkpoint import RunFolder, SavingConfig
+from mae_curriculum.checkpoint import SavingConfig
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum import REFERENCE_SIZE, Clock, Curriculum, Moment, Stage
-from mae_curriculum.data import BROKEN_LIMIT, Batch, RequestSampler, micro_batches, training_loader
+from mae_curriculum.data import Batch, RequestSampler, micro_batches, training_loader
 from mae_curriculum.distributed import Precision, World
 from mae_curriculum.optim import OptimConfig, scaled_lr
 from mae_curriculum.schedule import learning_rate
 from mae_curriculum.sources import DataConfig, Images
-from mae_curriculum.table import side
-from mae_curriculum.tracking import Journal, Progress, Stopwatch, TrackingConfig
-
-STOPPED = 75
-"""Exit code of a run that was asked to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""
+from mae_curriculum.tracking import Stopwatch, TrackingConfig
 
 
 @dataclass(frozen=True)
@@ -103,6 +96,21 @@ class Training(Generic[M]):
     """Moving average of the model's weights."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """What is known of a step once it is on its way: the device may still be at it."""
+
+    moment: Moment
+    loss_share: Tensor
+    """This rank's share of the batch's mean loss."""
+    gradient_norm: Tensor
+    """Norm of the whole gradient before clipping; where it is not finite the step was skipped."""
+    ids: list[int]
+    """This rank's images."""
+    broken: dict[str, str]
+    """Broken images that others stand for, with reasons."""
+
+
 def wrap(model: nn.Module, world: World) -> Any:
     """Wrap a model so that several processes average their gradients."""
     if world.size == 1:
@@ -143,76 +151,10 @@ def without_curriculum(config: C) -> C:
     return replace(config, curriculum=full)
 
 
-def train_(
-    training: Training[Any],
-    folder: RunFolder,
-    journal: Journal,
-    stopwatch: Stopwatch,
-    *,
-    first_step: int,
-    stop_asked: Callable[[], bool],
-    evaluate: Callable[[int], object],
-    evaluate_every_epochs: int | None,
-) -> bool:
-    """Train from a step to the end, reporting and saving on the way; tells whether the end was reached.
-
-    evaluate  measures the model after so many steps, every `evaluate_every_epochs` equivalent epochs and at the end;
-              None for never. It is done before the step is saved, so a killed run does it again.
-    """
-    config, world, clock = training.config, training.world, training.clock
-    progress = Progress(total_images=clock.total_images, done_images=clock.images(first_step), shown=world.is_main)
-    losses: list[Tensor] = []
-    broken: dict[str, str] = {}
-    known_broken: dict[str, str] = {}
-    facts, last_save = "", time.monotonic()
-    for moment, loss_share, broken_now in run_steps_(training, clock, stopwatch, first_step=first_step):
-        done = moment.step + 1
-        losses.append(loss_share)
-        broken.update(broken_now)
-        if moment.step in (first_step, clock.spans[moment.stage].first_step):
-            progress.say(describe_stage(training, moment))
-            journal.write("stage", step=moment.step, stage=moment.stage, size=moment.size)
-        evaluating = is_due(clock, done, evaluate_every_epochs)
-        stopping = world.size == 1 and stop_asked()  # several processes agree at the next report
-        # counted from the end, so that the last report covers as many steps as any
-        if (clock.total_steps - done) % config.tracking.every_steps and not stopping and not evaluating:
-            progress.update(clock.images(done), describe_moment(clock, moment) + facts)
-            continue
-        with stopwatch(f"train/{moment.stage}"):
-            loss = float(world.sum(torch.stack(losses).mean()))  # here the device is waited for
-        name_broken_(training, journal, broken, known_broken, step=moment.step)
-        check_loss(loss, step=moment.step)
-        facts = report(training, journal, stopwatch, moment, loss=loss)
-        progress.update(clock.images(done), describe_moment(clock, moment) + facts)
-        losses.clear()
-        if evaluating:
-            with stopwatch("evaluate"):
-                evaluate(done)
-        stopping = world.any(stop_asked())
-        save_due = world.any(time.monotonic() - last_save > 60 * config.saving.every_minutes)
-        if stopping or save_due or done == clock.total_steps:
-            save(training, folder, journal, stopwatch, step=done)
-            last_save = time.monotonic()
-        if stopping and done < clock.total_steps:
-            progress.close()
-            progress.say(f"stopped and saved at step {done} of {clock.total_steps}; the same command continues")
-            return False
-    progress.close()
-    return True
-
-
-def is_due(clock: Clock, done: int, every_epochs: int | None) -> bool:
-    """Tell whether a multiple of so many equivalent epochs, or the end, is reached by the last of `done` steps."""
-    if every_epochs is None:
-        return False
-    now, before = (clock.equivalent_epochs(step) // every_epochs for step in (done, done - 1))
-    return now > before or done == clock.total_steps
-
-
 def run_steps_(
     training: Training[Any], clock: Clock, stopwatch: Stopwatch, *, first_step: int, still: bool = False
-) -> Generator[tuple[Moment, Tensor, dict[str, str]]]:
-    """Train step by step along a clock: yields the moment, this rank's share of the loss, and its broken images.
+) -> Generator[Step]:
+    """Train step by step along a clock.
 
     still  keep the learning rate at 0: all the work of training, without its effect.
     """
@@ -224,18 +166,19 @@ def run_steps_(
         peak, floor = (scaled_lr(lr, moment.batch_images) for lr in (config.optim.base_lr, config.optim.min_lr))
         lr = learning_rate(moment.progress, peak=peak, warmup=config.optim.warmup, floor=floor)
         with stopwatch(f"train/{moment.stage}"):
-            loss, broken = update_(training, clock, moment, batches, stopwatch, lr=0.0 if still else lr)
-        yield moment, loss, broken
+            done = update_(training, clock, moment, batches, stopwatch, lr=0.0 if still else lr)
+        yield done
 
 
 def update_(
     training: Training[Any], clock: Clock, moment: Moment, batches: Iterator[Batch], stopwatch: Stopwatch, *, lr: float
-) -> tuple[Tensor, dict[str, str]]:
-    """Make one optimizer step; returns this rank's share of the batch's mean loss, and the broken images met."""
+) -> Step:
+    """Make one optimizer step, unless its gradient is not finite: then weights and moments stay as they are."""
     config, world = training.config, training.world
     parts = micro_batches(clock.span(moment.step), world.rank, world.size, config.micro_batch, training.unit)
     total = torch.zeros((), device=world.device)
     broken: dict[str, str] = {}
+    ids: list[int] = []
     for part, places in enumerate(parts, start=1):
         with stopwatch("wait"):
             batch = next(batches)
@@ -246,15 +189,27 @@ def update_(
             (loss * world.size).backward()  # gradients are averaged over the ranks; the loss is a sum over them
         total += loss.detach()
         broken |= batch.broken
+        ids += batch.ids.tolist()
+    parameters = [parameter for parameter in training.model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if config.optim.clip_norm is not None:
-        nn.utils.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm)
+        nn.utils.clip_grads_with_norm_(parameters, config.optim.clip_norm, norm)
     for group in training.optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
-    training.optimizer.step()
+    step_if_finite_(training.optimizer, norm)
     training.optimizer.zero_grad()
     if training.average is not None:
         training.average.update_parameters(training.model)
-    return total, broken
+    return Step(moment, total, norm, ids, broken)
+
+
+def step_if_finite_(optimizer: Optimizer, norm: Tensor) -> None:
+    """Step, but for a gradient whose norm is not finite; ranks agree, since they hold the same gradient."""
+    if isinstance(optimizer, AdamW):  # leaves weights, moments and count on the device's own finding: no waiting for it
+        optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif bool(norm.isfinite()):
+        optimizer.step()
 
 
 def measure_seconds(training: Training[Any], clock: Clock) -> float:
@@ -271,97 +226,3 @@ def measure_seconds(training: Training[Any], clock: Clock) -> float:
     with stopwatch("train"):
         training.world.synchronise()
     return stopwatch.total("train") / measured
-
-
-def save(training: Training[Any], folder: RunFolder, journal: Journal, stopwatch: Stopwatch, *, step: int) -> None:
-    """Save the state of the run, from the main process."""
-    with stopwatch("save"):
-        state = {
-            "step": step,
-            "model": training.model.state_dict(),
-            "optimizer": training.optimizer.state_dict(),
-            "seconds": dict(stopwatch.seconds),
-            "images": training.images_id,
-        }
-        if training.average is not None:
-            state["average"] = training.average.state_dict()
-        training.world.on_main(lambda: folder.save(state, keep=training.config.saving.keep))
-    journal.write("save", step=step)
-
-
-def restore_(training: Training[Any], state: dict[str, Any] | None) -> tuple[Stopwatch, int]:
-    """Bring model and optimizer to a checkpoint's state; returns its stopwatch and the step to go on with."""
-    if state is None:
-        return Stopwatch(), 0
-    if state["images"] != training.images_id:
-        raise ConfigError(
-            f"data.source: the run began with {state['images']}, and {training.config.data.source} now holds "
-            f"{training.images_id}; bring the images back as they were, or begin another --run"
-        )
-    training.model.load_state_dict(state["model"])
-    training.optimizer.load_state_dict(state["optimizer"])
-    if training.average is not None:
-        training.average.load_state_dict(state["average"])
-    return Stopwatch(state["seconds"]), state["step"]
-
-
-def name_broken_(
-    training: Training[Any], journal: Journal, broken: dict[str, str], known: dict[str, str], *, step: int
-) -> None:
-    """Name this report's broken images in the journal, and stop a run that has too many; moves `broken` to `known`."""
-    everybodys = dict(ChainMap(*training.world.gather(broken)))
-    for name in sorted(everybodys.keys() - known.keys()):
-        journal.write("broken_image", step=step, image=name, reason=everybodys[name])
-    known |= everybodys
-    broken.clear()
-    if len(known) > BROKEN_LIMIT * len(training.images):
-        name = min(known)
-        raise ConfigError(
-            f"{len(known)} of {len(training.images)} images are broken, more than {BROKEN_LIMIT:.0%}, such as {name} "
-            f"({known[name]}); mend or remove those that journal.jsonl names"
-        )
-
-
-def check_loss(loss: float, *, step: int) -> None:
-    """Stop a run whose loss is no number, before its state is saved."""
-    if not math.isfinite(loss):
-        raise ConfigError(
-            f"the loss is {loss} at step {step}; lower optim.base_lr, or set optim.clip_norm or precision "
-            "float32, in another --run; the newest checkpoint is from before"
-        )
-
-
-def report(training: Training[Any], journal: Journal, stopwatch: Stopwatch, moment: Moment, *, loss: float) -> str:
-    """Write a row of the journal; returns the facts that the progress bar shows."""
-    lr = max(group["lr"] for group in training.optimizer.param_groups)
-    journal.write(
-        "step",
-        step=moment.step,
-        images=moment.first_image + moment.batch_images,
-        progress=round(moment.progress, 6),
-        stage=moment.stage,
-        size=moment.size,
-        magnitude=moment.magnitude,
-        loss=loss,
-        lr=lr,
-        train_seconds=round(stopwatch.total("train"), 3),
-        wait_seconds=round(stopwatch.total("wait"), 3),
-    )
-    return f" | loss {loss:.4f} lr {lr:.2e}"
-
-
-def describe_moment(clock: Clock, moment: Moment) -> str:
-    """Say in a few words what the encoder sees."""
-    strength = "" if moment.magnitude is None else f" magnitude {moment.magnitude:.1f}"
-    return f"stage {moment.stage + 1}/{len(clock.spans)} {side(moment.size)} px{strength}"
-
-
-def describe_stage(training: Training[Any], moment: Moment) -> str:
-    """Say in a line how large a stage's images are, and how its steps are made."""
-    span, world = training.clock.spans[moment.stage], training.world
-    parts = micro_batches(span, world.rank, world.size, training.config.micro_batch, training.unit)
-    return (
-        f"stage {span.index + 1} of {len(training.clock.spans)}: {side(span.size)} px, {span.steps} steps of "
-        f"{span.batch_images} images ({world.size} processes x {len(parts)} micro-batches x {max(map(len, parts))} "
-        "images)"
-    )

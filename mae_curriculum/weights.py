@@ -113,6 +113,8 @@ def encoder_of(weights: Weights, what: object) -> MaskedAutoencoder:
     what    names the checkpoint in messages.
     Raises  ConfigError that lists what does not fit.
     """
+    if wrong := [key for key, value in weights.encoder.items() if not value.isfinite().all()]:
+        raise ConfigError(f"{what}: these weights are not finite numbers: {_some(wrong)}")
     model = build_model(weights.model, seed=0)
     encoder = {key: value for key, value in weights.encoder.items() if not key.startswith("head.")}
     if "fc_norm.weight" in encoder:  # a classifier that averages the patches first and normalises then
@@ -125,7 +127,7 @@ def resolve_images(data: DataConfig, checkpoint: Path | None) -> DataConfig:
     """Replace the source `run` by the images that the checkpoint's run was trained on."""
     if data.source != RUNS_IMAGES:
         return data
-    settings = _run_settings(checkpoint) if checkpoint is not None else {}
+    settings = run_settings(checkpoint) if checkpoint is not None else {}
     if "data" not in settings:
         raise ConfigError(f"data.source: {checkpoint} is no run with images of its own, so say which: --data.source")
     if ignored := differences(DataConfig(source=RUNS_IMAGES), data):
@@ -136,7 +138,7 @@ def resolve_images(data: DataConfig, checkpoint: Path | None) -> DataConfig:
     return replace(own, workers=data.workers, cache=own.cache if data.cache == DataConfig.cache else data.cache)
 
 
-def _run_settings(path: Path) -> dict[str, Any]:
+def run_settings(path: Path) -> dict[str, Any]:
     """Read the settings of a run folder; none where there is no run."""
     config = RunFolder(path).config
     settings: dict[str, Any] = yaml.safe_load(config.read_text()) if config.exists() else {}
@@ -190,7 +192,7 @@ def _read_run(path: Path) -> Weights:
         raise ConfigError(
             f"{path} is a run that trained no masked autoencoder; give the .safetensors file that it wrote"
         )
-    model = load_part(ModelConfig, _run_settings(path)["model"])
+    model = load_part(ModelConfig, run_settings(path)["model"])
     encoder = {
         key.removeprefix("encoder."): value for key, value in state["model"].items() if key.startswith("encoder.")
     }

@@ -11,7 +11,7 @@ ROWS = [
     "curriculum model sources optim checkpoint tracking cli",
     "data flops weights results",
     "inference training summary",
-    "knn",
+    "knn loop",
     "pretrain",
     "plan bench export evaluate",
     "__main__",

@@ -229,7 +229,7 @@ def steps_of(**changes: Any) -> list[torch.Tensor]:
     """Train the last few steps of a run from its first weights; returns the losses."""
     config = load(PretrainConfig, options(**changes))
     training = set_up(config, World(0, 1, torch.device("cpu")), open_images(config.data)[0])
-    return [loss for _, loss, _ in run_steps_(training, training.clock, Stopwatch(), first_step=62)]
+    return [step.loss_share for step in run_steps_(training, training.clock, Stopwatch(), first_step=62)]
 
 
 def test_accumulation_does_not_change_the_losses() -> None:
@@ -242,7 +242,9 @@ def test_plain_mae_is_the_curriculum_of_one_stage() -> None:
     """Train an independent plain MAE by hand on the same images and masks."""
     config = load(PretrainConfig, options(curriculum="configs/curriculum/none.yaml", optim__warmup=0.1))
     training = set_up(config, World(0, 1, torch.device("cpu")), open_images(config.data)[0])
-    ours = [float(loss) for _, loss, _ in islice(run_steps_(training, training.clock, Stopwatch(), first_step=0), 8)]
+    ours = [
+        float(step.loss_share) for step in islice(run_steps_(training, training.clock, Stopwatch(), first_step=0), 8)
+    ]
     names = dict(build_model(config.model, seed=config.seed).named_parameters())
     learned = {name: p.detach().clone().requires_grad_() for name, p in names.items() if p.requires_grad}
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in learned.items()}

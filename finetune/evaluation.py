@@ -1,0 +1,67 @@
+"""How a classifier does on images that it did not learn from, and its best weights."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from finetune.classifier import Classifier, vit_config
+from finetune.labels import Labelled
+from mae_curriculum.checkpoint import RunFolder
+from mae_curriculum.inference import Inference
+from mae_curriculum.training import Training
+from mae_curriculum.weights import read_facts, save_weights
+
+BEST = "best.safetensors"
+"""File in the run folder: the weights of the best evaluation so far."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a classifier does on all images that could be read."""
+
+    confusion: Tensor
+    """(classes, classes) images by class, row, and predicted class, column."""
+    loss: float
+    """Mean cross-entropy."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images that are classified right."""
+        return float(self.confusion.trace() / self.confusion.sum())
+
+
+def evaluated(training: Training[Classifier]) -> Classifier:
+    """Give the classifier that is evaluated and kept: the moving average of its weights, if there is one."""
+    return training.model if training.average is None else cast(Classifier, training.average.module)
+
+
+def measure(training: Training[Classifier], val: Labelled, inference: Inference) -> Evaluation:
+    """Evaluate the classifier at the full size."""
+    model = evaluated(training)
+    count, device = len(val.classes), training.world.device
+    confusion = torch.zeros(count, count, dtype=torch.int64, device=device)
+    loss = torch.zeros((), device=device)
+    model.eval()
+    for logits, ids in inference.run(model.logits, val.images, size=model.image_size, channels=model.channels):
+        labels = val.labels[ids.cpu()].to(device)
+        confusion += torch.bincount(labels * count + logits.argmax(dim=1), minlength=count**2).view(count, count)
+        loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
+    model.train()
+    return Evaluation(confusion.cpu(), float(loss / confusion.sum()))
+
+
+def keep_best(folder: RunFolder, training: Training[Classifier], accuracy: float, *, step: int) -> None:
+    """Keep the weights of the best evaluation so far, under timm's names, as a checkpoint that can be imported."""
+    if accuracy > (best_accuracy(folder) or -1.0):
+        model = evaluated(training)
+        name = model.net.pretrained_cfg["architecture"]
+        facts = {"accuracy": str(accuracy), "step": str(step)}
+        save_weights(folder.path / BEST, model.net.state_dict(), vit_config(name, model.net), facts)
+
+
+def best_accuracy(folder: RunFolder) -> float | None:
+    """Tell the accuracy of the best weights kept so far."""
+    path = folder.path / BEST
+    return float(read_facts(path)["accuracy"]) if path.exists() else None

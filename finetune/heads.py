@@ -1,0 +1,79 @@
+"""Heads on a frozen encoder's features: many side by side, for the price of one."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from timm.layers.attention_pool import AttentionPoolLatent
+from torch import Tensor, nn
+
+Kind = Literal["linear", "attentive"]
+
+
+class Heads(nn.Module):
+    """Heads of a classifier side by side: none takes notice of the others."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        pools: Sequence[str],
+        grid: Sequence[float],
+        *,
+        width: int,
+        attention_heads: int,
+        class_count: int,
+    ) -> None:
+        """Make a head for each pool and each learning rate of a grid, as multiples of a common one.
+
+        kind             linear: BatchNorm without affine, and a linear layer. attentive: before these, attention of a
+                         learned query over all patches, and an MLP; there is one pool then.
+        width            of the encoder.
+        attention_heads  of the attention.
+        """
+        super().__init__()
+        self.names = [(pool, factor) for pool in pools for factor in grid]
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width, affine=False, eps=1e-6) for _ in pools)
+        self.linears = nn.ModuleList(nn.Linear(width, class_count) for _ in self.names)
+        self.attentions = nn.ModuleList()
+        if kind == "attentive":
+            self.attentions.extend(AttentionPoolLatent(width, num_heads=attention_heads) for _ in self.names)
+        for linear in self.linears:
+            assert isinstance(linear, nn.Linear)
+            nn.init.trunc_normal_(linear.weight, std=0.01)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Measure each image's cross-entropy, (b,): the mean over the heads, which moves each one as if it were alone.
+
+        features  (b, p, d) of each pool, or (b, n, d) of all patches for attentive heads.
+        labels    (b,) int64.
+        """
+        logits = self.logits(features).float().nan_to_num()  # a head that diverges gets no gradient, and harms no other
+        losses = nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.repeat_interleave(len(self.names)), reduction="none"
+        )
+        losses = losses.view(len(labels), len(self.names))
+        total = losses.sum(dim=1)
+        return losses.detach().mean(dim=1) + total - total.detach()
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Classify by each head: (b, heads, classes)."""
+        if self.attentions:
+            pooled = [self.norms[0](attention(features)) for attention in self.attentions]
+        else:
+            normed = [norm(features[:, pool]) for pool, norm in enumerate(self.norms)]
+            pooled = [one for one in normed for _ in range(len(self.linears) // len(normed))]
+        return torch.stack([linear(one) for linear, one in zip(self.linears, pooled, strict=True)], dim=1)
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Give groups of parameters with the learning rate of their head; biases are neither decayed nor adapted."""
+        groups = []
+        for number, (_, factor) in enumerate(self.names):
+            parameters = list(self.linears[number].parameters())
+            if self.attentions:
+                parameters += self.attentions[number].parameters()
+            matrices = [p for p in parameters if p.ndim > 1]
+            vectors = [p for p in parameters if p.ndim == 1]
+            groups.append({"params": matrices, "lr_scale": factor, "weight_decay": weight_decay, "always_adapt": True})
+            groups.append({"params": vectors, "lr_scale": factor, "weight_decay": 0.0, "always_adapt": False})
+        return groups

@@ -1,0 +1,48 @@
+"""Checkpoints of other code become run folders, which every command takes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_curriculum.checkpoint import RunFolder
+from mae_curriculum.model import ModelConfig
+from mae_curriculum.tracking import Journal
+from mae_curriculum.weights import encoder_of, load_into_, read_weights
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Import of a checkpoint of facebookresearch/mae, Hugging Face, timm or this project."""
+
+    checkpoint: Path
+    """File or folder; what it is, its keys tell."""
+    run: Path
+    """Folder of the run to make."""
+    heads: int | None = None
+    """Attention heads of the encoder, where the checkpoint does not show them."""
+
+
+@dataclass(frozen=True)
+class ImportedConfig:
+    """What the config.yaml of an imported run says."""
+
+    checkpoint: Path
+    """Where it came from."""
+    model: ModelConfig
+    """What it holds."""
+
+
+def import_(config: ImportConfig) -> int:
+    """Make the run folder; returns the exit code."""
+    weights = read_weights(config.checkpoint, heads=config.heads)
+    model = encoder_of(weights, config.checkpoint)
+    if weights.decoder:
+        own = {key: value for key, value in model.state_dict().items() if key.startswith("encoder.")}
+        load_into_(model, own | weights.decoder, f"the decoder of {config.checkpoint}")
+    folder = RunFolder(config.run)
+    folder.claim(ImportedConfig(config.checkpoint, weights.model))
+    encoder = {f"encoder.{key}": value for key, value in weights.encoder.items()}
+    folder.save({"step": 0, "model": encoder | weights.decoder}, keep=1)
+    Journal(folder.journal).write("import", checkpoint=str(config.checkpoint), origin=weights.origin)
+    parts = "encoder and decoder" if weights.decoder else "encoder"
+    print(f"{config.run}: {parts} of {config.checkpoint} ({weights.origin}), {weights.model.name}")
+    return 0
