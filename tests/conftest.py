@@ -1,30 +1,24 @@
-"""What several test files use: real commands, real images, an independent low-frequency crop."""
+"""What several test files use: a finished run, a small disk."""
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parent.parent
+from runs import command, options
 
 torch.set_num_threads(1)  # the models of the tests are too small for more
 
 
-def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m mae_curriculum ...` as a user would, with one thread so that tests do not fight for cores."""
-    return subprocess.run(
-        [sys.executable, "-m", "mae_curriculum", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretraining from beginning to end, in one go; nobody may change it."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    done = command("pretrain", *options(run))
+    assert done.returncode == 0, done.stderr
+    (run.parent / "finished.txt").write_text(done.stdout + done.stderr)
+    return run
 
 
 @pytest.fixture

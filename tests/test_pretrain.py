@@ -1,12 +1,7 @@
 """The main job, as a user runs it: real commands on real images, real kills, real processes."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -16,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command
 from PIL import Image
 from plain_mae import plain_mae_loss
+from runs import command, equal, options, picture_folder, pictures, rows, stop_midway, torchrun, weights
 
 from mae_curriculum.__main__ import main
-from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import load
 from mae_curriculum.curriculum import Augmentation
 from mae_curriculum.data import Request, TrainingImages
@@ -31,81 +25,6 @@ from mae_curriculum.pretrain import PretrainConfig, set_up
 from mae_curriculum.sources import open_images
 from mae_curriculum.tracking import Stopwatch
 from mae_curriculum.training import run_steps_
-
-TINY = {
-    "data.workers": 0,
-    "data.mean": "[0.305]",
-    "data.std": "[0.376]",
-    "model.name": "vit_tiny_patch16_224",
-    "model.image_size": 32,
-    "model.patch_size": 8,
-    "model.channels": 1,
-    "model.width": 48,
-    "model.depth": 2,
-    "model.heads": 3,
-    "model.decoder_width": 32,
-    "model.decoder_depth": 1,
-    "model.decoder_heads": 2,
-    "model.target": "pixels",
-    "curriculum": "configs/curriculum/efficienttrain.yaml",
-    "curriculum.augmentation.randaug": "null",
-    "optim.base_lr": 4e-3,
-    "batch_size": 64,
-    "epochs": 3,
-    "tracking.every_steps": 5,
-}
-
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mae_curriculum", "--"]
-
-
-def options(run: Path | None = None, **changes: Any) -> list[str]:
-    """Spell the settings of a run of seconds on digits; `a__b` in `changes` stands for `a.b`."""
-    settings = TINY | {key.replace("__", "."): value for key, value in changes.items()}
-    if run is not None:
-        settings["run"] = run
-    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-
-
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as two processes."""
-    return subprocess.run(
-        [sys.executable, *TORCHRUN, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def rows(run: Path, event: str) -> list[dict[str, Any]]:
-    """Read the journal's rows of an event."""
-    lines = map(json.loads, (run / "journal.jsonl").read_text().splitlines())
-    return [row for row in lines if row["event"] == event]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    """Read the newest checkpoint's weights."""
-    state = RunFolder(run).newest()
-    assert state is not None
-    model: dict[str, torch.Tensor] = state["model"]
-    return model
-
-
-def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(first[key], second[key]) for key in first | second)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run from beginning to end, in one go."""
-    run = tmp_path_factory.mktemp("runs") / "finished"
-    done = command("pretrain", *options(run))
-    assert done.returncode == 0, done.stderr
-    (run.parent / "finished.txt").write_text(done.stdout + done.stderr)
-    return run
 
 
 def test_a_run_ends_with_a_summary_of_its_worth_and_its_savings(finished: Path) -> None:
@@ -192,20 +111,7 @@ def test_a_run_killed_before_its_summary_makes_it_up(finished: Path, tmp_path: P
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stopped_run_continues_to_the_same_weights(workers: int, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mae_curriculum", "pretrain", *options(run, data__workers=workers)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not (run / "journal.jsonl").exists() or not rows(run, "step"):
-        time.sleep(0.05)
-        assert process.poll() is None
-    os.killpg(process.pid, signal.SIGTERM)  # to the loader's workers too, as a scheduler does
-    assert "the same command continues" in process.communicate()[1]
-    assert process.returncode == 75
+    assert "the same command continues" in stop_midway(run, "pretrain", *options(run, data__workers=workers))
     stopped_at = rows(run, "save")[-1]["step"]
     assert 2 <= stopped_at < 67
     assert main(["pretrain", *options(run)]) == 0
@@ -292,26 +198,6 @@ def test_every_setting_reaches_the_training(changes: dict[str, Any]) -> None:
     plain, changed = (torch.stack(steps_of(**settings)) for settings in (half_size, half_size | changes))
     assert changed.isfinite().all()
     assert (plain - changed[: len(plain)]).abs().max() > 1e-4
-
-
-def picture_folder(folder: Path, classes: int, count: int) -> Path:
-    for index in range(count):
-        place = folder / f"class{index % classes}"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (30, 30), (index % 256, 40 * (index % classes), 99)).save(place / f"{index:04}.png")
-    return folder
-
-
-def pictures(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Spell the settings for a folder of colour pictures."""
-    return {
-        "data__source": folder,
-        "model__channels": 3,
-        "data__mean": "null",
-        "data__std": "null",
-        "epochs": 6,
-        **changes,
-    }
 
 
 def test_broken_images_are_named_replaced_and_survived(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command
+from runs import ROOT, command
 
 from mae_curriculum.decode import read_image
 

@@ -1,0 +1,134 @@
+"""Real runs of seconds, for several test files: their settings, how they are started and stopped, what they left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from mae_curriculum.checkpoint import RunFolder
+
+ROOT = Path(__file__).parent.parent
+
+Finished = subprocess.CompletedProcess[str]
+
+TINY = {
+    "data.workers": 0,
+    "data.mean": "[0.305]",
+    "data.std": "[0.376]",
+    "model.name": "vit_tiny_patch16_224",
+    "model.image_size": 32,
+    "model.patch_size": 8,
+    "model.channels": 1,
+    "model.width": 48,
+    "model.depth": 2,
+    "model.heads": 3,
+    "model.decoder_width": 32,
+    "model.decoder_depth": 1,
+    "model.decoder_heads": 2,
+    "model.target": "pixels",
+    "curriculum": "configs/curriculum/efficienttrain.yaml",
+    "curriculum.augmentation.randaug": "null",
+    "optim.base_lr": 4e-3,
+    "batch_size": 64,
+    "epochs": 3,
+    "tracking.every_steps": 5,
+}
+
+
+def spell(settings: dict[str, Any], **changes: Any) -> list[str]:
+    """Spell settings as flags; `a__b` in `changes` stands for `a.b`."""
+    settings = settings | {key.replace("__", "."): value for key, value in changes.items()}
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def options(run: Path | None = None, **changes: Any) -> list[str]:
+    """Spell the settings of a pretraining of seconds on digits; `a__b` in `changes` stands for `a.b`."""
+    return spell(TINY if run is None else TINY | {"run": run}, **changes)
+
+
+def command(*arguments: object, package: str = "mae_curriculum", **environment: str) -> Finished:
+    """Run `python -m mae_curriculum ...` as a user would, with one thread so that tests do not fight for cores."""
+    return _finish(["-m", package, *map(str, arguments)], environment)
+
+
+def torchrun(*arguments: object, package: str = "mae_curriculum") -> Finished:
+    """Run a command as two processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", package, "--"]
+    return _finish([*launcher, *map(str, arguments)], {})
+
+
+def _finish(arguments: list[str], environment: dict[str, str]) -> Finished:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def stop_midway(run: Path, *arguments: object, package: str = "mae_curriculum") -> str:
+    """Start a command, stop it by SIGTERM once `run` has reported a step, as a scheduler does; returns its stderr."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", package, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    while not (run / "journal.jsonl").exists() or not rows(run, "step"):
+        time.sleep(0.05)
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGTERM)  # to the loader's workers too
+    told = process.communicate()[1]
+    assert process.returncode == 75
+    return told
+
+
+def rows(run: Path, event: str) -> list[dict[str, Any]]:
+    """Read the journal's rows of an event."""
+    lines = map(json.loads, (run / "journal.jsonl").read_text().splitlines())
+    return [row for row in lines if row["event"] == event]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Read the newest checkpoint's weights."""
+    state = RunFolder(run).newest()
+    assert state is not None
+    model: dict[str, torch.Tensor] = state["model"]
+    return model
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[key], second[key]) for key in first | second)
+
+
+def picture_folder(folder: Path, classes: int, count: int) -> Path:
+    for index in range(count):
+        place = folder / f"class{index % classes}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 30), (index % 256, 40 * (index % classes), 99)).save(place / f"{index:04}.png")
+    return folder
+
+
+def pictures(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Spell the settings for a folder of colour pictures."""
+    return {
+        "data__source": folder,
+        "model__channels": 3,
+        "data__mean": "null",
+        "data__std": "null",
+        "epochs": 6,
+        **changes,
+    }
