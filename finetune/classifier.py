@@ -187,6 +187,11 @@ def build_classifier(
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"model: {name} with {arguments} cannot be: {_one_line(error)}") from error
+    if any(pixels % cell for pixels, cell in zip(classifier.image_size, classifier.cell, strict=True)):
+        raise ConfigError(
+            f"model.image_size: {side(classifier.image_size)} px must be a multiple of {side(classifier.cell)} for "
+            f"{name}"
+        )
     return classifier, told
 
 

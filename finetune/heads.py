@@ -32,7 +32,8 @@ class Heads(nn.Module):
         """
         super().__init__()
         self.names = [(pool, factor) for pool in pools for factor in grid]
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width, affine=False, eps=1e-6) for _ in pools)
+        normed = pools if kind == "linear" else self.names  # an attention's output is its head's own
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width, affine=False, eps=1e-6) for _ in normed)
         self.linears = nn.ModuleList(nn.Linear(width, class_count) for _ in self.names)
         self.attentions = nn.ModuleList()
         if kind == "attentive":
@@ -59,7 +60,8 @@ class Heads(nn.Module):
     def logits(self, features: Tensor) -> Tensor:
         """Classify by each head: (b, heads, classes)."""
         if self.attentions:
-            pooled = [self.norms[0](attention(features)) for attention in self.attentions]
+            pairs = zip(self.norms, self.attentions, strict=True)
+            pooled = [norm(attention(features)) for norm, attention in pairs]
         else:
             normed = [norm(features[:, pool]) for pool, norm in enumerate(self.norms)]
             pooled = [one for one in normed for _ in range(len(self.linears) // len(normed))]
