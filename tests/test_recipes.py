@@ -1,15 +1,36 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from finetune.linprobe import LinprobeConfig
+from finetune.train import FinetuneConfig
 from mae_curriculum.config import dump, load, load_file
 from mae_curriculum.curriculum import Curriculum
 from mae_curriculum.pretrain import PretrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted((CONFIGS / "pretrain").glob("*.yaml"))
+VERBS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "linprobe": LinprobeConfig}
+DOWNSTREAM = [(verb, path) for verb in ("finetune", "linprobe") for path in sorted((CONFIGS / verb).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("verb", "path"), DOWNSTREAM, ids=lambda part: part if isinstance(part, str) else part.stem)
+def test_a_downstream_recipe_loads_prints_and_says_what_it_takes(verb: str, path: Path, tmp_path: Path) -> None:
+    config: Any = load(VERBS[verb], ["--config", str(path), "--checkpoint", "RUN"])
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load_file(VERBS[verb], tmp_path / "again.yaml") == config
+    words = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    assert f"python -m finetune {verb} --config configs/{verb}/{path.name} --checkpoint" in words
+    assert all(word in words for word in ("Hardware:", "Time:", "Result:"))
+
+
+def test_downstream_recipes_are_there_for_each_pretraining() -> None:
+    names = {verb: {path.stem for other, path in DOWNSTREAM if other == verb} for verb in ("finetune", "linprobe")}
+    published = {"vit_b16_in1k", "vit_l16_in1k", "vit_h14_in1k"}
+    assert names["finetune"] == names["linprobe"] == {"digits", "cifar10", "imagenette128"} | published
 
 
 def test_the_recipes_are_there() -> None:
