@@ -1,6 +1,5 @@
 """Linear and attentive probes of a frozen encoder: a grid of heads side by side, for the price of one."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,20 +15,19 @@ from torch.utils.data import Dataset
 from finetune.heads import Heads, Kind
 from finetune.labels import Labelled, open_labelled
 from finetune.seeds import one_for_each_seed
-from mae_curriculum.checkpoint import RunFolder, read_json, write_json
-from mae_curriculum.config import ConfigError, digest, exempt
+from mae_curriculum.checkpoint import read_json, write_json
+from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum import Augmentation, Curriculum, Moment
 from mae_curriculum.data import Batch, Request, TrainingImages, show
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.inference import Inference
-from mae_curriculum.loop import STOPPED, restore_, train_
+from mae_curriculum.loop import STOPPED, begin, go_on_, open_run, train_, until_stopped
 from mae_curriculum.model import MaskedAutoencoder
 from mae_curriculum.optim import OptimConfig, build_adamw
 from mae_curriculum.results import as_percent, record, spread
 from mae_curriculum.sources import Chosen, DataConfig, identify
-from mae_curriculum.stopping import stop_on_signals
+from mae_curriculum.stopping import Stop
 from mae_curriculum.table import as_table
-from mae_curriculum.tracking import Journal
 from mae_curriculum.training import Training, TrainingConfig, lay_out_clock, wrap
 from mae_curriculum.weights import RUNS_IMAGES, encoder_of, read_weights, resolve_images
 
@@ -123,7 +121,7 @@ class FeatureRows(Dataset[tuple[Tensor, int, dict[str, str]]]):
 def linprobe(config: LinprobeConfig) -> int:
     """Probe once for each seed, or continue; print and record the results; returns the exit code."""
     config = replace(config, data=resolve_images(config.data, config.checkpoint))
-    with connect() as world, stop_on_signals() as stop_asked:
+    with connect() as world, until_stopped(config) as stop:
         weights = read_weights(config.checkpoint, heads=config.heads)
         encoder = encoder_of(weights, config.checkpoint).to(world.device).requires_grad_(False)
         if lacking := [pool for pool in config.pools if config.head == "linear" and pool not in encoder.pools]:
@@ -131,7 +129,7 @@ def linprobe(config: LinprobeConfig) -> int:
         train, val = open_labelled(config.data, world)
         summaries = []
         for one in one_for_each_seed(config, world):
-            summary = probe_once(one, encoder, train, val, world, stop_asked)
+            summary = probe_once(one, encoder, train, val, world, stop)
             if summary is None:
                 return STOPPED
             summaries.append(summary)
@@ -145,49 +143,46 @@ def probe_once(
     train: Labelled,
     val: Labelled,
     world: World,
-    stop_asked: Callable[[], bool],
+    stop: Stop,
 ) -> dict[str, Any] | None:
     """Train and choose heads, or continue where the run folder stands; returns the summary, None if stopped."""
     inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
     learning, held_out = set_apart(train, config.held_out, seed=config.seed)
     training = set_up(config, encoder, learning, world, inference)
-    folder = RunFolder(config.run)
-    world.on_main(lambda: folder.claim(config))
-    stopwatch, step = restore_(training, folder.newest())
-    if step == training.clock.total_steps and folder.summary.exists():
-        summary: dict[str, Any] = read_json(folder.summary)
+    with open_run(config, world) as run:
+        stopwatch, step = go_on_(training, run)
+        if step == training.clock.total_steps and run.folder.summary.exists():
+            summary: dict[str, Any] = read_json(run.folder.summary)
+            return summary
+        begin(run, config, world, step=step)
+        reached_end = train_(
+            training,
+            run,
+            stopwatch,
+            first_step=step,
+            stop=stop,
+            evaluate=lambda _: None,
+            evaluate_every_epochs=None,
+        )
+        if not reached_end:
+            return None
+        accuracies = [measure(training.model, encoder, side, inference, config) for side in (held_out, val) if side]
+        names = [{"pool": pool, "lr": factor * config.optim.base_lr} for pool, factor in training.model.names]
+        best = max(range(len(names)), key=lambda number: accuracies[0][number])
+        summary = {
+            "accuracy": accuracies[-1][best],
+            "chosen": names[best],
+            "heads": [
+                {**name, "held_out_accuracy": chosen_by if held_out else None, "accuracy": accuracy}
+                for name, chosen_by, accuracy in zip(names, accuracies[0], accuracies[-1], strict=True)
+            ],
+            "train_seconds": stopwatch.total("train"),
+            "wait_seconds": stopwatch.total("wait"),
+            "images": training.clock.total_images,
+        }
+        world.on_main(lambda: write_json(run.folder.summary, summary))
+        run.journal.write("end", **summary)
         return summary
-    journal = Journal(folder.journal if world.is_main else None)
-    journal.write("start", step=step, world_size=world.size, device=str(world.device), digest=digest(config))
-    reached_end = train_(
-        training,
-        folder,
-        journal,
-        stopwatch,
-        first_step=step,
-        stop_asked=stop_asked,
-        evaluate=lambda _: None,
-        evaluate_every_epochs=None,
-    )
-    if not reached_end:
-        return None
-    accuracies = [measure(training.model, encoder, side, inference, config) for side in (held_out, val) if side]
-    names = [{"pool": pool, "lr": factor * config.optim.base_lr} for pool, factor in training.model.names]
-    best = max(range(len(names)), key=lambda number: accuracies[0][number])
-    summary = {
-        "accuracy": accuracies[-1][best],
-        "chosen": names[best],
-        "heads": [
-            {**name, "held_out_accuracy": chosen_by if held_out else None, "accuracy": accuracy}
-            for name, chosen_by, accuracy in zip(names, accuracies[0], accuracies[-1], strict=True)
-        ],
-        "train_seconds": stopwatch.total("train"),
-        "wait_seconds": stopwatch.total("wait"),
-        "images": training.clock.total_images,
-    }
-    world.on_main(lambda: write_json(folder.summary, summary))
-    journal.write("end", **summary)
-    return summary
 
 
 def set_apart(train: Labelled, share: float, *, seed: int) -> tuple[Labelled, Labelled | None]:

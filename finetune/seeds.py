@@ -14,8 +14,8 @@ def one_for_each_seed(config: C, world: World) -> list[C]:
 
     Raises  ConfigError if the folder belongs to other settings.
     """
-    world.on_main(lambda: RunFolder(config.run).claim(config))
     if config.seeds == 1:
         return [config]
+    world.on_main(lambda: RunFolder(config.run).claim(config))
     seeds = range(config.seed, config.seed + config.seeds)
     return [replace(config, seed=seed, seeds=1, run=config.run / f"seed-{seed}") for seed in seeds]

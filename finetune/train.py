@@ -1,6 +1,6 @@
 """Fine-tuning: an encoder and a head learn to classify, under a curriculum or without; from scratch too."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,21 +19,20 @@ from finetune.evaluation import Evaluation, best_accuracy, keep_best, measure
 from finetune.labels import Labelled, open_labelled
 from finetune.picture import draw_confusion
 from finetune.seeds import one_for_each_seed
-from mae_curriculum.checkpoint import RunFolder, read_json, write_json
-from mae_curriculum.config import ConfigError, digest, exempt
+from mae_curriculum.checkpoint import read_json, write_json
+from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum import Augmentation, Clock, Curriculum, Moment
 from mae_curriculum.data import Batch, TrainingImages, show
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.flops import TRAINING_FACTOR
 from mae_curriculum.inference import Inference
-from mae_curriculum.loop import STOPPED, restore_, train_
+from mae_curriculum.loop import STOPPED, Run, begin, go_on_, open_run, train_, until_stopped
 from mae_curriculum.optim import OptimConfig, build_adamw
 from mae_curriculum.results import as_percent, record, spread
 from mae_curriculum.sources import DataConfig, identify
-from mae_curriculum.stopping import stop_on_signals
+from mae_curriculum.stopping import Stop
 from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import as_table
-from mae_curriculum.tracking import Journal
 from mae_curriculum.training import Training, TrainingConfig, lay_out_clock, measure_seconds, without_curriculum, wrap
 from mae_curriculum.weights import RUNS_IMAGES, Weights, read_weights, resolve_images
 
@@ -103,12 +102,12 @@ class FinetuneConfig(TrainingConfig):
 def finetune(config: FinetuneConfig) -> int:
     """Fine-tune once for each seed, or continue; print and record the results; returns the exit code."""
     config = replace(config, data=resolve_images(config.data, config.checkpoint))
-    with connect() as world, stop_on_signals() as stop_asked:
+    with connect() as world, until_stopped(config) as stop:
         weights = None if config.checkpoint is None else read_weights(config.checkpoint, heads=config.heads)
         train, val = open_labelled(config.data, world)
         summaries = []
         for one in one_for_each_seed(config, world):
-            summary = finetune_once(one, weights, train, val, world, stop_asked)
+            summary = finetune_once(one, weights, train, val, world, stop)
             if summary is None:
                 return STOPPED
             summaries.append(summary)
@@ -122,69 +121,64 @@ def finetune_once(
     train: Labelled,
     val: Labelled,
     world: World,
-    stop_asked: Callable[[], bool],
+    stop: Stop,
 ) -> dict[str, Any] | None:
     """Fine-tune, or continue where the run folder stands; returns the summary, None if it was asked to stop."""
     training, told = set_up(config, weights, train, world)
-    folder = RunFolder(config.run)
-    world.on_main(lambda: folder.claim(config))
-    stopwatch, step = restore_(training, folder.newest())
-    if step == training.clock.total_steps and folder.summary.exists():
-        summary: dict[str, Any] = read_json(folder.summary)
-        return summary
-    journal = Journal(folder.journal if world.is_main else None)
-    journal.write(
-        "start", step=step, world_size=world.size, device=str(world.device), digest=digest(config), weights=told
-    )
-    if told:
-        world.say(told)
-    inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
+    with open_run(config, world) as run:
+        stopwatch, step = go_on_(training, run)
+        if step == training.clock.total_steps and run.folder.summary.exists():
+            summary: dict[str, Any] = read_json(run.folder.summary)
+            return summary
+        begin(run, config, world, step=step, weights=told)
+        if told:
+            world.say(told)
+        inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
 
-    def evaluate(step: int) -> Evaluation:
+        def evaluate(step: int) -> None:
+            evaluation = measure(training, val, inference)
+            run.journal.write("evaluation", step=step, accuracy=evaluation.accuracy, loss=evaluation.loss)
+            world.on_main(lambda: keep_best(run.folder, training, evaluation.accuracy, step=step))
+
+        reached_end = train_(
+            training,
+            run,
+            stopwatch,
+            first_step=step,
+            stop=stop,
+            evaluate=evaluate,
+            evaluate_every_epochs=config.evaluate_every_epochs,
+        )
+        if not reached_end:
+            return None
         evaluation = measure(training, val, inference)
-        journal.write("evaluation", step=step, accuracy=evaluation.accuracy, loss=evaluation.loss)
-        world.on_main(lambda: keep_best(folder, training, evaluation.accuracy, step=step))
-        return evaluation
+        baseline = lay_out(without_curriculum(config), training.model, len(train.images), world)
+        baseline_seconds = measure_seconds(training, baseline)
+        flops = partial(training_flops, training.model)
+        costs = summarise(training.clock, baseline, flops, stopwatch, baseline_seconds=baseline_seconds)
+        return world.on_main(lambda: finish(run, world, evaluation, val.classes, costs))
 
-    reached_end = train_(
-        training,
-        folder,
-        journal,
-        stopwatch,
-        first_step=step,
-        stop_asked=stop_asked,
-        evaluate=evaluate,
-        evaluate_every_epochs=config.evaluate_every_epochs,
-    )
-    if not reached_end:
-        return None
-    evaluation = measure(training, val, inference)
-    baseline = lay_out(without_curriculum(config), training.model, len(train.images), world)
-    summary = summarise(
-        training.clock,
-        baseline,
-        partial(training_flops, training.model),
-        stopwatch,
-        baseline_seconds=measure_seconds(training, baseline),
-    )
-    if world.is_main:
-        right, counts = evaluation.confusion.diagonal(), evaluation.confusion.sum(dim=1)
-        summary |= {
-            "accuracy": evaluation.accuracy,
-            "best_accuracy": best_accuracy(folder),
-            "images_evaluated": int(counts.sum()),
-            "loss": journal.last("step")["loss"],
-            "class_accuracy": {
-                name: float(share) if count else None
-                for name, share, count in zip(val.classes, right / counts, counts, strict=True)
-            },
-        }
-        draw_confusion(evaluation.confusion, val.classes, folder.path / "pictures" / "confusion.png")
-        write_json(folder.summary, summary)
-        journal.write("end", **summary)
-        world.say(describe(summary))
-    told_by_main: dict[str, Any] = world.gather(summary)[0]
-    return told_by_main
+
+def finish(
+    run: Run, world: World, evaluation: Evaluation, classes: Sequence[str], costs: dict[str, Any]
+) -> dict[str, Any]:
+    """Write and say what a fine-tuning came to; returns its summary."""
+    right, counts = evaluation.confusion.diagonal(), evaluation.confusion.sum(dim=1)
+    summary = costs | {
+        "accuracy": evaluation.accuracy,
+        "best_accuracy": best_accuracy(run.folder),
+        "images_evaluated": int(counts.sum()),
+        "loss": run.journal.last("step")["loss"],
+        "class_accuracy": {
+            name: float(share) if count else None
+            for name, share, count in zip(classes, right / counts, counts, strict=True)
+        },
+    }
+    draw_confusion(evaluation.confusion, classes, run.folder.path / "pictures" / "confusion.png")
+    write_json(run.folder.summary, summary)
+    run.journal.write("end", **summary)
+    world.say(describe(summary))
+    return summary
 
 
 def set_up(

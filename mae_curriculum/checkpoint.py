@@ -1,17 +1,20 @@
 """The run folder: what is written there, and that nothing in it is ever half written.
 
     runs/NAME/
-        config.yaml                     the settings of the run, complete
-        journal.jsonl                   what happened, one line an event, only ever appended to
-        checkpoints/step-00001234.pt    weights, optimizer, step, stopwatch
-        summary.json                    the result, once the run is over
+        config.yaml                                     the settings of the run, complete
+        journal.jsonl                                   what happened, one line an event, only ever appended to
+        checkpoints/step-00001234.0123456789abcdef.pt   weights, optimizer, step, stopwatch; sha256 of the file
+        summary.json                                    the result, once the run is over
+        lock.json                                       who is at it
 
 The folder is the state: the same command continues from the newest checkpoint.
 """
 
+import hashlib
 import io
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,6 @@ from typing import Any
 import torch
 
 from mae_curriculum.config import ConfigError, differences, dump, exempt, load_file
-
-ASIDE = ".aside"
-"""Name of a file that is being written: always the same, so that what a killed process left is overwritten."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,15 @@ class SavingConfig:
     """Minutes of running time between checkpoints; one is always written at the end."""
     keep: int = exempt(2)
     """Newest checkpoints that stay, at least 1."""
+    keep_every_epochs: int | None = exempt(None)
+    """A checkpoint is written, and stays, every so many equivalent epochs; null for none."""
 
     def __post_init__(self) -> None:
         if self.every_minutes <= 0:
             raise ConfigError(f"saving.every_minutes must be above 0, got {self.every_minutes}")
-        if self.keep < 1:
-            raise ConfigError(f"saving.keep must be at least 1, got {self.keep}")
+        for name in ("keep", "keep_every_epochs"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"saving.{name} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -62,43 +65,79 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def lock(self) -> Path:
+        """Who is at it."""
+        return self.path / "lock.json"
+
+    @property
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
         return sorted((self.path / "checkpoints").glob("step-*.pt"))
 
-    def claim(self, config: Any) -> None:
-        """Make the folder this config's, or check that it is already.
-
-        Raises  ConfigError if the folder holds another config, naming the keys that differ, or other things.
-        """
+    def refuse_others(self, config: Any) -> None:
+        """Raise ConfigError if the folder holds another config, naming the keys that differ, or other things."""
         if self.config.exists():
             if changed := differences(load_file(type(config), self.config), config):
                 raise ConfigError(
                     f"{self.path} belongs to a run with other settings ({'; '.join(changed)}); "
                     "choose another --run, or the settings of that run to continue it"
                 )
-        elif self.path.exists() and any(child.name != ASIDE for child in self.path.iterdir()):
+        elif self.path.exists() and not {*self.path.iterdir()} <= {_aside(self.config), self.lock}:
             raise ConfigError(f"{self.path} is no run folder (no config.yaml) and not empty; choose another --run")
+
+    def claim(self, config: Any) -> None:
+        """Make the folder this config's, or check that it is already; raises ConfigError as `refuse_others`."""
+        self.refuse_others(config)
         self.path.mkdir(parents=True, exist_ok=True)
         text = dump(config)
         if not self.config.exists() or self.config.read_text() != text:
             write_whole(self.config, text.encode())
         (self.path / "checkpoints").mkdir(exist_ok=True)  # last: until there is a config, the folder is nobody's
 
-    def save(self, state: dict[str, Any], *, keep: int) -> Path:
-        """Write a checkpoint for `state["step"]`; once it is complete on disk, drop all but the newest `keep`."""
-        path = self.path / "checkpoints" / f"step-{state['step']:08d}.pt"
+    def save(self, state: dict[str, Any], *, keep: int, spare: Callable[[int], bool] = lambda _: False) -> Path:
+        """Write a checkpoint for `state["step"]`; once it is complete on disk, drop all but the newest `keep`.
+
+        spare   tells of a step that its checkpoint stays all the same.
+        Raises  OSError if it cannot be written; what was there before stays.
+        """
         buffer = io.BytesIO()  # torch, writing to a full disk itself, would not say so
         torch.save(state, buffer)
         with buffer.getbuffer() as content:  # released even if writing fails: CPython 3.12 may crash on one left over
-            write_whole(path, content)
+            path = self.path / "checkpoints" / f"step-{state['step']:08d}.{_checksum(content)}.pt"
+            write_whole(path, content, aside=path.with_name(".checkpoint.aside"))
         for old in self.checkpoints[:-keep]:
-            old.unlink()
+            if not spare(step_of(old)):
+                old.unlink()
         return path
 
-    def newest(self) -> dict[str, Any] | None:
-        """Read the newest checkpoint onto the CPU, or None if there is none."""
-        return load_state(self.checkpoints[-1]) if self.checkpoints else None
+    def newest(self, *, tell_damaged: Callable[[Path], object] = lambda _: None) -> Path | None:
+        """Find the newest checkpoint that is whole, or None if there is none at all.
+
+        tell_damaged  is told of each one that is not.
+        Raises        ConfigError if there are some, but none is whole.
+        """
+        for path in reversed(self.checkpoints):
+            if is_whole(path):
+                return path
+            tell_damaged(path)
+        if any((self.path / "checkpoints").glob("step-*")):
+            raise ConfigError(f"no checkpoint in {self.path / 'checkpoints'} is whole; remove them to begin anew")
+        return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """Read the step off a checkpoint's name."""
+    return int(checkpoint.name.split(".")[0].removeprefix("step-"))
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint's content is what its name says."""
+    with checkpoint.open("rb") as stream:
+        return checkpoint.name.split(".")[1] == hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+def _checksum(content: memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -120,9 +159,12 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file aside, flush it to disk, then rename it; of a failure nothing remains."""
-    aside = path.with_name(ASIDE)
+def write_whole(path: Path, content: bytes | memoryview, *, aside: Path | None = None) -> None:
+    """Write a file aside, flush it to disk, then rename it; of a failure nothing remains.
+
+    aside  where it is written first: always the same place, so that what a killed process left is overwritten.
+    """
+    aside = aside or _aside(path)
     try:
         with aside.open("wb") as stream:
             stream.write(content)
@@ -137,3 +179,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.aside")

@@ -26,6 +26,7 @@ from mae_curriculum.curriculum import Augmentation, Clock, Span, split
 from mae_curriculum.decode import BrokenImageError
 from mae_curriculum.frequency import RESIZE
 from mae_curriculum.sources import Images
+from mae_curriculum.stopping import SIGNALS
 
 BROKEN_LIMIT = 0.01
 """A run in which a larger share of the images is broken stops: something is wrong with the data as a whole."""
@@ -160,7 +161,7 @@ def _kill_workers_at_exit() -> None:
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
     """Keep a worker alive when a signal goes to the whole group, as a scheduler's does: the run must save first."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,20 @@ class World:
         """Agree on whether a flag is up on any rank."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
-    def on_main(self, action: Callable[[], object]) -> None:
-        """Do something on rank 0 while the others wait; what it raises is raised on every rank."""
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Do something on rank 0 while the others wait; every rank gets what it returns, or raises what it raises."""
+        result: Any = None
         failure: Exception | None = None
         if self.is_main:
             try:
-                action()
+                result = action()
             except Exception as error:
                 failure = error
-        if failure := self.gather(failure)[0]:
+        result, failure = self.gather((result, failure))[0]
+        if failure:
             raise failure
+        value: T = result
+        return value
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Join the rows (n_rank, ...) of all ranks, whose numbers may differ, in order of rank, on every rank."""
@@ -94,6 +100,32 @@ class World:
             torch.cuda.synchronize(self.device)
 
 
+class Agreement:
+    """Tells all ranks at the same step that a flag is up on one of them, one step late, so that nobody waits."""
+
+    def __init__(self, world: World) -> None:
+        """Make a channel of its own, on the CPU, that does not wait for what devices are doing."""
+        self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._pending: tuple[Tensor, Any] | None = None
+
+    def __call__(self, flag: bool) -> bool:
+        """Hand in this rank's flag, at every step; returns whether any rank's was up at the step before."""
+        if self._group is None:
+            return flag
+        raised = self.finish()
+        votes = torch.tensor(float(flag))
+        self._pending = votes, dist.all_reduce(votes, group=self._group, async_op=True)
+        return raised
+
+    def finish(self) -> bool:
+        """Wait for the last vote, and tell what came of it."""
+        if self._pending is None:
+            return False
+        (votes, work), self._pending = self._pending, None
+        work.wait()
+        return bool(votes > 0)
+
+
 @contextmanager
 def connect() -> Iterator[World]:
     """Join the processes that were started together, for as long as the context lasts.
@@ -114,6 +146,12 @@ def connect() -> Iterator[World]:
         yield World(rank, size, device)
     finally:
         dist.destroy_process_group()
+
+
+def job_end() -> float | None:
+    """Tell when the scheduler will end this job, in seconds since 1970; None where nobody says so."""
+    end = os.environ.get("SLURM_JOB_END_TIME")
+    return float(end) if end else None
 
 
 def _environment() -> tuple[int, int, int]:

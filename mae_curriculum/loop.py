@@ -3,36 +3,94 @@
 import math
 import time
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from mae_curriculum.checkpoint import RunFolder
-from mae_curriculum.config import ConfigError
+from mae_curriculum.checkpoint import RunFolder, load_state
+from mae_curriculum.config import ConfigError, digest
 from mae_curriculum.curriculum import Clock, Moment
 from mae_curriculum.data import BROKEN_LIMIT, micro_batches
-from mae_curriculum.distributed import World
+from mae_curriculum.distributed import Agreement, World, job_end
+from mae_curriculum.lock import hold
+from mae_curriculum.saver import RETRY_SECONDS, Saver
+from mae_curriculum.stopping import Stop, parse_duration, stop_on_signals
 from mae_curriculum.table import side
 from mae_curriculum.tracking import Journal, Progress, Stopwatch
-from mae_curriculum.training import Step, Training, run_steps_
+from mae_curriculum.training import Step, Training, TrainingConfig, run_steps_
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""
+
+LAST_ATTEMPTS, HURRIED_ATTEMPTS = 20, 3
+"""How often the last save of a run is tried, and one at a stop, where little time is left."""
+
+HURRIED_SECONDS = 2.0
+"""Between two attempts at a stop."""
 
 MOST_SKIPPED = 5
 """Steps in a row without a finite gradient that end a run: one may be a bad batch, five are a run that has diverged."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run folder that this job holds."""
+
+    folder: RunFolder
+    journal: Journal
+    check_lock: Callable[[], None]
+    """Raises ConfigError once another job has taken the run over."""
+
+
+@contextmanager
+def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
+    """Make the run folder this config's, and hold it for as long as the context lasts; raises ConfigError."""
+    folder = RunFolder(config.run)
+    journal = Journal(folder.journal if world.is_main else None)
+    locks: list[Callable[[], None]] = []
+
+    def take_over(holder: dict[str, Any]) -> None:
+        journal.write("lock_taken_over", host=holder.get("host"), pid=holder.get("pid"))
+
+    def claim() -> None:
+        folder.refuse_others(config)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        locks.append(stack.enter_context(hold(folder.lock, tell=take_over)))
+        folder.claim(config)
+
+    with ExitStack() as stack:
+        world.on_main(claim)
+        yield Run(folder, journal, lambda: world.on_main(locks[0]) if locks else world.on_main(lambda: None))
+
+
+def begin(run: Run, config: TrainingConfig, world: World, *, step: int, **facts: Any) -> None:
+    """Write in the journal that this job begins, or goes on with, the run."""
+    run.journal.write(
+        "start", step=step, world_size=world.size, device=str(world.device), digest=digest(config), **facts
+    )
+
+
+@contextmanager
+def until_stopped(config: TrainingConfig) -> Iterator[Stop]:
+    """Watch for signals, the time limit of the settings, and the scheduler's."""
+    own = None if config.time_limit is None else time.time() + parse_duration(config.time_limit)
+    with stop_on_signals(min((end for end in (own, job_end()) if end is not None), default=None)) as stop:
+        yield stop
+
+
 def train_(
     training: Training[Any],
-    folder: RunFolder,
-    journal: Journal,
+    run: Run,
     stopwatch: Stopwatch,
     *,
     first_step: int,
-    stop_asked: Callable[[], bool],
+    stop: Stop,
     evaluate: Callable[[int], object],
     evaluate_every_epochs: int | None,
 ) -> bool:
@@ -41,21 +99,29 @@ def train_(
     evaluate  measures the model after so many steps, every `evaluate_every_epochs` equivalent epochs and at the end;
               None for never. It is done before the step is saved, so a killed run does it again.
     """
-    config, world, clock = training.config, training.world, training.clock
+    config, world, clock, journal = training.config, training.world, training.clock, run.journal
     progress = Progress(total_images=clock.total_images, done_images=clock.images(first_step), shown=world.is_main)
+    spare = partial(is_due, clock, every_epochs=config.saving.keep_every_epochs)
+    saver = Saver(run.folder, keep=config.saving.keep, spare=spare)
+    agree = Agreement(world)
     unread: list[Step] = []
     known_broken: dict[str, str] = {}
-    facts, skipped, last_save = "", 0, time.monotonic()
+    facts, skipped, next_save = "", 0, time.monotonic() + 60 * config.saving.every_minutes
     for step in run_steps_(training, clock, stopwatch, first_step=first_step):
         moment, done = step.moment, step.moment.step + 1
+        at_end = done == clock.total_steps
         unread.append(step)
         if moment.step in (first_step, clock.spans[moment.stage].first_step):
             progress.say(describe_stage(training, moment))
             journal.write("stage", step=moment.step, stage=moment.stage, size=moment.size)
-        evaluating = is_due(clock, done, evaluate_every_epochs)
-        stopping = world.size == 1 and stop_asked()  # several processes agree at the next report
+        reason = stop.reason(save_seconds=saver.seconds)
+        stopping = agree(reason is not None)
+        evaluating = (
+            at_end if evaluate_every_epochs is None else is_due(clock, done, every_epochs=evaluate_every_epochs)
+        )
         # counted from the end, so that the last report covers as many steps as any
-        if (clock.total_steps - done) % config.tracking.every_steps and not stopping and not evaluating:
+        reporting = (clock.total_steps - done) % config.tracking.every_steps == 0
+        if not (reporting or stopping or evaluating or spare(done) or at_end):
             progress.update(clock.images(done), describe_moment(clock, moment) + facts)
             continue
         with stopwatch(f"train/{moment.stage}"):
@@ -65,25 +131,35 @@ def train_(
         facts = report(training, journal, stopwatch, moment, losses=losses, norms=norms)
         progress.update(clock.images(done), describe_moment(clock, moment) + facts)
         unread.clear()
+        if failure := saver.failure():
+            tell_failure(run, progress, failure)
+            next_save = min(next_save, time.monotonic() + RETRY_SECONDS)
         if evaluating:
+            saver.wait()  # the loader's processes are forked, which other threads had better not be at work during
             with stopwatch("evaluate"):
                 evaluate(done)
-        stopping = world.any(stop_asked())
-        save_due = world.any(time.monotonic() - last_save > 60 * config.saving.every_minutes)
-        if stopping or save_due or done == clock.total_steps:
-            save(training, folder, journal, stopwatch, step=done)
-            last_save = time.monotonic()
-        if stopping and done < clock.total_steps:
+        due = world.any(time.monotonic() > next_save)
+        if due or stopping or at_end or spare(done):
+            with stopwatch("save"):
+                begin_save(training, run, stopwatch, saver, step=done)
+                if stopping or at_end:
+                    world.on_main(partial(save_for_sure, training, run, stopwatch, saver, stop, progress, step=done))
+            next_save = time.monotonic() + 60 * config.saving.every_minutes
+        if stopping and not at_end:
             progress.close()
-            progress.say(f"stopped and saved at step {done} of {clock.total_steps}; the same command continues")
+            why = next(filter(None, world.gather(reason)), "a signal")
+            journal.write("stop", step=done, reason=why)
+            progress.say(f"{why}: saved and stopped at step {done} of {clock.total_steps}; the same command continues")
+            agree.finish()
             return False
+    agree.finish()
     progress.close()
     return True
 
 
-def is_due(clock: Clock, done: int, every_epochs: int | None) -> bool:
+def is_due(clock: Clock, done: int, *, every_epochs: int | None) -> bool:
     """Tell whether a multiple of so many equivalent epochs, or the end, is reached by the last of `done` steps."""
-    if every_epochs is None:
+    if every_epochs is None or done == 0:
         return False
     now, before = (clock.equivalent_epochs(step) // every_epochs for step in (done, done - 1))
     return now > before or done == clock.total_steps
@@ -182,26 +258,78 @@ def describe_stage(training: Training[Any], moment: Moment) -> str:
     )
 
 
-def save(training: Training[Any], folder: RunFolder, journal: Journal, stopwatch: Stopwatch, *, step: int) -> None:
-    """Save the state of the run, from the main process."""
-    with stopwatch("save"):
-        state = {
-            "step": step,
-            "model": training.model.state_dict(),
-            "optimizer": training.optimizer.state_dict(),
-            "seconds": dict(stopwatch.seconds),
-            "images": training.images_id,
-        }
-        if training.average is not None:
-            state["average"] = training.average.state_dict()
-        training.world.on_main(lambda: folder.save(state, keep=training.config.saving.keep))
-    journal.write("save", step=step)
+def state_of(training: Training[Any], stopwatch: Stopwatch, *, step: int) -> dict[str, Any]:
+    """Give all that a run needs to go on: there is no other state."""
+    state = {
+        "step": step,
+        "model": training.model.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "seconds": dict(stopwatch.seconds),
+        "images": training.images_id,
+    }
+    if training.average is not None:
+        state["average"] = training.average.state_dict()
+    return state
 
 
-def restore_(training: Training[Any], state: dict[str, Any] | None) -> tuple[Stopwatch, int]:
-    """Bring model and optimizer to a checkpoint's state; returns its stopwatch and the step to go on with."""
-    if state is None:
+def begin_save(training: Training[Any], run: Run, stopwatch: Stopwatch, saver: Saver, *, step: int) -> None:
+    """Begin to write the state of the run, from the main process."""
+    run.check_lock()
+    if training.world.is_main:
+        saver.begin(state_of(training, stopwatch, step=step))
+        run.journal.write("save", step=step)
+
+
+def save_for_sure(
+    training: Training[Any],
+    run: Run,
+    stopwatch: Stopwatch,
+    saver: Saver,
+    stop: Stop,
+    progress: Progress,
+    *,
+    step: int,
+) -> None:
+    """Wait until the state is written, and try again if it was not: a while at a stop, longer at the end of a run.
+
+    Raises  OSError if it cannot be written; the checkpoint before is unharmed.
+    """
+    for attempt in range(LAST_ATTEMPTS):
+        saver.wait()
+        failure = saver.failure()
+        if failure is None:
+            return
+        tell_failure(run, progress, failure)
+        again = time.monotonic() + RETRY_SECONDS
+        while not (hurried := stop.reason(save_seconds=saver.seconds) is not None) and time.monotonic() < again:
+            time.sleep(0.2)
+        if attempt >= (HURRIED_ATTEMPTS if hurried else LAST_ATTEMPTS) - 1:
+            raise failure
+        if hurried:
+            time.sleep(HURRIED_SECONDS)
+        saver.begin(state_of(training, stopwatch, step=step))
+
+
+def tell_failure(run: Run, progress: Progress, failure: OSError) -> None:
+    """Say loudly that a checkpoint could not be written."""
+    run.journal.write("save_failed", reason=str(failure))
+    progress.say(f"warning: the checkpoint could not be written: {failure}; the one before is unharmed; trying again")
+
+
+def go_on_(training: Training[Any], run: Run) -> tuple[Stopwatch, int]:
+    """Bring model and optimizer to the state of the newest whole checkpoint; damaged ones are named in the journal.
+
+    Returns  its stopwatch, and the step to go on with.
+    """
+
+    def put_aside(damaged: Path) -> None:
+        run.journal.write("damaged_checkpoint", name=damaged.name)
+        damaged.rename(damaged.with_suffix(".damaged"))
+
+    path = training.world.on_main(partial(run.folder.newest, tell_damaged=put_aside))
+    if path is None:
         return Stopwatch(), 0
+    state = load_state(path)
     if state["images"] != training.images_id:
         raise ConfigError(
             f"data.source: the run began with {state['images']}, and {training.config.data.source} now holds "

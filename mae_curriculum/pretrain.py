@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mae_curriculum.checkpoint import RunFolder, read_json, write_json
+from mae_curriculum.checkpoint import read_json, write_json
 from mae_curriculum.config import ConfigError, digest, exempt
 from mae_curriculum.curriculum import Clock, Moment
 from mae_curriculum.data import Batch, TrainingImages, show
@@ -16,14 +16,13 @@ from mae_curriculum.distributed import World, connect
 from mae_curriculum.flops import training_flops
 from mae_curriculum.inference import Inference
 from mae_curriculum.knn import KnnConfig, knn_of_encoder, why_no_knn
-from mae_curriculum.loop import STOPPED, restore_, train_
+from mae_curriculum.loop import STOPPED, Run, begin, go_on_, open_run, train_, until_stopped
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, mask_noise
 from mae_curriculum.optim import build_optimizer
 from mae_curriculum.sources import Images, download, identify, open_images
-from mae_curriculum.stopping import stop_on_signals
 from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import side
-from mae_curriculum.tracking import Journal, Stopwatch
+from mae_curriculum.tracking import Stopwatch
 from mae_curriculum.training import Training, TrainingConfig, lay_out_clock, measure_seconds, without_curriculum, wrap
 
 
@@ -53,35 +52,32 @@ def pretrain(config: PretrainConfig) -> int:
     Order: settings, images and model are checked; the run folder is claimed; its newest checkpoint is loaded; the steps
     that are left are trained; the summary is written.
     """
-    with connect() as world, stop_on_signals() as stop_asked:
+    with connect() as world, until_stopped(config) as stop:
         world.on_main(lambda: download(config.data))
         images, val = open_images(config.data)
         training = set_up(config, world, images)
-        folder = RunFolder(config.run)
-        world.on_main(lambda: folder.claim(config))
-        stopwatch, step = restore_(training, folder.newest())
-        if step == training.clock.total_steps and folder.summary.exists():
-            world.say(f"this run is over:\n{describe(read_json(folder.summary))}")
-            return 0
-        if why := why_no_knn(images, val, config.knn):
-            world.say(f"no kNN accuracy: {why}")
-        journal = Journal(folder.journal if world.is_main else None)
-        journal.write("start", step=step, world_size=world.size, device=str(world.device), digest=digest(config))
-        inference = Inference(world, config.data, config.precision, config.knn.batch_images)
-        measure = partial(knn_of_encoder, train=images, val=val, config=config.knn, inference=inference)
-        reached_end = train_(
-            training,
-            folder,
-            journal,
-            stopwatch,
-            first_step=step,
-            stop_asked=stop_asked,
-            evaluate=lambda step: journal.write("evaluation", step=step, knn=measure(training.model)),
-            evaluate_every_epochs=None if why else config.knn.every_epochs,
-        )
-        if not reached_end:
-            return STOPPED
-        finish(training, config, folder, journal, stopwatch, measure)
+        with open_run(config, world) as run:
+            stopwatch, step = go_on_(training, run)
+            if step == training.clock.total_steps and run.folder.summary.exists():
+                world.say(f"this run is over:\n{describe(read_json(run.folder.summary))}")
+                return 0
+            if why := why_no_knn(images, val, config.knn):
+                world.say(f"no kNN accuracy: {why}")
+            begin(run, config, world, step=step)
+            inference = Inference(world, config.data, config.precision, config.knn.batch_images)
+            measure = partial(knn_of_encoder, train=images, val=val, config=config.knn, inference=inference)
+            reached_end = train_(
+                training,
+                run,
+                stopwatch,
+                first_step=step,
+                stop=stop,
+                evaluate=lambda step: run.journal.write("evaluation", step=step, knn=measure(training.model)),
+                evaluate_every_epochs=None if why else config.knn.every_epochs,
+            )
+            if not reached_end:
+                return STOPPED
+            finish(training, config, run, stopwatch, measure)
     return 0
 
 
@@ -135,8 +131,7 @@ def build_clock(
 def finish(
     training: Training[MaskedAutoencoder],
     config: PretrainConfig,
-    folder: RunFolder,
-    journal: Journal,
+    run: Run,
     stopwatch: Stopwatch,
     measure: Callable[[MaskedAutoencoder], float | None],
 ) -> None:
@@ -153,8 +148,8 @@ def finish(
         baseline_seconds=measure_seconds(training, baseline),
     )
     if world.is_main:
-        summary |= {"knn": accuracy, "knn_untrained": accuracy_untrained, "loss": journal.last("step")["loss"]}
+        summary |= {"knn": accuracy, "knn_untrained": accuracy_untrained, "loss": run.journal.last("step")["loss"]}
         summary["digest"] = digest(config)
-        write_json(folder.summary, summary)
-        journal.write("end", **summary)
+        write_json(run.folder.summary, summary)
+        run.journal.write("end", **summary)
         world.say(describe(summary))

@@ -1,32 +1,78 @@
-"""Signals become a wish to stop, which the training loop grants between two steps."""
+"""Signals and time limits become a wish to stop, which the training loop grants between two steps."""
 
+import re
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import FrameType
+
+from mae_curriculum.config import ConfigError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What schedulers send before they kill, and Ctrl-C."""
+
+LEAST_MARGIN = 5.0
+"""Seconds before a time limit that a run stops at the latest, besides what its saves take."""
+
+
+@dataclass
+class Stop:
+    """Whether a run is to stop, and why."""
+
+    deadline: float = float("inf")
+    """When the time limit is reached, in seconds since 1970."""
+    signal_name: str | None = None
+    _usual: dict[int, object] = field(default_factory=dict)
+
+    def reason(self, *, save_seconds: float) -> str | None:
+        """Say why to stop now, or None to go on.
+
+        save_seconds  what a save takes: there must be time for it before the time limit, and as much again to spare.
+        """
+        if self.signal_name is None and time.time() > self.deadline - LEAST_MARGIN - 2 * save_seconds:
+            return "time limit"
+        return self.signal_name
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Catch SIGINT and SIGTERM for as long as the context lasts; the function given tells whether one came.
+def stop_on_signals(deadline: float | None = None) -> Iterator[Stop]:
+    """Catch the signals that ask a run to stop for as long as the context lasts; a second one has its usual effect.
 
-    A second signal has its usual effect at once.
+    deadline  when the time limit is reached, in seconds since 1970; None for never.
     """
-    caught = False
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop = Stop() if deadline is None else Stop(deadline)
+    usual = {number: signal.getsignal(number) for number in SIGNALS}
 
     def restore() -> None:
         for number, handler in usual.items():
             signal.signal(number, handler)
 
-    def catch(_number: int, _frame: FrameType | None) -> None:
-        nonlocal caught
-        caught = True
+    def catch(number: int, _frame: FrameType | None) -> None:
+        stop.signal_name = signal.Signals(number).name
         restore()
 
     for number in usual:
         signal.signal(number, catch)
     try:
-        yield lambda: caught
+        yield stop
     finally:
         restore()
+
+
+def parse_duration(text: str) -> float:
+    """Read a duration as SLURM writes it, in seconds: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.
+
+    Raises  ConfigError for anything else.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if match is None:
+        raise ConfigError(f"time_limit: minutes, MM:SS, HH:MM:SS or D-HH:MM:SS, got '{text}'")
+    days, *parts = (None if part is None else int(part) for part in match.groups())
+    given = [part for part in parts if part is not None]
+    if days is not None:
+        hours, minutes, seconds = (*given, 0, 0)[:3]
+    else:
+        hours, minutes, seconds = {1: (0, given[0], 0), 2: (0, *given), 3: tuple(given)}[len(given)]
+    return float((((days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)

@@ -1,6 +1,8 @@
 """What a run says of itself: the journal, the clocks, the progress bar."""
 
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -56,18 +58,28 @@ class Stopwatch:
         return sum(value for key, value in self.seconds.items() if f"{key}/".startswith(f"{activity}/"))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Journal:
     """An append-only file of events, one JSON object a line. None writes nothing: only the main process keeps it."""
 
     path: Path | None
+    _unwritten: list[str] = field(default_factory=list)
+    """Lines that a full disk refused: they are written with the next one that it takes."""
 
     def write(self, event: str, **facts: Any) -> None:
-        """Append an event with the time of day, in one write, so that a line is whole or missing."""
-        if self.path is not None:
-            row = {"event": event, "time": round(time.time(), 3), **facts}
-            with self.path.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
+        """Append an event with the time of day, in one write, so that a line is whole or missing.
+
+        A line that cannot be written is no reason to end a run: it waits, and the user is told.
+        """
+        if self.path is None:
+            return
+        self._unwritten.append(json.dumps({"event": event, "time": round(time.time(), 3), **facts}) + "\n")
+        try:
+            append_whole(self.path, "".join(self._unwritten).encode())
+        except OSError as error:
+            print(f"warning: {error}; {len(self._unwritten)} lines of the journal wait", file=sys.stderr, flush=True)
+        else:
+            self._unwritten.clear()
 
     def last(self, event: str) -> dict[str, Any]:
         """Read the newest row of an event; raises LookupError if there is none."""
@@ -77,6 +89,22 @@ class Journal:
                     row: dict[str, Any] = json.loads(line)
                     return row
         raise LookupError(f"no '{event}' in {self.path}")
+
+
+def append_whole(path: Path, content: bytes) -> None:
+    """Append lines to a file, all or nothing; a line that a killed process left unfinished is ended first."""
+    with path.open("ab+", buffering=0) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if size:
+            stream.seek(size - 1)
+            if stream.read(1) != b"\n":
+                content = b"\n" + content
+        try:
+            if stream.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            stream.truncate(size)
+            raise
 
 
 class Progress:

@@ -26,6 +26,7 @@ from mae_curriculum.distributed import Precision, World
 from mae_curriculum.optim import OptimConfig, scaled_lr
 from mae_curriculum.schedule import learning_rate
 from mae_curriculum.sources import DataConfig, Images
+from mae_curriculum.stopping import parse_duration
 from mae_curriculum.tracking import Stopwatch, TrackingConfig
 
 
@@ -54,6 +55,9 @@ class TrainingConfig:
     """Equivalent epochs: passes over the data that the run without curriculum would make."""
     seed: int = 0
     """Of weights, order, augmentation and every other random choice."""
+    time_limit: str | None = exempt(None)
+    """How long the command may run before it saves and stops, to be continued: minutes, HH:MM:SS or D-HH:MM:SS; null
+    for no limit but the scheduler's."""
     precision: Precision = "auto"
     """Arithmetic of the model. auto is bfloat16 on GPUs that have it, else float32: on a CPU bfloat16 pays only where
     it has units for it, and then only for large models."""
@@ -62,6 +66,8 @@ class TrainingConfig:
         for name in ("batch_size", "micro_batch", "epochs"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        if self.time_limit is not None:
+            parse_duration(self.time_limit)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be in 0..2**63-1, got {self.seed}")
 

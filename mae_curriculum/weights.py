@@ -20,7 +20,7 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save
 from torch import Tensor
 
-from mae_curriculum.checkpoint import RunFolder, read_json, write_whole
+from mae_curriculum.checkpoint import RunFolder, load_state, read_json, write_whole
 from mae_curriculum.config import ConfigError, differences, load_part, plain
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model
 from mae_curriculum.sources import DataConfig
@@ -184,10 +184,10 @@ def _read_foreign(path: Path, heads: int | None) -> Weights:
 
 
 def _read_run(path: Path) -> Weights:
-    folder = RunFolder(path)
-    state = folder.newest()
-    if state is None:
+    checkpoint = RunFolder(path).newest()
+    if checkpoint is None:
         raise ConfigError(f"{path} has no checkpoint yet")
+    state = load_state(checkpoint)
     if not any(key.startswith("encoder.") for key in state["model"]):
         raise ConfigError(
             f"{path} is a run that trained no masked autoencoder; give the .safetensors file that it wrote"

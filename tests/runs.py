@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mae_curriculum.checkpoint import RunFolder
+from mae_curriculum.checkpoint import RunFolder, load_state
 
 ROOT = Path(__file__).parent.parent
 
@@ -102,11 +102,16 @@ def rows(run: Path, event: str) -> list[dict[str, Any]]:
     return [row for row in lines if row["event"] == event]
 
 
+def newest_state(run: Path) -> dict[str, Any]:
+    """Read the newest checkpoint."""
+    path = RunFolder(run).newest()
+    assert path is not None
+    return load_state(path)
+
+
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """Read the newest checkpoint's weights."""
-    state = RunFolder(run).newest()
-    assert state is not None
-    model: dict[str, torch.Tensor] = state["model"]
+    model: dict[str, torch.Tensor] = newest_state(run)["model"]
     return model
 
 

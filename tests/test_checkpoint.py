@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_curriculum.checkpoint import RunFolder, load_state, write_json
+from mae_curriculum.checkpoint import RunFolder, load_state, step_of, write_json
 from mae_curriculum.config import ConfigError, exempt
 
 
@@ -46,34 +47,71 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_left_by_a_kill_at_the_first_moment_is_nobodys(tmp_path: Path) -> None:
-    (tmp_path / ".aside").write_text("epo")
+    (tmp_path / ".config.yaml.aside").write_text("epo")
     RunFolder(tmp_path).claim(Config())
     RunFolder(tmp_path).claim(Config())
+
+
+def steps(folder: RunFolder) -> list[int]:
+    return [step_of(path) for path in folder.checkpoints]
 
 
 def test_the_newest_checkpoint_comes_back_and_only_the_last_are_kept(folder: RunFolder) -> None:
     assert folder.newest() is None
     for step in (9, 10, 100):
         folder.save({"step": step, "weights": torch.full((3,), step)}, keep=2)
-    state = folder.newest()
-    assert state is not None
+    path = folder.newest()
+    assert path is not None
+    state = load_state(path)
     assert (state["step"], state["weights"].tolist()) == (100, [100, 100, 100])
-    assert [path.name for path in folder.checkpoints] == ["step-00000010.pt", "step-00000100.pt"]
+    assert steps(folder) == [10, 100]
 
 
-def test_a_damaged_checkpoint_is_one_clear_line(folder: RunFolder) -> None:
-    path = folder.save({"step": 1, "weights": torch.zeros(1000)}, keep=2)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match="step-00000001.pt cannot be read: .*; remove it to go on") as caught:
-        load_state(path)
-    assert "\n" not in str(caught.value)
+def test_spared_checkpoints_stay(folder: RunFolder) -> None:
+    for step in range(7):
+        folder.save({"step": step}, keep=1, spare=lambda step: step % 3 == 0)
+    assert steps(folder) == [0, 3, 6]
+
+
+def test_a_checkpoints_name_holds_the_checksum_of_its_content(folder: RunFolder) -> None:
+    path = folder.save({"step": 1}, keep=2)
+    assert path.name == f"step-00000001.{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.pt"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, empty])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
+    damage: Callable[[Path], None], folder: RunFolder
+) -> None:
+    first, second = (folder.save({"step": step, "weights": torch.zeros(100)}, keep=2) for step in (1, 2))
+    damage(second)
+    told: list[Path] = []
+    assert folder.newest(tell_damaged=told.append) == first
+    assert told == [second]
+    damage(first)
+    with pytest.raises(ConfigError, match="no checkpoint in .* is whole; remove them to begin anew"):
+        folder.newest()
 
 
 def test_a_checkpoint_that_carries_code_is_refused(folder: RunFolder) -> None:
     path = folder.path / "checkpoints" / "step-00000001.pt"
     torch.save({"step": 1, "callback": os.getcwd}, path)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        folder.newest()
+    with pytest.raises(ConfigError, match="cannot be read: .*; remove it to go on") as caught:
+        load_state(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_json_is_written_whole_and_leaves_nothing_aside(folder: RunFolder) -> None:
@@ -91,11 +129,8 @@ def test_a_full_disk_is_an_error_and_harms_no_earlier_checkpoint(small_disk: Cal
     run.save({"step": 2, "weights": weights}, keep=2)
     with pytest.raises(OSError, match="No space left on device"):
         run.save({"step": 3, "weights": weights}, keep=2)
-    state = run.newest()
-    assert state is not None
-    assert state["step"] == 2
-    assert torch.equal(state["weights"], weights)
-    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [
-        "step-00000001.pt",
-        "step-00000002.pt",
-    ]
+    path = run.newest()
+    assert path is not None
+    assert torch.equal(load_state(path)["weights"], weights)
+    assert steps(run) == [1, 2]
+    assert len(list((run.path / "checkpoints").iterdir())) == 2

@@ -7,9 +7,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mae_curriculum"
 ROWS = [
-    "config distributed frequency positions schedule decode augment targets stopping table",
-    "curriculum model sources optim checkpoint tracking cli",
-    "data flops weights results",
+    "config distributed frequency positions schedule decode augment targets table",
+    "curriculum model sources optim checkpoint tracking stopping cli",
+    "data flops weights results saver lock",
     "inference training summary",
     "knn loop",
     "pretrain",

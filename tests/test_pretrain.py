@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from plain_mae import plain_mae_loss
-from runs import command, equal, options, picture_folder, pictures, rows, stop_midway, torchrun, weights
+from runs import equal, options, picture_folder, pictures, rows, stop_midway, torchrun, weights
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.config import load
@@ -292,26 +291,6 @@ def test_a_run_folder_of_another_config_is_refused_unharmed(finished: Path, caps
     assert main(["pretrain", *options(finished, epochs=4, seed=1)]) == 2
     assert "(epochs: 3 -> 4; seed: 0 -> 1)" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
-
-
-def test_a_full_disk_is_one_line_and_harms_nothing(small_disk: Callable[[str], Path]) -> None:
-    run = small_disk("3m") / "run"
-    # a checkpoint takes 1 MB; saving at each report, more and more are kept
-    done = command("pretrain", *options(run, saving__every_minutes=1e-9, saving__keep=99))
-    assert done.returncode == 2
-    assert "No space left on device" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert weights(run)
-
-
-def test_two_processes_on_a_full_disk_say_so_once_each(small_disk: Callable[[str], Path]) -> None:
-    run = small_disk("64k") / "run"
-    done = torchrun("pretrain", *options(run))
-    assert done.returncode == 1  # torchrun's own, whatever its processes return
-    assert done.stderr.count("error: [Errno 28] No space left on device") == 2
-    assert "mae_curriculum/" not in done.stderr  # no line of a traceback is ours
-    small_disk("9m")
-    assert main(["pretrain", *options(run)]) == 0  # and once there is room, the same command goes on
 
 
 def test_the_command_line_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,10 @@
 import json
-import os
-import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mae_curriculum.stopping import stop_on_signals
 from mae_curriculum.tracking import Journal, Progress, Stopwatch
 
 
@@ -56,11 +54,33 @@ def test_where_there_is_no_terminal_progress_is_a_line_at_the_end(capsys: pytest
     assert lines[0].endswith("0:00:00 left")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_a_wish_to_stop_and_the_usual_handlers_come_back(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with stop_on_signals() as asked:
-        assert not asked()
-        os.kill(os.getpid(), number)
-        assert asked()
-    assert signal.getsignal(number) == before
+def test_a_line_that_a_killed_process_left_unfinished_is_ended(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"event": "step", "step": 1}\n{"event": "st')
+    Journal(path).write("start", step=2)
+    lines = path.read_text().splitlines()
+    assert lines[1] == '{"event": "st'
+    assert json.loads(lines[2])["event"] == "start"
+
+
+def test_lines_that_a_full_disk_refuses_are_written_later(
+    small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = small_disk("64k")
+    journal = Journal(disk / "journal.jsonl")
+    journal.write("start")
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as stream:
+        stream.write(bytes(10**6))  # as much as there is room for
+    journal.write("step", text="x" * 8000)
+    journal.write("step", text="y")
+    assert "2 lines of the journal wait" in capsys.readouterr().err
+    assert len((disk / "journal.jsonl").read_text().splitlines()) == 1
+    filler.unlink()
+    journal.write("end")
+    assert [json.loads(line)["event"] for line in (disk / "journal.jsonl").read_text().splitlines()] == [
+        "start",
+        "step",
+        "step",
+        "end",
+    ]

@@ -1,0 +1,65 @@
+"""Checkpoints written while training goes on: training waits for the copy to host memory, not for the disk."""
+
+import time
+from collections.abc import Callable
+from threading import Thread
+from typing import Any
+
+import torch
+
+from mae_curriculum.checkpoint import RunFolder
+
+RETRY_SECONDS = 15.0
+"""A save that failed is tried again after this long: a full disk or a quota is often cleared by hand."""
+
+
+class Saver:
+    """Writes one checkpoint after another from a thread of its own."""
+
+    def __init__(self, folder: RunFolder, *, keep: int, spare: Callable[[int], bool]) -> None:
+        """Write into a run folder; `keep` and `spare` are those of `RunFolder.save`."""
+        self._folder, self._keep, self._spare = folder, keep, spare
+        self._thread: Thread | None = None
+        self._failure: OSError | None = None
+        self.seconds = 0.0
+        """Seconds that the last save took from the copy to the disk's answer."""
+
+    def begin(self, state: dict[str, Any]) -> None:
+        """Copy a state to host memory and begin to write it; one that is still being written is waited for first."""
+        self.wait()
+        self._failure = None
+        start = time.monotonic()
+        copied = _to_host(state)
+        self._thread = Thread(target=self._write, args=(copied, start))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def failure(self) -> OSError | None:
+        """Tell, once, why the last save failed; None while it goes on or if it did not."""
+        if self._thread is not None and self._thread.is_alive():
+            return None
+        failure, self._failure = self._failure, None
+        return failure
+
+    def _write(self, state: dict[str, Any], start: float) -> None:
+        try:
+            self._folder.save(state, keep=self._keep, spare=self._spare)
+        except OSError as error:
+            self._failure = error
+        self.seconds = time.monotonic() - start
+
+
+def _to_host(value: Any) -> Any:
+    """Copy all tensors of nested dicts and lists to host memory, so that training may change the originals."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _to_host(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_to_host(item) for item in value)
+    return value

@@ -1,0 +1,234 @@
+"""Runs that are killed, stopped, starved and damaged, by real signals, real full disks and real second jobs."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import ROOT, command, equal, newest_state, options, rows, stop_midway, torchrun, weights
+
+from mae_curriculum.__main__ import main
+from mae_curriculum.checkpoint import RunFolder, step_of
+
+PYTHON = [sys.executable, "-m", "mae_curriculum"]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mae_curriculum"]
+
+
+def start(program: list[str], *arguments: object) -> subprocess.Popen[str]:
+    """Start a command as the leader of a process group of its own."""
+    return subprocess.Popen(
+        [*program, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(fact: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 60) -> None:
+    """Wait until something is the case, while a process goes on."""
+    until = time.monotonic() + seconds
+    while not fact():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def steps_reported(run: Path) -> list[int]:
+    return [row["step"] for row in rows(run, "step")] if (run / "journal.jsonl").exists() else []
+
+
+def kill_until_done(program: list[str], run: Path, *arguments: str, kills: int, seed: int) -> int:
+    """Kill a command and all its processes by SIGKILL at random moments, start it again, let it end; counts kills."""
+    chance = random.Random(seed)
+    for killed in range(kills):
+        process = start(program, *arguments)
+        try:
+            reported = len(steps_reported(run))
+            wait_for(lambda before=reported: len(steps_reported(run)) > before, process)  # type: ignore[misc]
+            time.sleep(chance.random() * 0.3)
+        except AssertionError:
+            if process.wait() == 0:
+                return killed
+            raise
+        finally:
+            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+            process.communicate()
+    process = start(program, *arguments)
+    assert process.wait() == 0, process.communicate()[1]
+    process.communicate()
+    return kills
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_bits_of_one_that_was_not(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = options(run, saving__every_minutes=1e-9, data__workers=2, micro_batch=32, tracking__every_steps=2)
+    whole = tmp_path / "whole"
+    assert command("pretrain", *options(whole, micro_batch=32)).returncode == 0
+    kills = kill_until_done(PYTHON, run, "pretrain", *arguments, kills=5, seed=0)
+    assert kills >= 3
+    assert len(rows(run, "start")) >= kills  # each start but the last was cut short
+    assert equal(weights(run), weights(whole))
+    first, second = newest_state(run)["optimizer"]["state"], newest_state(whole)["optimizer"]["state"]
+    assert all(equal(first[key], second[key]) for key in second)
+
+
+def test_two_processes_killed_together_end_with_the_bits_of_two_that_were_not(tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert torchrun("pretrain", *options(whole)).returncode == 0
+    arguments = options(run, saving__every_minutes=1e-9, tracking__every_steps=2)
+    kill_until_done([*TWO, "--"], run, "pretrain", *arguments, kills=1, seed=1)
+    assert equal(weights(run), weights(whole))
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+def test_signals_of_schedulers_save_and_stop_a_run_between_reports(number: signal.Signals, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(PYTHON, "pretrain", *options(run, epochs=30, tracking__every_steps=100))
+    wait_for(lambda: (run / "journal.jsonl").exists() and rows(run, "stage"), process)
+    os.kill(process.pid, number)
+    told = process.communicate()[1]
+    assert process.returncode == 75
+    assert f"{number.name}: saved and stopped at step" in told
+    assert rows(run, "stop")[0]["reason"] == number.name
+
+
+def test_two_processes_stop_at_the_same_step_whichever_of_them_is_told(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start([*TWO, "--"], "pretrain", *options(run, epochs=15, tracking__every_steps=5))
+    wait_for(lambda: steps_reported(run), process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGTERM)
+    told = process.communicate()[1]
+    assert "SIGTERM: saved and stopped at step" in told
+    stopped = rows(run, "stop")[0]["step"]
+    assert stopped == step_of(RunFolder(run).checkpoints[-1])
+    assert torchrun("pretrain", *options(run, epochs=15, tracking__every_steps=5)).returncode == 0
+    assert [row["step"] for row in rows(run, "start")] == [0, stopped]
+
+
+def test_a_time_limit_saves_and_stops_before_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    begun = time.monotonic()
+    process = start(PYTHON, "pretrain", *options(run, epochs=400, time_limit="0:12"))
+    told = process.communicate()[1]
+    assert process.returncode == 75
+    assert time.monotonic() - begun < 25  # the limit counts from the command's own start, not from Python's
+    assert "time limit: saved and stopped at step" in told
+    assert rows(run, "stop")[0]["reason"] == "time limit"
+
+
+def test_the_schedulers_own_end_is_a_time_limit(tmp_path: Path) -> None:
+    environment = {"SLURM_JOB_END_TIME": str(int(time.time()) + 15)}
+    done = command("pretrain", *options(tmp_path / "run", epochs=400), **environment)
+    assert done.returncode == 75
+    assert "time limit: saved and stopped" in done.stderr
+
+
+def test_a_second_job_on_a_run_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(PYTHON, "pretrain", *options(run, epochs=400))
+    wait_for(lambda: steps_reported(run), process)
+    second = command("pretrain", *options(run, epochs=400))
+    assert second.returncode == 2
+    assert f"is in use by process {process.pid} on" in second.stderr
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 75
+    assert not (run / "lock.json").exists()
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_leads_to_the_same_bits(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    stop_midway(run, "pretrain", *options(run, saving__every_minutes=1e-9))
+    newest = RunFolder(run).checkpoints[-1]
+    newest.write_bytes(newest.read_bytes()[:-500])
+    (run / "checkpoints" / ".checkpoint.aside").write_bytes(b"half of one")  # as a kill in mid-write leaves it
+    assert command("pretrain", *options(run)).returncode == 0
+    assert rows(run, "damaged_checkpoint") == [rows(run, "damaged_checkpoint")[0]]
+    assert rows(run, "damaged_checkpoint")[0]["name"] == newest.name
+    assert rows(run, "start")[-1]["step"] < step_of(newest)
+    assert equal(weights(run), weights(finished))
+
+
+def test_a_full_disk_does_not_end_a_run_which_saves_once_there_is_room(
+    finished: Path, small_disk: Callable[[str], Path]
+) -> None:
+    run = small_disk("3m") / "run"  # a checkpoint takes 1 MB; saving at each report, more and more are kept
+    process = start(PYTHON, "pretrain", *options(run, saving__every_minutes=1e-9, saving__keep=99))
+    assert process.stderr is not None
+    told = ""
+    while "trying again" not in told:
+        told += process.stderr.readline()
+        assert process.poll() is None
+    assert "warning: the checkpoint could not be written: [Errno 28] No space left on device" in told
+    kept = RunFolder(run).newest()  # the ones before are unharmed
+    assert kept is not None
+    wait_for(lambda: steps_reported(run)[-1:] == [66], process)  # it trains to its end meanwhile
+    small_disk("40m")
+    told += process.communicate()[1]
+    assert process.returncode == 0, told
+    assert "Traceback" not in told
+    assert equal(weights(run), weights(finished))
+    assert rows(run, "save_failed")
+
+
+def test_a_stop_on_a_full_disk_says_so_and_leaves_the_checkpoint_before(small_disk: Callable[[str], Path]) -> None:
+    run = small_disk("3m") / "run"
+    process = start(PYTHON, "pretrain", *options(run, saving__every_minutes=1e-9, saving__keep=99, epochs=90))
+    assert process.stderr is not None
+    while "trying again" not in process.stderr.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGTERM)
+    told = process.communicate()[1]
+    assert process.returncode == 2
+    assert "error: [Errno 28] No space left on device; what was saved before is unharmed" in told
+    assert RunFolder(run).newest() is not None
+
+
+def test_checkpoints_of_chosen_epochs_stay(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["pretrain", *options(run, saving__keep=1, saving__keep_every_epochs=1)]) == 0
+    assert [step_of(path) for path in RunFolder(run).checkpoints] == [23, 45, 67]  # 1438 images, 64 a step
+
+
+def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start([*TWO, "--"], "pretrain", *options(run, epochs=400))
+    wait_for(lambda: steps_reported(run), process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    begun = time.monotonic()
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    assert time.monotonic() - begun < 60
+    assert "exitcode  : -9" in told  # the cause
+
+
+def test_a_run_of_another_world_size_goes_on_with_the_same_images(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stop_midway(run, "pretrain", *options(run))
+    assert torchrun("pretrain", *options(run)).returncode == 0
+    losses = {row["step"]: row["loss"] for row in rows(run, "step")}
+    alone = {row["step"]: row["loss"] for row in rows(finished, "step")}
+    assert losses[66] == pytest.approx(alone[66], abs=1e-4)
+    assert [row["world_size"] for row in rows(run, "start")] == [1, 2]
+
+
+def test_a_summary_that_was_not_written_is_made_up_for(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    (run / "summary.json").unlink()
+    assert main(["pretrain", *options(run)]) == 0
+    assert json.loads((run / "summary.json").read_text())["knn"] is not None
