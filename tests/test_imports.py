@@ -51,3 +51,8 @@ def test_the_package_itself_imports_nothing() -> None:
         for n in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text()))
         if isinstance(n, ast.Import | ast.ImportFrom)
     ]
+
+
+def test_finetune_imports_nothing_above_the_loop() -> None:
+    used = {module for path in (PACKAGE.parent / "finetune").glob("*.py") for module in imports(path)}
+    assert {module for module in used if ROW[module] > ROW["loop"]} == set()
