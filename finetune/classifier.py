@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import timm
 import torch
-from timm.layers.patch_embed import resample_patch_embed
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers.patch_embed import PatchEmbed, resample_patch_embed
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -26,6 +26,8 @@ from mae_curriculum.weights import Weights, load_into_
 
 Size = tuple[int, int]
 _BIAS = "relative_position_bias_table"
+_CANNOT = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError)
+"""What timm's models raise for shapes and arguments that cannot be."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,15 @@ class Classifier(nn.Module):
         return logits
 
     def parameters_at(self, size: Size) -> dict[str, Tensor]:
-        """Give the network's parameters as the network of another size takes them."""
+        """Give the network's parameters and buffers as the network of another size takes them."""
         other = self._resized[size]
+        kept = self.net.state_dict().keys()
+        shapes = {name: buffer.shape for name, buffer in other.named_buffers()}
+        buffers = {  # of batch norm: they are the full network's, too
+            name: buffer
+            for name, buffer in self.net.named_buffers()
+            if name in kept and shapes.get(name) == buffer.shape
+        }
         parameters = dict(self.net.named_parameters())
         for name, value in parameters.items():
             if name == "pos_embed":
@@ -103,7 +112,7 @@ class Classifier(nn.Module):
                 windows = [net.get_submodule(block).window_size for net in (self.net, other)]
                 scale = (self.image_size[0] / size[0], self.image_size[1] / size[1])
                 parameters[name] = resample_bias(value, windows[0], windows[1], scale)
-        return parameters
+        return parameters | buffers
 
     def make_ready_(self, sizes: Iterable[Size], device: torch.device) -> None:
         """Prepare for images of other sizes, and try each; raises ConfigError for one that the network cannot take."""
@@ -124,7 +133,7 @@ class Classifier(nn.Module):
                         raise ValueError(f"these parameters belong to one size: {', '.join(differing[:5])}")
                 with torch.no_grad():
                     self.logits(torch.zeros(1, self.channels, *size, device=device))
-            except (AssertionError, ValueError, RuntimeError) as error:
+            except _CANNOT as error:
                 raise ConfigError(
                     f"model.name: this model does not take the curriculum's {side(size)} px: {_one_line(error)}; "
                     "choose another curriculum, image_size or model"
@@ -133,9 +142,9 @@ class Classifier(nn.Module):
 
     def _windows_at(self, size: Size) -> dict[str, Any]:
         """Give Swin the windows that cover the same part of an image of another size."""
-        windows = [module.window_size for module in self.net.modules() if hasattr(module, _BIAS)]
-        if not windows:
+        if not isinstance(self.net, SwinTransformer):
             return {}
+        windows: list[Any] = [module.window_size for module in self.net.modules() if hasattr(module, _BIAS)]
         sides = zip(max(windows), size, self.image_size, strict=True)
         return {"window_size": tuple(max(1, round(window * small / full)) for window, small, full in sides)}
 
@@ -148,7 +157,7 @@ class Classifier(nn.Module):
         """
         if any(name.endswith(_BIAS) for name, _ in self.net.named_parameters()):
             stride: int = self.net.feature_info[-1]["reduction"]
-        elif isinstance(self.net, VisionTransformer):
+        elif isinstance(getattr(self.net, "patch_embed", None), PatchEmbed):
             height, width = self.net.patch_embed.patch_size
             return height, width
         else:
@@ -169,7 +178,7 @@ def build_classifier(
     channels = arguments["in_chans"]
 
     def make(size: Size | None, **more: Any) -> Any:
-        everything = {"num_classes": class_count, "drop_path_rate": config.drop_path, **arguments, **more}
+        everything = {"num_classes": class_count, "drop_path_rate": config.drop_path or None, **arguments, **more}
         if size is not None:
             try:
                 return timm.create_model(name, img_size=size, **everything)
@@ -183,10 +192,12 @@ def build_classifier(
             torch.manual_seed(seed)
             classifier = Classifier(make, image_size, channels)
             told = "" if weights is None else _load_pretrained_(classifier.net, weights)
-    except (AssertionError, TypeError, ValueError, RuntimeError) as error:  # timm's words for what cannot be
+    except _CANNOT as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"model: {name} with {arguments} cannot be: {_one_line(error)}") from error
+        raise ConfigError(
+            f"model: {name} with {arguments} and drop_path {config.drop_path} cannot be: {_one_line(error)}"
+        ) from error
     if any(pixels % cell for pixels, cell in zip(classifier.image_size, classifier.cell, strict=True)):
         raise ConfigError(
             f"model.image_size: {side(classifier.image_size)} px must be a multiple of {side(classifier.cell)} for "

@@ -1,5 +1,6 @@
 """How a classifier does on images that it did not learn from, and its best weights."""
 
+import sys
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,6 +11,7 @@ from finetune.classifier import Classifier, vit_config
 from finetune.labels import Labelled
 from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.inference import Inference
+from mae_curriculum.loop import Run
 from mae_curriculum.training import Training
 from mae_curriculum.weights import read_facts, save_weights
 
@@ -52,13 +54,20 @@ def measure(training: Training[Classifier], val: Labelled, inference: Inference)
     return Evaluation(confusion.cpu(), float(loss / confusion.sum()))
 
 
-def keep_best(folder: RunFolder, training: Training[Classifier], accuracy: float, *, step: int) -> None:
-    """Keep the weights of the best evaluation so far, under timm's names, as a checkpoint that can be imported."""
-    if accuracy > (best_accuracy(folder) or -1.0):
+def keep_best(run: Run, training: Training[Classifier], accuracy: float, *, step: int) -> None:
+    """Keep the weights of the best evaluation so far, under timm's names, as a checkpoint that can be imported.
+
+    A full disk is no reason to end a run: the journal says that these were not kept.
+    """
+    if accuracy > (best_accuracy(run.folder) or -1.0):
         model = evaluated(training)
         name = model.net.pretrained_cfg["architecture"]
         facts = {"accuracy": str(accuracy), "step": str(step)}
-        save_weights(folder.path / BEST, model.net.state_dict(), vit_config(name, model.net), facts)
+        try:
+            save_weights(run.folder.path / BEST, model.net.state_dict(), vit_config(name, model.net), facts)
+        except OSError as error:
+            run.journal.write("save_failed", step=step, reason=str(error))
+            print(f"warning: the best weights so far could not be written: {error}", file=sys.stderr, flush=True)
 
 
 def best_accuracy(folder: RunFolder) -> float | None:

@@ -15,7 +15,7 @@ from mae_curriculum.inference import Inference
 from mae_curriculum.results import as_percent, record, spread
 from mae_curriculum.sources import DataConfig
 from mae_curriculum.table import as_table
-from mae_curriculum.weights import RUNS_IMAGES, encoder_of, read_weights, resolve_images
+from mae_curriculum.weights import RUNS_IMAGES, encoder_of, read_together, resolve_images
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class FewshotConfig:
     """Choices to average over, with seeds `seed`, `seed + 1`, ..."""
 
     def __post_init__(self) -> None:
-        if not self.shots or any(shots <= 0 or (shots > 1 and shots % 1) for shots in self.shots):
+        if not self.shots or not all(0 < shots < 1 or (shots >= 1 and shots % 1 == 0) for shots in self.shots):
             raise ConfigError(f"shots: whole numbers of images a class, or shares below 1; got {list(self.shots)}")
         if self.regularisation <= 0 or not 0 < self.crop <= 1:
             raise ConfigError(
@@ -63,7 +63,8 @@ def fewshot(config: FewshotConfig) -> int:
     """Classify from few labels; print and record the results; returns the exit code."""
     config = replace(config, data=resolve_images(config.data, config.checkpoint))
     with connect() as world:
-        encoder = encoder_of(read_weights(config.checkpoint, heads=config.heads), config.checkpoint).to(world.device)
+        weights = read_together(config.checkpoint, world, heads=config.heads)
+        encoder = encoder_of(weights, config.checkpoint).to(world.device)
         train, val = open_labelled(config.data, world)
         for shots in config.shots:  # before the encoder runs, which may take hours
             choose(train.labels.numpy(), train.classes, shots=shots, seed=config.seed)
@@ -94,7 +95,8 @@ def fewshot(config: FewshotConfig) -> int:
             everything = {"source": config.data.source, "seeds": list(seeds), "accuracy": result}
             record("fewshot", everything, config, run=config.run, checkpoint=config.checkpoint)
 
-        world.on_main(conclude)
+        if world.is_main:  # it may take long, and nobody waits for anything after it
+            conclude()
     return 0
 
 

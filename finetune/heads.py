@@ -38,6 +38,8 @@ class Heads(nn.Module):
         self.attentions = nn.ModuleList()
         if kind == "attentive":
             self.attentions.extend(AttentionPoolLatent(width, num_heads=attention_heads) for _ in self.names)
+        for parameter in self.parameters():  # a head that diverges must not make the step of all be skipped
+            parameter.register_hook(_finite)  # type: ignore[no-untyped-call]
         for linear in self.linears:
             assert isinstance(linear, nn.Linear)
             nn.init.trunc_normal_(linear.weight, std=0.01)
@@ -79,3 +81,7 @@ class Heads(nn.Module):
             groups.append({"params": matrices, "lr_scale": factor, "weight_decay": weight_decay, "always_adapt": True})
             groups.append({"params": vectors, "lr_scale": factor, "weight_decay": 0.0, "always_adapt": False})
         return groups
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    return gradient.nan_to_num(0.0, 0.0, 0.0)

@@ -17,8 +17,8 @@ from finetune.labels import Labelled, open_labelled
 from finetune.seeds import one_for_each_seed
 from mae_curriculum.checkpoint import read_json, write_json
 from mae_curriculum.config import ConfigError, exempt
-from mae_curriculum.curriculum import Augmentation, Curriculum, Moment
-from mae_curriculum.data import Batch, Request, TrainingImages, show
+from mae_curriculum.curriculum import REFERENCE_SIZE, Augmentation, Curriculum, Moment
+from mae_curriculum.data import Batch, Request, TrainingImages, micro_batches, show
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.inference import Inference
 from mae_curriculum.loop import STOPPED, begin, go_on_, open_run, train_, until_stopped
@@ -28,8 +28,8 @@ from mae_curriculum.results import as_percent, record, spread
 from mae_curriculum.sources import Chosen, DataConfig, identify
 from mae_curriculum.stopping import Stop
 from mae_curriculum.table import as_table
-from mae_curriculum.training import Training, TrainingConfig, lay_out_clock, wrap
-from mae_curriculum.weights import RUNS_IMAGES, encoder_of, read_weights, resolve_images
+from mae_curriculum.training import Training, TrainingConfig, check_channels, lay_out_clock, wrap
+from mae_curriculum.weights import RUNS_IMAGES, encoder_of, fingerprint, read_together, resolve_images
 
 Pool = Literal["token", "avg"]
 
@@ -95,9 +95,12 @@ class LinprobeConfig(TrainingConfig):
             raise ConfigError(
                 f"optim.base_lr: an attentive head is trained by AdamW, so at most 0.01; got {self.optim.base_lr}"
             )
-        if not self.augment and (self.curriculum.augmentation.randaug or len(self.curriculum.stages) > 1):
+        if self.optim.clip_norm is not None and self.head_count > 1:
+            raise ConfigError("optim.clip_norm would clip all heads by one norm; leave it out, or train one head")
+        augmentation, stages = self.curriculum.augmentation, self.curriculum.stages
+        if not self.augment and (augmentation.randaug or [stage.size for stage in stages] != [REFERENCE_SIZE]):
             raise ConfigError(
-                "augment: false shows the images as they are, so curriculum must have one stage and no randaug"
+                "augment: false shows the images as they are, so curriculum must have one stage of 224 and no randaug"
             )
 
     @property
@@ -122,13 +125,13 @@ def linprobe(config: LinprobeConfig) -> int:
     """Probe once for each seed, or continue; print and record the results; returns the exit code."""
     config = replace(config, data=resolve_images(config.data, config.checkpoint))
     with connect() as world, until_stopped(config) as stop:
-        weights = read_weights(config.checkpoint, heads=config.heads)
+        weights = read_together(config.checkpoint, world, heads=config.heads)
         encoder = encoder_of(weights, config.checkpoint).to(world.device).requires_grad_(False)
         if lacking := [pool for pool in config.pools if config.head == "linear" and pool not in encoder.pools]:
             raise ConfigError(f"pools: this encoder has no {lacking[0]}, only {', '.join(encoder.pools)}")
         train, val = open_labelled(config.data, world)
         summaries = []
-        for one in one_for_each_seed(config, world):
+        for one in one_for_each_seed(config):
             summary = probe_once(one, encoder, train, val, world, stop)
             if summary is None:
                 return STOPPED
@@ -239,13 +242,16 @@ def set_up(
         images_per_epoch=len(images),
         processes=world.size,
     )
+    check_channels(config, encoder.channels)
+    for span in clock.spans:
+        if min(map(len, micro_batches(span, world.rank, world.size, config.micro_batch))) < 2:
+            raise ConfigError("batch_size, micro_batch: batch normalisation needs two images or more on a device")
+    origin = f"{identify(images)}, encoder {fingerprint(encoder.encoder.state_dict())}"
     groups = model.groups(config.optim.weight_decay)
     optimizer: Optimizer = build_adamw(groups, config.optim)
     if config.head == "linear":
         optimizer = Lars(groups, momentum=config.optim.betas[0])
-    return Training(
-        config, world, images, identify(images), dataset, inputs, model, wrap(model, world), optimizer, clock
-    )
+    return Training(config, world, images, origin, dataset, inputs, model, wrap(model, world), optimizer, clock)
 
 
 def describe(encoder: MaskedAutoencoder, images: Tensor, head: str) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from timm.data.mixup import Mixup
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,8 +34,16 @@ from mae_curriculum.sources import DataConfig, identify
 from mae_curriculum.stopping import Stop
 from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import as_table
-from mae_curriculum.training import Training, TrainingConfig, lay_out_clock, measure_seconds, without_curriculum, wrap
-from mae_curriculum.weights import RUNS_IMAGES, Weights, read_weights, resolve_images
+from mae_curriculum.training import (
+    Training,
+    TrainingConfig,
+    check_channels,
+    lay_out_clock,
+    measure_seconds,
+    without_curriculum,
+    wrap,
+)
+from mae_curriculum.weights import RUNS_IMAGES, Weights, fingerprint, read_together, resolve_images
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,9 @@ class FinetuneConfig(TrainingConfig):
     """Image size and augmentation over the run: inline, or a path to its own file, laid over what stands here."""
     optim: OptimConfig = OptimConfig(base_lr=5e-4, min_lr=2.5e-7, warmup=0.05, betas=(0.9, 0.999))
     """The optimizer."""
-    layer_decay: float = 0.65
-    """Each layer's learning rate as a multiple of the next one's, above 0 and at most 1; 1 for from scratch."""
+    layer_decay: float | None = None
+    """Each layer's learning rate as a multiple of the next one's, above 0 and at most 1; null for 0.65 after
+    pretraining and 1 from scratch."""
     mixup: float = 0.8
     """Alpha of mixup (arXiv:1710.09412); 0 for none. With cutmix, half of the steps use either."""
     cutmix: float = 1.0
@@ -83,7 +93,7 @@ class FinetuneConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.layer_decay <= 1:
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         if min(self.mixup, self.cutmix) < 0 or not 0 <= self.smoothing < 1:
             raise ConfigError(
@@ -103,10 +113,10 @@ def finetune(config: FinetuneConfig) -> int:
     """Fine-tune once for each seed, or continue; print and record the results; returns the exit code."""
     config = replace(config, data=resolve_images(config.data, config.checkpoint))
     with connect() as world, until_stopped(config) as stop:
-        weights = None if config.checkpoint is None else read_weights(config.checkpoint, heads=config.heads)
+        weights = None if config.checkpoint is None else read_together(config.checkpoint, world, heads=config.heads)
         train, val = open_labelled(config.data, world)
         summaries = []
-        for one in one_for_each_seed(config, world):
+        for one in one_for_each_seed(config):
             summary = finetune_once(one, weights, train, val, world, stop)
             if summary is None:
                 return STOPPED
@@ -138,7 +148,7 @@ def finetune_once(
         def evaluate(step: int) -> None:
             evaluation = measure(training, val, inference)
             run.journal.write("evaluation", step=step, accuracy=evaluation.accuracy, loss=evaluation.loss)
-            world.on_main(lambda: keep_best(run.folder, training, evaluation.accuracy, step=step))
+            world.on_main(lambda: keep_best(run, training, evaluation.accuracy, step=step))
 
         reached_end = train_(
             training,
@@ -191,10 +201,7 @@ def set_up(
     model.make_ready_({span.size for span in clock.spans}, world.device)
     augmentation = config.curriculum.augmentation
     mean, std = config.data.statistics(model.channels)
-    if augmentation.randaug and model.channels not in (1, 3):
-        raise ConfigError(
-            f"curriculum.augmentation.randaug needs 1 or 3 channels, not {model.channels}; set it to null"
-        )
+    check_channels(config, model.channels)
     mixing = config.mixup > 0 or config.cutmix > 0
     if mixing and (odd := [span.batch_images for span in clock.spans if span.batch_images % 2]):
         raise ConfigError(f"batch_size: mixup and cutmix mix pairs, so a batch must be even, got {odd[0]}")
@@ -211,12 +218,8 @@ def set_up(
             return mix(mixer, seen, labels, seed=position_seed(config.seed, moment.step))
         return seen, even + (1 - config.smoothing) * nn.functional.one_hot(labels, len(even))
 
-    groups = param_groups_layer_decay(
-        model.net,
-        weight_decay=config.optim.weight_decay,
-        no_weight_decay_list=getattr(model.net, "no_weight_decay", set)(),
-        layer_decay=config.layer_decay,
-    )
+    pretrained_decay = 1.0 if weights is None else 0.65
+    groups = group_layers(model.net, config.optim.weight_decay, config.layer_decay or pretrained_decay)
     average = None
     if config.average_decay is not None:
         blend = get_ema_multi_avg_fn(config.average_decay)  # type: ignore[no-untyped-call]
@@ -225,7 +228,7 @@ def set_up(
         config,
         world,
         train.images,
-        identify(train.images),
+        identify(train.images) + ("" if weights is None else f", weights {fingerprint(weights.encoder)}"),
         TrainingImages(train.images, model.image_size, model.channels, augmentation, config.seed),
         inputs,
         model,
@@ -236,6 +239,20 @@ def set_up(
         average=average,
     )
     return training, told
+
+
+def group_layers(net: Any, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Group a network's parameters by layer: timm's groups, with the final norm beside the head, as in MAE."""
+    spared: set[str] = getattr(net, "no_weight_decay", set)()
+    groups: list[dict[str, Any]] = param_groups_layer_decay(
+        net, weight_decay=weight_decay, no_weight_decay_list=spared, layer_decay=layer_decay
+    )
+    last = {id(parameter) for parameter in getattr(net, "norm", nn.Identity()).parameters()}
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in last]
+    norms = [parameter for parameter in net.parameters() if id(parameter) in last]
+    groups.append({"params": norms, "weight_decay": 0.0, "lr_scale": 1.0})
+    return [group for group in groups if group["params"]]
 
 
 def lay_out(config: FinetuneConfig, model: Classifier, images_per_epoch: int, world: World) -> Clock:
@@ -274,7 +291,8 @@ def training_flops(model: Classifier, size: tuple[int, int]) -> int:
     """Count the floating-point operations of one image's share of a training step."""
     training = model.training
     image = torch.zeros(1, model.channels, *size, device=next(model.parameters()).device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # spelt out as matrix products: the counter does not know every device's attention
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.eval().logits(image)
     model.train(training)
     flops: int = counter.get_total_flops()

@@ -107,7 +107,7 @@ class RunFolder:
             write_whole(path, content, aside=path.with_name(".checkpoint.aside"))
         for old in self.checkpoints[:-keep]:
             if not spare(step_of(old)):
-                old.unlink()
+                old.unlink(missing_ok=True)
         return path
 
     def newest(self, *, tell_damaged: Callable[[Path], object] = lambda _: None) -> Path | None:

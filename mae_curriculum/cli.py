@@ -1,5 +1,6 @@
 """The command line of a package: `python -m PACKAGE VERB --config FILE [--a.b value]`."""
 
+import json
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -23,6 +24,9 @@ def run_verb(package: str, verbs: Mapping[str, tuple[str, str]], arguments: list
         case _:
             print(usage, file=sys.stderr)
             return 2
+    if "--" in rest:  # what stands behind it is a command, kept as it is
+        place = rest.index("--")
+        rest = [*rest[:place], "--command", json.dumps(rest[place + 1 :])]
     try:
         code: int = function(load(config_class, rest, prog=f"python -m {package} {verb}"))
     except ConfigError as error:

@@ -4,9 +4,11 @@ Started by torchrun or SLURM, or alone: the environment is read here and nowhere
 """
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -16,6 +18,9 @@ from torch import Tensor
 Precision = Literal["auto", "float32", "bfloat16"]
 
 T = TypeVar("T")
+
+LONGEST_WAIT = timedelta(hours=1)
+"""For other ranks: one may download, or try to save on a full disk. One that has died is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,12 @@ class World:
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def share_(self, tensors: list[Tensor]) -> None:
+        """Give every rank the values that rank 0 holds."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def bring(self, tensor: Tensor) -> Tensor:
         """Copy a tensor from the CPU to the device without waiting for what the device is doing."""
@@ -141,7 +152,8 @@ def connect() -> Iterator[World]:
     if size == 1:
         yield World(rank, size, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=LONGEST_WAIT)
     try:
         yield World(rank, size, device)
     finally:
@@ -155,5 +167,21 @@ def job_end() -> float | None:
 
 
 def _environment() -> tuple[int, int, int]:
-    """Read rank, world size and local rank as torchrun sets them; SLURM's own variables follow with the launcher."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    """Read rank, world size and local rank, as torchrun sets them or srun; a process started alone is the only one."""
+    read = os.environ.get
+    if "RANK" not in os.environ and int(read("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        # torch's own way to meet: at the first node, on a port that other jobs there do not use
+        os.environ.setdefault("MASTER_ADDR", _first_host(os.environ["SLURM_STEP_NODELIST"]))
+        os.environ.setdefault("MASTER_PORT", str(20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000))
+        return (
+            int(os.environ["SLURM_PROCID"]),
+            int(os.environ["SLURM_STEP_NUM_TASKS"]),
+            int(os.environ["SLURM_LOCALID"]),
+        )
+    return int(read("RANK", 0)), int(read("WORLD_SIZE", 1)), int(read("LOCAL_RANK", 0))
+
+
+def _first_host(nodes: str) -> str:
+    """Give the first of nodes written as SLURM does, such as gpu[03-07,12]."""
+    told = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    return told.stdout.split()[0]

@@ -9,7 +9,7 @@ from mae_curriculum.inference import Inference
 from mae_curriculum.knn import KnnConfig, knn_of_encoder, why_no_knn
 from mae_curriculum.results import record, spread
 from mae_curriculum.sources import DataConfig, download, open_images
-from mae_curriculum.weights import RUNS_IMAGES, encoder_of, read_weights, resolve_images
+from mae_curriculum.weights import RUNS_IMAGES, encoder_of, read_together, resolve_images
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> int:
     """Measure, print and record; returns the exit code."""
     data = resolve_images(config.data, config.checkpoint)
     with connect() as world:
-        weights = read_weights(config.checkpoint, heads=config.heads)
+        weights = read_together(config.checkpoint, world, heads=config.heads)
         model = encoder_of(weights, config.checkpoint).to(world.device)
         world.on_main(lambda: download(data))
         train, val = open_images(data)

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from mae_curriculum.data import NO_IMAGE, EvaluationImages, normalise
 from mae_curriculum.distributed import Precision, World
 from mae_curriculum.model import MaskedAutoencoder
 from mae_curriculum.sources import DataConfig, Images
+from mae_curriculum.weights import fingerprint
 
 
 @dataclass(frozen=True)
@@ -80,31 +83,44 @@ class Inference:
         """
         world = self.world
         path = self.data.cache / "features" / f"{self._digest(model, images)}.npy"
-        if not world.gather(path.exists())[0]:
-            world.on_main(lambda: path.parent.mkdir(parents=True, exist_ok=True))
-            aside = path.with_suffix(".aside")
+        if not world.on_main(path.exists):
+            aside = path.with_name(f".{path.stem}.{os.getpid()}.aside")  # of this process alone: two jobs may be at it
+            stores: list[NDArray[np.float32]] = []
             shape = (len(images), len(model.pools), model.encoder.embed_dim)
-            store = np.lib.format.open_memmap(aside, "w+", np.float32, shape) if world.is_main else None
-            if store is not None:
-                store[:] = np.nan
+            world.on_main(lambda: stores.append(_allocate(aside, shape)))
             model.eval()
             for rows, indices in self.run(model.features, images, size=model.image_size, channels=model.channels):
-                if store is not None:
+                for store in stores:
                     store[indices.cpu().numpy()] = rows.cpu().numpy()
             model.train()
-            if store is not None:
-                store.flush()
-                aside.replace(path)
-            world.gather(None)  # the others wait until the file is there
+            world.on_main(lambda: aside.replace(path))
+            stores.clear()
         features: NDArray[np.float32] = np.load(path, mmap_mode="r")
         return features
 
     def _digest(self, model: MaskedAutoencoder, images: Images) -> str:
-        """Name all that features depend on: weights, images, and how these are shown."""
-        name = hashlib.sha256()
-        for key, value in sorted(model.encoder.state_dict().items()):
-            name.update(key.encode())
-            name.update(memoryview(value.detach().cpu().contiguous().numpy()).cast("B"))
-        settings = [self.precision, self.crop, model.image_size, self.data.statistics(model.channels)]
-        name.update(json.dumps([*settings, images.fingerprint()]).encode())
-        return name.hexdigest()[:16]
+        """Name all that features depend on: weights and network, images, and how these are shown and computed."""
+        autocast = self.world.autocast(self.precision)
+        arithmetic = str(autocast.fast_dtype) if autocast._enabled else "float32"
+        network = [
+            str(model.encoder),
+            [block.attn.num_heads for block in model.encoder.blocks],
+            model.learned_positions,
+        ]
+        settings = [network, arithmetic, self.crop, model.image_size, self.data.statistics(model.channels)]
+        text = json.dumps([fingerprint(model.encoder.state_dict()), *settings, images.fingerprint()])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _allocate(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Make an array on disk, full of NaN; raises OSError where there is no room for it, instead of at its use."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    try:
+        with path.open("rb+") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    except OSError:
+        path.unlink()
+        raise
+    store[:] = np.nan
+    return store

@@ -29,7 +29,7 @@ def hold(path: Path, *, tell: Callable[[dict[str, Any]], object]) -> Iterator[Ca
     Yields  a function that raises ConfigError once another job has taken the lock.
     Raises  ConfigError while another job holds it.
     """
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid()), "id": uuid.uuid4().hex}
+    mine = {**_place(), "pid": os.getpid(), "began": _began(os.getpid()), "id": uuid.uuid4().hex}
     _acquire(path, mine, tell)
     over = Event()
 
@@ -85,7 +85,7 @@ def _acquire(path: Path, mine: dict[str, Any], tell: Callable[[dict[str, Any]], 
 
 def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
     """Tell whether a lock's holder lives: on this machine by its process, else by watching its heartbeat."""
-    if holder.get("host") == socket.gethostname() and "pid" in holder:
+    if _place().items() <= holder.items() and "pid" in holder:
         return bool(_began(holder["pid"]) == holder["began"])
     until = time.monotonic() + SILENCE_SECONDS
     while time.monotonic() < until:
@@ -93,6 +93,12 @@ def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
         if _read(path) != holder:
             return True
     return False
+
+
+def _place() -> dict[str, Any]:
+    """Tell where a process number means the same process: the machine, and in it the container."""
+    space = Path("/proc/self/ns/pid")
+    return {"host": socket.gethostname(), "space": str(space.readlink()) if space.is_symlink() else None}
 
 
 def _began(pid: int) -> str | None:

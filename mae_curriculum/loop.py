@@ -31,6 +31,9 @@ STOPPED = 75
 LAST_ATTEMPTS, HURRIED_ATTEMPTS = 20, 3
 """How often the last save of a run is tried, and one at a stop, where little time is left."""
 
+FIRST_SAVE_SECONDS = 30.0
+"""After the start."""
+
 HURRIED_SECONDS = 2.0
 """Between two attempts at a stop."""
 
@@ -55,14 +58,14 @@ def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
     journal = Journal(folder.journal if world.is_main else None)
     locks: list[Callable[[], None]] = []
 
-    def take_over(holder: dict[str, Any]) -> None:
-        journal.write("lock_taken_over", host=holder.get("host"), pid=holder.get("pid"))
-
     def claim() -> None:
         folder.refuse_others(config)
         folder.path.mkdir(parents=True, exist_ok=True)
-        locks.append(stack.enter_context(hold(folder.lock, tell=take_over)))
+        dead: list[dict[str, Any]] = []
+        locks.append(stack.enter_context(hold(folder.lock, tell=dead.append)))
         folder.claim(config)
+        for holder in dead:
+            journal.write("lock_taken_over", host=holder.get("host"), pid=holder.get("pid"))
 
     with ExitStack() as stack:
         world.on_main(claim)
@@ -106,15 +109,19 @@ def train_(
     agree = Agreement(world)
     unread: list[Step] = []
     known_broken: dict[str, str] = {}
-    facts, skipped, next_save = "", 0, time.monotonic() + 60 * config.saving.every_minutes
-    for step in run_steps_(training, clock, stopwatch, first_step=first_step):
+    facts, skipped = "", 0
+    # the first save comes early, so that a time limit finds it known what saves take
+    next_save = time.monotonic() + min(60 * config.saving.every_minutes, FIRST_SAVE_SECONDS)
+    asked, longest = time.monotonic(), 0.0
+    for step in saver.watch(run_steps_(training, clock, stopwatch, first_step=first_step)):
         moment, done = step.moment, step.moment.step + 1
         at_end = done == clock.total_steps
         unread.append(step)
         if moment.step in (first_step, clock.spans[moment.stage].first_step):
             progress.say(describe_stage(training, moment))
             journal.write("stage", step=moment.step, stage=moment.stage, size=moment.size)
-        reason = stop.reason(save_seconds=saver.seconds)
+        asked, longest = time.monotonic(), max(longest, time.monotonic() - asked)
+        reason = stop.reason(needed_seconds=longest + 2 * saver.seconds)
         stopping = agree(reason is not None)
         evaluating = (
             at_end if evaluate_every_epochs is None else is_due(clock, done, every_epochs=evaluate_every_epochs)
@@ -134,7 +141,7 @@ def train_(
         if failure := saver.failure():
             tell_failure(run, progress, failure)
             next_save = min(next_save, time.monotonic() + RETRY_SECONDS)
-        if evaluating:
+        if evaluating and not stopping:
             saver.wait()  # the loader's processes are forked, which other threads had better not be at work during
             with stopwatch("evaluate"):
                 evaluate(done)
@@ -145,6 +152,8 @@ def train_(
                 if stopping or at_end:
                     world.on_main(partial(save_for_sure, training, run, stopwatch, saver, stop, progress, step=done))
             next_save = time.monotonic() + 60 * config.saving.every_minutes
+        if evaluating and stopping:  # little time may be left: what is safe goes first
+            evaluate(done)
         if stopping and not at_end:
             progress.close()
             why = next(filter(None, world.gather(reason)), "a signal")
@@ -265,7 +274,7 @@ def state_of(training: Training[Any], stopwatch: Stopwatch, *, step: int) -> dic
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
         "seconds": dict(stopwatch.seconds),
-        "images": training.images_id,
+        "origin": training.origin,
     }
     if training.average is not None:
         state["average"] = training.average.state_dict()
@@ -292,7 +301,7 @@ def save_for_sure(
 ) -> None:
     """Wait until the state is written, and try again if it was not: a while at a stop, longer at the end of a run.
 
-    Raises  OSError if it cannot be written; the checkpoint before is unharmed.
+    Raises  what saving raises, OSError mostly, if it cannot be written; the checkpoint before is unharmed.
     """
     for attempt in range(LAST_ATTEMPTS):
         saver.wait()
@@ -301,7 +310,7 @@ def save_for_sure(
             return
         tell_failure(run, progress, failure)
         again = time.monotonic() + RETRY_SECONDS
-        while not (hurried := stop.reason(save_seconds=saver.seconds) is not None) and time.monotonic() < again:
+        while not (hurried := stop.reason(needed_seconds=saver.seconds) is not None) and time.monotonic() < again:
             time.sleep(0.2)
         if attempt >= (HURRIED_ATTEMPTS if hurried else LAST_ATTEMPTS) - 1:
             raise failure
@@ -310,7 +319,7 @@ def save_for_sure(
         saver.begin(state_of(training, stopwatch, step=step))
 
 
-def tell_failure(run: Run, progress: Progress, failure: OSError) -> None:
+def tell_failure(run: Run, progress: Progress, failure: Exception) -> None:
     """Say loudly that a checkpoint could not be written."""
     run.journal.write("save_failed", reason=str(failure))
     progress.say(f"warning: the checkpoint could not be written: {failure}; the one before is unharmed; trying again")
@@ -330,10 +339,10 @@ def go_on_(training: Training[Any], run: Run) -> tuple[Stopwatch, int]:
     if path is None:
         return Stopwatch(), 0
     state = load_state(path)
-    if state["images"] != training.images_id:
+    if state["origin"] != training.origin:
         raise ConfigError(
-            f"data.source: the run began with {state['images']}, and {training.config.data.source} now holds "
-            f"{training.images_id}; bring the images back as they were, or begin another --run"
+            f"the run began with {state['origin']}, and {training.config.data.source} now gives {training.origin}; "
+            "bring back what it began with, or begin another --run"
         )
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])

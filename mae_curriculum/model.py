@@ -9,6 +9,7 @@ Source  arXiv:2111.06377.
 """
 
 import difflib
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.positions import sincos_positions
+from mae_curriculum.positions import resample_positions, sincos_positions
 from mae_curriculum.targets import Target, patch_target
 
 _layer_norm: Any = partial(nn.LayerNorm, eps=1e-6)  # the epsilon of timm's ViT and of MAE
@@ -95,6 +96,8 @@ class MaskedAutoencoder(nn.Module):
         self.image_size: tuple[int, int] = self.encoder.patch_embed.img_size
         self.full_grid: tuple[int, int] = self.encoder.patch_embed.grid_size
         self.channels = config.channels
+        self.learned_positions = False
+        """Whether the encoder's positions are those of its weights instead of the fixed sine-cosine table."""
         width, decoder_width = self.encoder.embed_dim, config.decoder_width
         patch_values = self.patch_size[0] * self.patch_size[1] * config.channels
         self.decoder_embed = nn.Linear(width, decoder_width)
@@ -137,11 +140,14 @@ class MaskedAutoencoder(nn.Module):
         values = rearrange(patches, "b k (p q c) -> b k (c p q)", p=self.patch_size[0], q=self.patch_size[1])
         tokens = encoder.patch_embed.norm(nn.functional.linear(values, projection.weight.flatten(1), projection.bias))
         # positions are float32, so inside autocast the tokens are from here on, as in MAE
-        tokens = tokens + self._positions(grid, encoder.embed_dim, ids, device=tokens.device)
-        prefix = [
-            token.expand(len(tokens), -1, -1) for token in (encoder.cls_token, encoder.reg_token) if token is not None
-        ]
-        tokens = torch.cat([*prefix, tokens], dim=1)
+        tokens = tokens + self._positions(grid, encoder.embed_dim, ids, device=tokens.device, learned=True)
+        given = [token[0] for token in (encoder.cls_token, encoder.reg_token) if token is not None]
+        if given:
+            prefix = torch.cat(given)
+            if self.learned_positions:
+                own = encoder.pos_embed[0, : encoder.pos_embed.shape[1] - math.prod(self.full_grid)]
+                prefix = prefix + own if len(own) else prefix
+            tokens = torch.cat([prefix.expand(len(tokens), -1, -1), tokens], dim=1)
         encoded: Tensor = encoder.norm(encoder.blocks(encoder.norm_pre(tokens)))
         return encoded
 
@@ -187,8 +193,20 @@ class MaskedAutoencoder(nn.Module):
         patch_count = grid[0] * grid[1]
         return min(max(1, int(patch_count * (1 - self.mask_ratio))), patch_count - 1)
 
-    def _positions(self, grid: tuple[int, int], width: int, ids: Tensor | None, *, device: torch.device) -> Tensor:
-        table = sincos_positions(grid, self.full_grid, width, device)
+    def _positions(
+        self,
+        grid: tuple[int, int],
+        width: int,
+        ids: Tensor | None,
+        *,
+        device: torch.device,
+        learned: bool = False,
+    ) -> Tensor:
+        if learned and self.learned_positions:
+            patches = self.encoder.pos_embed[0, -math.prod(self.full_grid) :]
+            table = resample_positions(patches, self.full_grid, grid)
+        else:
+            table = sincos_positions(grid, self.full_grid, width, device)
         return table if ids is None else table[ids]
 
     def _initialise_(self) -> None:

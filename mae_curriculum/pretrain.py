@@ -23,7 +23,15 @@ from mae_curriculum.sources import Images, download, identify, open_images
 from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import side
 from mae_curriculum.tracking import Stopwatch
-from mae_curriculum.training import Training, TrainingConfig, lay_out_clock, measure_seconds, without_curriculum, wrap
+from mae_curriculum.training import (
+    Training,
+    TrainingConfig,
+    check_channels,
+    lay_out_clock,
+    measure_seconds,
+    without_curriculum,
+    wrap,
+)
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,7 @@ class PretrainConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.curriculum.augmentation.randaug and self.model.channels not in (1, 3):
-            raise ConfigError(
-                f"curriculum.augmentation.randaug needs 1 or 3 channels, not {self.model.channels}; set it to null"
-            )
-        self.data.statistics(self.model.channels)
+        check_channels(self, self.model.channels)
 
 
 def pretrain(config: PretrainConfig) -> int:

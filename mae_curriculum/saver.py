@@ -1,13 +1,15 @@
 """Checkpoints written while training goes on: training waits for the copy to host memory, not for the disk."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from mae_curriculum.checkpoint import RunFolder
+
+T = TypeVar("T")
 
 RETRY_SECONDS = 15.0
 """A save that failed is tried again after this long: a full disk or a quota is often cleared by hand."""
@@ -20,9 +22,16 @@ class Saver:
         """Write into a run folder; `keep` and `spare` are those of `RunFolder.save`."""
         self._folder, self._keep, self._spare = folder, keep, spare
         self._thread: Thread | None = None
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self.seconds = 0.0
         """Seconds that the last save took from the copy to the disk's answer."""
+
+    def watch(self, steps: Iterable[T]) -> Iterator[T]:
+        """Pass steps on, and leave none of this saver's writing unfinished when they end, however they do."""
+        try:
+            yield from steps
+        finally:
+            self.wait()
 
     def begin(self, state: dict[str, Any]) -> None:
         """Copy a state to host memory and begin to write it; one that is still being written is waited for first."""
@@ -39,7 +48,7 @@ class Saver:
             self._thread.join()
             self._thread = None
 
-    def failure(self) -> OSError | None:
+    def failure(self) -> Exception | None:
         """Tell, once, why the last save failed; None while it goes on or if it did not."""
         if self._thread is not None and self._thread.is_alive():
             return None
@@ -49,7 +58,7 @@ class Saver:
     def _write(self, state: dict[str, Any], start: float) -> None:
         try:
             self._folder.save(state, keep=self._keep, spare=self._spare)
-        except OSError as error:
+        except Exception as error:  # whatever it is, the run must hear of it
             self._failure = error
         self.seconds = time.monotonic() - start
 

@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What schedulers send before they kill, and Ctrl-C."""
 
 LEAST_MARGIN = 5.0
-"""Seconds before a time limit that a run stops at the latest, besides what its saves take."""
+"""Seconds before a time limit that a run stops at the latest, besides what its steps and saves take."""
 
 
 @dataclass
@@ -26,12 +26,12 @@ class Stop:
     signal_name: str | None = None
     _usual: dict[int, object] = field(default_factory=dict)
 
-    def reason(self, *, save_seconds: float) -> str | None:
+    def reason(self, *, needed_seconds: float) -> str | None:
         """Say why to stop now, or None to go on.
 
-        save_seconds  what a save takes: there must be time for it before the time limit, and as much again to spare.
+        needed_seconds  what may pass until this is asked again, and what stopping takes then.
         """
-        if self.signal_name is None and time.time() > self.deadline - LEAST_MARGIN - 2 * save_seconds:
+        if self.signal_name is None and time.time() > self.deadline - LEAST_MARGIN - needed_seconds:
             return "time limit"
         return self.signal_name
 
@@ -55,6 +55,7 @@ def stop_on_signals(deadline: float | None = None) -> Iterator[Stop]:
 
     for number in usual:
         signal.signal(number, catch)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a job's launcher holds back those that come before
     try:
         yield stop
     finally:

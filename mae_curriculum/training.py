@@ -83,8 +83,8 @@ class Training(Generic[M]):
     config: TrainingConfig
     world: World
     images: Images
-    images_id: str
-    """Number and names of the images, as `identify` tells them."""
+    origin: str
+    """What the run begins with: number and names of the images, and the weights, if others than its seed's."""
     dataset: Dataset[Any]
     """Makes what a `Request` of the sampler asks for."""
     inputs: Callable[[Batch, Moment, range], tuple[Tensor, ...]]
@@ -151,6 +151,13 @@ def lay_out_clock(
     return clock
 
 
+def check_channels(config: TrainingConfig, channels: int) -> None:
+    """Raise ConfigError for settings that do not go with images of so many channels."""
+    if config.curriculum.augmentation.randaug and channels not in (1, 3):
+        raise ConfigError(f"curriculum.augmentation.randaug needs 1 or 3 channels, not {channels}; set it to null")
+    config.data.statistics(channels)
+
+
 def without_curriculum(config: C) -> C:
     """Give the settings of the baseline: the same run at full size from the beginning."""
     full = replace(config.curriculum, pace="images", stages=(Stage(share=1.0, size=REFERENCE_SIZE),))
@@ -182,6 +189,8 @@ def update_(
     """Make one optimizer step, unless its gradient is not finite: then weights and moments stay as they are."""
     config, world = training.config, training.world
     parts = micro_batches(clock.span(moment.step), world.rank, world.size, config.micro_batch, training.unit)
+    buffers = list(training.model.buffers())  # of batch norm: what a step leaves in them is undone if it is skipped
+    before = [buffer.clone() for buffer in buffers]
     total = torch.zeros((), device=world.device)
     broken: dict[str, str] = {}
     ids: list[int] = []
@@ -204,6 +213,9 @@ def update_(
         group["lr"] = lr * group.get("lr_scale", 1.0)
     step_if_finite_(training.optimizer, norm)
     training.optimizer.zero_grad()
+    world.share_(buffers)  # each rank has seen images of its own
+    for buffer, earlier in zip(buffers, before, strict=True):
+        buffer.copy_(torch.where(norm.isfinite(), buffer, earlier))
     if training.average is not None:
         training.average.update_parameters(training.model)
     return Step(moment, total, norm, ids, broken)

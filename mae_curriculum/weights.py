@@ -5,6 +5,7 @@ an error that lists the keys. No file is trusted to run code.
 """
 
 import argparse
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -22,7 +23,9 @@ from torch import Tensor
 
 from mae_curriculum.checkpoint import RunFolder, load_state, read_json, write_whole
 from mae_curriculum.config import ConfigError, differences, load_part, plain
+from mae_curriculum.distributed import World
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model
+from mae_curriculum.positions import sincos_positions
 from mae_curriculum.sources import DataConfig
 
 NAMES = {
@@ -119,8 +122,31 @@ def encoder_of(weights: Weights, what: object) -> MaskedAutoencoder:
     encoder = {key: value for key, value in weights.encoder.items() if not key.startswith("head.")}
     if "fc_norm.weight" in encoder:  # a classifier that averages the patches first and normalises then
         model.encoder.norm, model.encoder.fc_norm = torch.nn.Identity(), model.encoder.norm
+    table = model.encoder.pos_embed
     load_into_(model.encoder, encoder, f"the encoder of {what}")
+    if table is not None:  # the parameter itself, so it now holds the checkpoint's
+        fixed = sincos_positions(model.full_grid, model.full_grid, table.shape[-1], table.device)
+        prefix, patches = table.detach()[0].tensor_split([table.shape[1] - len(fixed)])
+        model.learned_positions = bool(prefix.any()) or not torch.allclose(patches, fixed, atol=1e-4)
     return model.eval()
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """Name weights by 16 hexadecimal digits."""
+    name = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        name.update(key.encode())
+        content: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        name.update(content)
+    return name.hexdigest()[:16]
+
+
+def read_together(path: Path, world: World, *, heads: int | None = None) -> Weights:
+    """Read weights on every rank, and make sure that all read the same, though a run may be going on."""
+    weights = read_weights(path, heads=heads)
+    if len(set(world.gather(fingerprint(weights.encoder)))) > 1:
+        raise ConfigError(f"{path} changed while it was read; start again, or give a file of its checkpoints' weights")
+    return weights
 
 
 def resolve_images(data: DataConfig, checkpoint: Path | None) -> DataConfig:

@@ -65,8 +65,13 @@ def test_every_family_learns_at_every_size_with_the_one_set_of_parameters_it_has
 @pytest.mark.parametrize("name", MODELS)
 def test_at_the_full_size_a_classifier_is_timms_model(name: str) -> None:
     classifier = build(MODELS[name]).eval()
+    config = MODELS[name]
+    sized: dict[str, Any] = {"img_size": config.image_size} if name in ("deit", "swin") else {}
+    patched: dict[str, Any] = {"patch_size": config.patch_size} if config.patch_size else {}
+    alone: Any = timm.create_model(str(config.name), num_classes=4, **config.options, **sized, **patched)
+    alone.load_state_dict(classifier.net.state_dict())
     images = pictures(*classifier.image_size)
-    assert torch.equal(classifier.logits(images), classifier.net(images))
+    assert torch.equal(classifier.logits(images), alone.eval()(images))
 
 
 def test_a_vit_at_a_smaller_size_is_timms_model_of_that_size_with_resampled_positions() -> None:
@@ -229,3 +234,65 @@ def test_timm_loads_what_the_classifier_holds(tmp_path: Path) -> None:
     )
     images = pictures(32, 32)
     assert torch.equal(again.eval()(images), classifier.eval().logits(images))
+
+
+@pytest.mark.parametrize(
+    "name", ["beit_base_patch16_224", "coatnet_0_rw_224", "volo_d1_224", "gcvit_xxtiny", "maxvit_tiny_rw_224"]
+)
+def test_other_networks_work_at_a_smaller_size_or_are_refused_in_one_line(name: str) -> None:
+    told = ""
+    try:
+        classifier = build(ClassifierConfig(name), sizes=(160,)).eval()
+        assert classifier.logits(pictures(160, 160)).isfinite().all()
+    except ConfigError as error:
+        told = str(error)
+    assert "\n" not in told
+
+
+def test_a_network_without_drop_path_is_built_without() -> None:
+    assert build(ClassifierConfig("vgg11", image_size=64, drop_path=0.0)).cell
+
+
+def test_flops_count_attention_on_every_device() -> None:
+    from finetune.train import training_flops
+
+    classifier = build(DEIT)
+    tokens, width, blocks = 65, 48, 2
+    by_hand = 2 * 64 * (4 * 4 * 3) * width  # patches
+    by_hand += blocks * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)  # linear layers, attention
+    by_hand += 2 * width * 4  # head
+    assert training_flops(classifier, (32, 32)) == 3 * by_hand
+
+
+def test_a_skipped_step_leaves_batch_norm_as_it_was() -> None:
+    from mae_curriculum.curriculum import Augmentation, Clock, Curriculum
+    from mae_curriculum.data import Batch, TrainingImages
+    from mae_curriculum.distributed import World
+    from mae_curriculum.optim import build_optimizer
+    from mae_curriculum.sources import DataConfig, open_images
+    from mae_curriculum.tracking import Stopwatch
+    from mae_curriculum.training import Training, TrainingConfig, update_
+
+    model = build(MODELS["resnet"]).train()
+    images, _ = open_images(DataConfig())
+    clock = Clock(Curriculum(), image_size=(32, 32), patch_size=(2, 2), images_per_epoch=8, epochs=1, batch_images=8)
+    config = TrainingConfig(batch_size=8, precision="float32")
+    dataset = TrainingImages(images, (32, 32), 3, Augmentation(), 0)
+    wrong = torch.full((8, 3, 32, 32), math.inf)
+    training = Training(
+        config,
+        World(0, 1, CPU),
+        images,
+        "",
+        dataset,
+        lambda *_: (wrong, torch.eye(4)[:1].expand(8, -1)),
+        model,
+        model,
+        build_optimizer(model, config.optim),
+        clock,
+    )
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    batch = Batch(torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64), {})
+    step = update_(training, clock, clock.moment(0), iter([batch]), Stopwatch(), lr=0.1)
+    assert not step.gradient_norm.isfinite()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import timm
 import torch
 from PIL import Image
 from runs import command, equal, newest_state, picture_folder, rows, spell, stop_midway, torchrun, weights
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from finetune.__main__ import main
 from finetune.seeds import one_for_each_seed
@@ -223,11 +226,14 @@ def test_neighbours_are_mixed_and_their_targets_with_them() -> None:
 
 
 def test_the_only_seeds_run_lives_in_the_run_folder(pretrained: Path, tmp_path: Path) -> None:
-    from mae_curriculum.distributed import World
-
-    world = World(0, 1, torch.device("cpu"))
     config = load(FinetuneConfig, tuning(pretrained, tmp_path / "run"))
-    assert one_for_each_seed(config, world) == [config]
+    assert one_for_each_seed(config) == [config]
+    three = one_for_each_seed(replace(config, seed=4, seeds=3))
+    assert [(one.seed, one.run.name, one.seeds) for one in three] == [
+        (4, "seed-4", 1),
+        (5, "seed-5", 1),
+        (6, "seed-6", 1),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +295,12 @@ def test_a_probe_without_augmentation_takes_features_from_disk(pretrained: Path,
     assert results(run)["accuracy"]["mean"] > 0.3
 
 
+def test_a_head_with_attention_that_diverges_harms_no_other(pretrained: Path, tmp_path: Path) -> None:
+    changes = {"head": "attentive", "optim__base_lr": 0.01, "epochs": 1, "grid": "[1.0, 1e25]"}
+    assert main(["linprobe", *probing(pretrained, tmp_path / "run", **changes)]) == 0
+    assert not rows(tmp_path / "run", "skipped")
+
+
 def test_an_attentive_probe_learns(pretrained: Path, tmp_path: Path) -> None:
     changes = {"head": "attentive", "optim__base_lr": 0.01, "optim__weight_decay": 0.05, "grid": "[1.0, 3.0]"}
     assert main(["linprobe", *probing(pretrained, tmp_path / "run", **changes)]) == 0
@@ -340,6 +352,32 @@ def test_a_fine_tuned_checkpoint_is_imported_with_its_pooling(
         told.append(capsys.readouterr().out.split(" of ")[0])
     assert told[0] == told[1]
     assert told[0].startswith("kNN accuracy 0.")
+
+
+def test_a_probe_of_an_encoder_that_changed_is_not_gone_on_with(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder, run = tmp_path / "encoder.safetensors", tmp_path / "run"
+    assert mae_curriculum(["export", *spell({"checkpoint": finished, "out": encoder})]) == 0
+    probe = probing(encoder, run, **DIGITS, epochs=1)
+    assert main(["linprobe", *probe]) == 0
+    tensors = load_file(encoder)
+    tensors["norm.weight"] = tensors["norm.weight"] * 2
+    with safe_open(encoder, "pt") as file:
+        save_file(tensors, encoder, metadata=file.metadata())
+    assert main(["linprobe", *probe]) == 2
+    assert "bring back what it began with" in capsys.readouterr().err
+
+
+def test_two_processes_train_a_network_with_batch_norm_to_one_state(tmp_path: Path) -> None:
+    changes = {"model__name": "resnet10t", "model__image_size": 32, "model__channels": 1, "epochs": 1}
+    run = tmp_path / "run"
+    done = torchrun("finetune", *tuning(None, run, **(changes | DIGITS), average_decay=0.5), package="finetune")
+    assert done.returncode == 0, done.stderr
+    state = newest_state(run)
+    statistics = [key for key in state["model"] if key.endswith("running_mean")]
+    assert statistics
+    assert all(state["model"][key].isfinite().all() for key in statistics)
 
 
 def labelled(folder: Path, *, classes: int = 2, count: int = 40) -> Path:
@@ -395,6 +433,12 @@ BAD_PROBES: dict[str, dict[str, Any]] = {
     "some images must be held out to choose by": {"held_out": 0.0},
     "an attentive head is trained by AdamW": {"head": "attentive"},
     "leaves none on one side": {"held_out": 1e-9},
+    "would clip all heads by one norm": {"optim__clip_norm": 1.0},
+    "batch normalisation needs two images": {"micro_batch": 1},
+    "so curriculum must have one stage of 224": {
+        "augment": "false",
+        "curriculum__stages": '[{"share": 1.0, "size": 112}]',
+    },
     "shows the images as they are": {"augment": "false", "curriculum": "configs/curriculum/efficienttrain.yaml"},
 }
 

@@ -12,17 +12,17 @@ from mae_curriculum.stopping import SIGNALS, parse_duration, stop_on_signals
 def test_a_signal_is_a_wish_to_stop_and_the_usual_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with stop_on_signals() as stop:
-        assert stop.reason(save_seconds=0) is None
+        assert stop.reason(needed_seconds=0) is None
         os.kill(os.getpid(), number)
-        assert stop.reason(save_seconds=0) == number.name
+        assert stop.reason(needed_seconds=0) == number.name
         assert signal.getsignal(number) == before  # a second one has its usual effect
     assert signal.getsignal(number) == before
 
 
-def test_a_run_stops_before_its_time_limit_by_twice_what_a_save_takes_and_five_seconds() -> None:
+def test_a_run_stops_before_its_time_limit_by_what_it_needs_and_five_seconds() -> None:
     with stop_on_signals(time.time() + 60) as stop:
-        assert stop.reason(save_seconds=27) is None
-        assert stop.reason(save_seconds=28) == "time limit"
+        assert stop.reason(needed_seconds=54) is None
+        assert stop.reason(needed_seconds=56) == "time limit"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import ConfigError
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, patchify
 from mae_curriculum.pretrain import PretrainConfig
-from mae_curriculum.weights import load_into_, read_weights
+from mae_curriculum.weights import Weights, encoder_of, load_into_, read_weights
 
 MODEL = ModelConfig(
     name="vit_tiny_patch16_224",
@@ -210,3 +210,16 @@ def test_an_export_does_not_overwrite(run: Path, tmp_path: Path, capsys: pytest.
     assert "exists; remove it or choose another" in capsys.readouterr().err
     assert main(["export", "--checkpoint", str(run), "--out", str(tmp_path / "a.bin")]) == 2
     assert "--format timm writes a .safetensors" in capsys.readouterr().err
+
+
+def test_positions_that_a_checkpoint_has_learned_are_those_that_its_features_are_made_with() -> None:
+    config = ModelConfig("vit_tiny_patch16_224", image_size=32, patch_size=8, width=48, depth=2, heads=3)
+    theirs: Any = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3
+    ).eval()
+    torch.nn.init.normal_(theirs.pos_embed, std=0.5)
+    ours = encoder_of(Weights(config, theirs.state_dict(), {}, "a test"), "a test")
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours.tokens(images), theirs.forward_features(images), atol=1e-5, rtol=0)
+    fixed = Weights(config, build_model(config, seed=0).encoder.state_dict(), {}, "a test")
+    assert not encoder_of(fixed, "a test").learned_positions

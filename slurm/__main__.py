@@ -1,0 +1,18 @@
+"""The verbs of `python -m slurm`."""
+
+import sys
+
+from mae_curriculum.cli import run_verb
+
+VERBS = {
+    "submit": ("slurm.submit:SubmitConfig", "slurm.submit:submit"),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run a verb; returns the exit code. What stands behind `--` is the command to submit."""
+    return run_verb("slurm", VERBS, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

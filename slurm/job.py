@@ -1,0 +1,72 @@
+"""What runs on the nodes: one process of a command, which asks to be started again if it was stopped before its end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import import_module
+
+CONTINUE = 75
+"""Exit code of a command that was stopped and can be continued."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""They wait until the command itself looks after them: until then they would end the process, or submitit's handlers
+would."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command, as each task of a job runs it."""
+
+    package: str
+    """mae_curriculum or finetune."""
+    arguments: Sequence[str]
+    """Verb and settings."""
+    most_requeues: int
+    """How often the job may start again."""
+
+    def __call__(self) -> int:
+        """Run the command; a stopped one puts its job back into the queue, under the same number."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        # srun starts on the first node, where the first task runs: its address needs no name service
+        os.environ.setdefault("MASTER_ADDR", os.environ["SLURM_LAUNCH_NODE_IPADDR"])
+        os.environ.setdefault("SLURM_JOB_END_TIME", str(job_end(os.environ["SLURM_JOB_ID"])))
+        main = import_module(f"{self.package}.__main__").main
+        code: int = main(list(self.arguments))
+        sys.stdout.flush()
+        if code == CONTINUE:
+            self.requeue()
+        elif code:
+            raise RuntimeError(
+                f"{self.package} {self.arguments[0]} ended with exit code {code}; its error stands above"
+            )
+        return code
+
+    def requeue(self) -> None:
+        """Put this job back into the queue, from the first of its tasks; the others wait to be ended with it."""
+        count = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if count >= self.most_requeues:
+            raise RuntimeError(
+                f"stopped, and not started again: this was start {count + 1} of {self.most_requeues + 1}"
+            )
+        if os.environ.get("SLURM_PROCID", "0") == "0":
+            job = os.environ["SLURM_JOB_ID"]
+            print(
+                f"stopped; job {job} goes back into the queue ({count + 1} of at most {self.most_requeues})", flush=True
+            )
+            subprocess.run(["scontrol", "requeue", job], check=False)
+        time.sleep(120)  # SLURM ends every task of a job that it requeues
+
+
+def job_end(job: str) -> int:
+    """Ask SLURM when a job's time is over, in seconds since 1970; far away where there is no limit."""
+    told = subprocess.run(["squeue", "-h", "-j", job, "-o", "%e"], capture_output=True, text=True, check=False)
+    text = told.stdout.strip()
+    try:
+        return int(datetime.fromisoformat(text).timestamp())
+    except ValueError:  # N/A, or no answer
+        return 2**62

@@ -1,0 +1,216 @@
+"""A real SLURM cluster of two nodes on this machine, in a folder of its own: controller, accounting, preemption.
+
+It needs root and Debian's packages slurm-wlm, munge, slurmdbd and mariadb-server. All that was started is stopped.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "mariadb-install-db", "sbatch", "sacctmgr")
+
+_SLURM = """
+ClusterName=local
+SlurmctldHost=localhost
+SlurmctldPort={ports[0]}
+AuthType=auth/munge
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+JobRequeue=1
+MpiDefault=none
+SchedulerParameters=sched_interval=1
+AuthInfo=cred_expire=5
+MinJobAge=3600
+KillWait=10
+SlurmdTimeout=20
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName=node[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=2 RealMemory=10000
+PartitionName=low Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=high Nodes=node[1-2] MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=localhost
+AccountingStoragePort={ports[3]}
+JobAcctGatherType=jobacct_gather/none
+"""
+
+_SLURMDBD = """
+AuthType=auth/munge
+DbdHost=localhost
+DbdPort={ports[3]}
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={ports[4]}
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=slurm_acct_db
+LogFile={folder}/slurmdbd.log
+PidFile={folder}/slurmdbd.pid
+"""
+
+
+def why_no_cluster() -> str | None:
+    """Say why a cluster cannot be started here, or None if it can."""
+    if os.geteuid() != 0:
+        return "starting a SLURM cluster needs root"
+    if missing := [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]:
+        return f"SLURM is not installed: {', '.join(missing)} missing"
+    return None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster."""
+
+    environment: dict[str, str]
+    """In which SLURM's commands find it."""
+    nodes: dict[str, subprocess.Popen[bytes]]
+    """Each node's daemon."""
+
+    def ask(self, *command: object) -> str:
+        """Run one of SLURM's commands; returns what it prints."""
+        words = [str(word) for word in command]
+        return subprocess.run(words, env=self.environment, text=True, capture_output=True, check=True).stdout
+
+    def start_node(self, node: str) -> None:
+        """Start a node's daemon, again if it was killed."""
+        self.nodes[node] = _start(ExitStack(), ["slurmd", "-D", "-N", node], self.environment)
+
+    def end(self) -> None:
+        """Stop the nodes' daemons."""
+        for daemon in self.nodes.values():
+            _end(daemon)
+
+    def kill_node(self, node: str) -> None:
+        """Kill a node's daemon as a power cut would, with all that runs there."""
+        self.nodes[node].kill()
+        self.nodes[node].wait()
+
+
+@contextmanager
+def slurm_cluster(folder: Path) -> Iterator[Cluster]:
+    """Start a cluster, and stop it at the end."""
+    ports = _free_ports(5)
+    (folder / "state").mkdir(parents=True)
+    conf, dbd = folder / "slurm.conf", folder / "slurmdbd.conf"
+    conf.write_text(_SLURM.format(folder=folder, ports=ports))
+    dbd.write_text(_SLURMDBD.format(folder=folder, ports=ports))
+    dbd.chmod(0o600)
+    environment = {**os.environ, "SLURM_CONF": str(conf), "PATH": _path()}
+    with ExitStack() as stack:
+        _start_munge(stack, folder)
+        _start_database(stack, folder, ports[4])
+        _start(stack, ["slurmdbd", "-D"], environment)
+        _wait(lambda: _listens(ports[3]), "slurmdbd")
+        subprocess.run(["sacctmgr", "-i", "add", "cluster", "local"], env=environment, check=True, capture_output=True)
+        _start(stack, ["slurmctld", "-D", "-c", "-f", conf], environment)
+        cluster = Cluster(environment, {})
+        stack.callback(cluster.end)
+        for node in ("node1", "node2"):
+            cluster.start_node(node)
+        _wait(lambda: _idle_nodes(environment) == 2, "two idle nodes")
+        yield cluster
+        subprocess.run(["scancel", "--full", "--user=root"], env=environment, check=False, capture_output=True)
+        time.sleep(1)
+
+
+def _start_munge(stack: ExitStack, folder: Path) -> None:
+    place = Path("/run/munge")
+    if (place / "munge.socket.2").is_socket():
+        return
+    place.mkdir(exist_ok=True)
+    shutil.chown(place, "munge", "munge")
+    _start(stack, ["runuser", "-u", "munge", "--", "munged", "--foreground"], dict(os.environ))
+    _wait(lambda: (place / "munge.socket.2").is_socket(), f"munged ({folder})")
+
+
+def _start_database(stack: ExitStack, folder: Path, port: int) -> None:
+    data = Path(f"/tmp/slurm-test-db-{os.getpid()}")  # a folder that the user mysql can reach
+    data.mkdir()
+    stack.callback(shutil.rmtree, data, ignore_errors=True)
+    shutil.chown(data, "mysql", "mysql")
+    subprocess.run(["mariadb-install-db", "--user=mysql", f"--datadir={data}/db"], check=True, capture_output=True)
+    how = ["--no-defaults", "--user=mysql", f"--datadir={data}/db", f"--socket={data}/db.sock", f"--port={port}"]
+    sizes = ["--bind-address=127.0.0.1", "--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900"]
+    _start(stack, ["mariadbd", *how, *sizes], dict(os.environ))
+    client = ["mariadb", "--no-defaults", f"--socket={data}/db.sock", "-u", "root", "-e"]
+    statements = "create database slurm_acct_db;" + "".join(
+        f"create user slurm@'{host}' identified by 'slurm'; grant all on slurm_acct_db.* to slurm@'{host}';"
+        for host in ("127.0.0.1", "localhost")
+    )
+    _wait(lambda: subprocess.run([*client, "select 1"], capture_output=True, check=False).returncode == 0, "mariadbd")
+    subprocess.run([*client, statements], check=True, capture_output=True)
+
+
+def _start(stack: ExitStack, command: list[object], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        env={**environment, "PATH": _path()},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    stack.callback(_end, process)
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=15)
+    process.kill()
+    process.wait()
+
+
+def _wait(fact: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not fact():
+        if time.monotonic() > until:
+            raise TimeoutError(f"no {what} after {seconds:g} s")
+        time.sleep(0.2)
+
+
+def _idle_nodes(environment: dict[str, str]) -> int:
+    told = subprocess.run(
+        ["sinfo", "-h", "-N", "-p", "low", "-t", "idle", "-o", "%N"],
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    return len(told.stdout.split())
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_ports(count: int) -> list[int]:
+    """Find ports that follow one another, since SLURM numbers its nodes' so."""
+    for start in range(17000, 27000, count):
+        if not any(_listens(port) for port in range(start, start + count)):
+            return list(range(start, start + count))
+    raise OSError("no free ports")
+
+
+def _path() -> str:
+    return os.environ["PATH"] + ":/usr/sbin:/sbin"
