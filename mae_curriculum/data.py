@@ -136,20 +136,20 @@ def training_loader(
 ) -> DataLoader[Batch]:
     """Load the sampler's micro-batches in order, ahead of time if there are workers."""
     if workers:
-        _kill_workers_at_exit()
+        kill_workers_at_exit()
     return DataLoader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=leave_signals_to_the_parent,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
 
 
 @cache
-def _kill_workers_at_exit() -> None:
+def kill_workers_at_exit() -> None:
     """Let no worker outlive an error: Python would ask them to end by SIGTERM, and wait for those that ignore it."""
 
     def kill() -> None:
@@ -159,7 +159,7 @@ def _kill_workers_at_exit() -> None:
     atexit.register(kill)
 
 
-def _leave_signals_to_the_parent(_worker: int) -> None:
+def leave_signals_to_the_parent(_worker: int) -> None:
     """Keep a worker alive when a signal goes to the whole group, as a scheduler's does: the run must save first."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mae_curriculum.curriculum import split
-from mae_curriculum.data import NO_IMAGE, EvaluationImages, normalise
+from mae_curriculum.data import NO_IMAGE, EvaluationImages, kill_workers_at_exit, leave_signals_to_the_parent, normalise
 from mae_curriculum.distributed import Precision, World
 from mae_curriculum.model import MaskedAutoencoder
 from mae_curriculum.sources import DataConfig, Images
@@ -51,10 +51,13 @@ class Inference:
         mean, std = self.data.statistics(channels)
         block = self.batch_images * world.size
         blocks = [range(start, min(start + block, len(images))) for start in range(0, len(images), block)]
+        if self.data.workers:
+            kill_workers_at_exit()
         loader = DataLoader(
             EvaluationImages(images, size, channels, self.crop),
             batch_sampler=[self._share(each) or [NO_IMAGE] for each in blocks],
             num_workers=self.data.workers,
+            worker_init_fn=leave_signals_to_the_parent,
             pin_memory=world.device.type == "cuda",
         )
         for pixels, index in loader:
