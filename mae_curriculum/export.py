@@ -1,5 +1,6 @@
 """Encoders for other people's code: timm, Hugging Face, facebookresearch/mae; each with a card on how to load it."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,8 @@ from mae_curriculum.config import ConfigError, load_file
 from mae_curriculum.model import TIMM_NAMES, MaskedAutoencoder, ModelConfig, build_model
 from mae_curriculum.positions import sincos_positions
 from mae_curriculum.pretrain import PretrainConfig
+from mae_curriculum.results import as_percent
+from mae_curriculum.tracking import Journal
 from mae_curriculum.weights import Weights, from_hugging_face, load_into_, read_weights, run_settings, save_weights
 
 
@@ -168,4 +171,11 @@ def _history(checkpoint: Path) -> list[str]:
             f"- result: loss {summary['loss']:.4f}; kNN accuracy {summary['knn']}, "
             f"untrained {summary['knn_untrained']}",
         ]
+    journal = Journal(folder.journal)
+    for command in ("knn", "fewshot", "linprobe", "finetune"):
+        with suppress(LookupError):  # not measured
+            row = journal.last(command)
+            figures = {"": row["accuracy"]} if "mean" in row["accuracy"] else row["accuracy"]
+            told = ", ".join(f"{shots and f'{shots} labels '}{as_percent(figure)}" for shots, figure in figures.items())
+            lines.append(f"- {command} on {row['source']}: accuracy {told}")
     return lines

@@ -5,6 +5,7 @@ It needs root and Debian's packages slurm-wlm, munge, slurmdbd and mariadb-serve
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -122,6 +123,7 @@ def slurm_cluster(folder: Path) -> Iterator[Cluster]:
         _wait(lambda: _listens(ports[3]), "slurmdbd")
         subprocess.run(["sacctmgr", "-i", "add", "cluster", "local"], env=environment, check=True, capture_output=True)
         _start(stack, ["slurmctld", "-D", "-c", "-f", conf], environment)
+        stack.callback(_end_steps, conf)
         cluster = Cluster(environment, {})
         stack.callback(cluster.end)
         for node in ("node1", "node2"):
@@ -178,6 +180,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(timeout=15)
     process.kill()
     process.wait()
+
+
+def _end_steps(conf: Path) -> None:
+    """Kill what looks after jobs of this cluster and has outlived its node's daemon."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            ours = str(conf).encode() in (process / "environ").read_bytes()
+            if ours and (process / "comm").read_text().strip() == "slurmstepd":
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _wait(fact: Callable[[], bool], what: str, seconds: float = 60) -> None:

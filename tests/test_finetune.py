@@ -276,6 +276,14 @@ def test_a_head_that_diverges_harms_no_other(pretrained: Path, probed: Path, tmp
     assert all(first == second for first, second in pairs)
 
 
+def test_the_card_of_an_export_tells_what_was_measured(probed: Path, pretrained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "encoder.safetensors"
+    assert mae_curriculum(["export", *spell({"checkpoint": pretrained, "out": out})]) == 0
+    card = out.with_suffix(".md").read_text()
+    accuracy = 100 * rows(pretrained, "linprobe")[-1]["accuracy"]["mean"]
+    assert f"- linprobe on digits: accuracy {accuracy:.1f}" in card
+
+
 def test_a_stopped_probe_continues_to_the_same_weights(probed: Path, pretrained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     stop_midway(run, "linprobe", *probing(pretrained, run), package="finetune")
