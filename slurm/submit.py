@@ -17,10 +17,6 @@ from slurm.job import Job
 PACKAGES = ("mae_curriculum", "finetune")
 """What can be submitted."""
 
-LAST_CALL_SECONDS = 30
-"""SLURM sends a job a signal so long before its time is over. Runs look at the clock themselves, and know how long they
-take to save; this is for when they were told another time."""
-
 ROOT = Path(__file__).parent.parent
 
 
@@ -58,6 +54,9 @@ class SubmitConfig:
     """Whole nodes."""
     time: str = "1-0"
     """Time limit of each start, as sbatch takes it: minutes, HH:MM:SS, D-HH, ...; the run goes on in another start."""
+    signal_seconds: int = 30
+    """So long before its time is over SLURM sends the job a signal. Runs look at the clock themselves, and know how
+    long they take to save; this is for when they were told another time."""
     requeues: int = 100
     """How often the job may start again before its end."""
     mail_user: str | None = None
@@ -155,7 +154,7 @@ def make_executor(config: SubmitConfig, name: str, folder: Path) -> Any:
         "additional_parameters": {key: value for key, value in further.items() if value is not None},
         "setup": [*config.setup, f"export PYTHONPATH={shlex.quote(str(folder / 'code'))}"],
         "stderr_to_stdout": True,
-        "signal_delay_s": LAST_CALL_SECONDS,
+        "signal_delay_s": config.signal_seconds,
     }
     if config.gpus_per_node:
         parameters[config.gpus_as] = (

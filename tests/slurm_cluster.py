@@ -40,7 +40,7 @@ SchedulerParameters=sched_interval=1
 AuthInfo=cred_expire=5
 MinJobAge=3600
 KillWait=10
-SlurmdTimeout=20
+SlurmdTimeout=10
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=node[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=2 RealMemory=10000

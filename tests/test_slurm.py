@@ -59,7 +59,7 @@ def test_a_job_that_is_preempted_loses_a_node_and_runs_out_of_time_ends_with_the
     whole, run, folder = tmp_path / "whole", tmp_path / "run", tmp_path / "jobs"
     changes = {"epochs": 60, "saving__every_minutes": 0.02}
     command = ["mae_curriculum", "pretrain", *options(run, **changes)]
-    begun = submit(cluster, folder, "--nodes", 2, "--time", 10, "--", *command)
+    begun = submit(cluster, folder, "--nodes", 2, "--time", 10, "--signal_seconds", 90, "--", *command)
 
     wait_for(lambda: last_step(run) > 60, folder)
     cluster.ask("sbatch", "-p", "high", "-N", 2, "--exclusive", "-o", "/dev/null", "--wrap", "srun sleep 1")
@@ -74,7 +74,7 @@ def test_a_job_that_is_preempted_loses_a_node_and_runs_out_of_time_ends_with_the
     wait_for(lambda: len(starts(run)) == 3, folder)
     assert starts(run)[2] > preempted_at
 
-    cluster.ask("scontrol", "update", f"JobId={begun}", "TimeLimit=1")
+    cluster.ask("scontrol", "update", f"JobId={begun}", "TimeLimit=1")  # less than the 90 s: the signal is due
     wait_for(lambda: len(rows(run, "stop")) == 3, folder)
     cluster.ask("scontrol", "update", f"JobId={begun}", "TimeLimit=10")
     wait_for((run / "summary.json").exists, folder)
