@@ -37,6 +37,9 @@ class Job:
         os.environ.setdefault("SLURM_JOB_END_TIME", str(job_end(os.environ["SLURM_JOB_ID"])))
         main = import_module(f"{self.package}.__main__").main
         code: int = main(list(self.arguments))
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, SIGNALS
+        )  # one that comes now must not make a finished job a failed one
         sys.stdout.flush()
         if code == CONTINUE:
             self.requeue()

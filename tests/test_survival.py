@@ -60,7 +60,7 @@ def kill_until_done(program: list[str], run: Path, *arguments: str, kills: int, 
         process = start(program, *arguments)
         try:
             reported = len(steps_reported(run))
-            wait_for(lambda before=reported: len(steps_reported(run)) > before, process)  # type: ignore[misc]
+            wait_for(lambda before=reported: len(steps_reported(run)) > before + 1, process)  # type: ignore[misc]
             time.sleep(chance.random() * 0.3)
         except AssertionError:
             if process.wait() == 0:
