@@ -123,12 +123,10 @@ def train_(
         asked, longest = time.monotonic(), max(longest, time.monotonic() - asked)
         reason = stop.reason(needed_seconds=longest + 2 * saver.seconds)
         stopping = agree(reason is not None)
-        evaluating = (
-            at_end if evaluate_every_epochs is None else is_due(clock, done, every_epochs=evaluate_every_epochs)
-        )
+        evaluating = is_due(clock, done, every_epochs=evaluate_every_epochs)
         # counted from the end, so that the last report covers as many steps as any
         reporting = (clock.total_steps - done) % config.tracking.every_steps == 0
-        if not (reporting or stopping or evaluating or spare(done) or at_end):
+        if not (reporting or stopping or evaluating or spare(done)):  # the end is always reported
             progress.update(clock.images(done), describe_moment(clock, moment) + facts)
             continue
         with stopwatch(f"train/{moment.stage}"):

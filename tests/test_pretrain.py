@@ -26,6 +26,15 @@ from mae_curriculum.tracking import Stopwatch
 from mae_curriculum.training import run_steps_
 
 
+def test_knn_is_monitored_only_when_asked_for(finished: Path, tmp_path: Path) -> None:
+    assert rows(finished, "evaluation") == []
+    run = tmp_path / "run"
+    assert main(["pretrain", *options(run, knn__every_epochs=2)]) == 0
+    assert [row["step"] for row in rows(run, "evaluation")] == [45, 67]  # two epochs of 1438 images, and the end
+    assert rows(run, "evaluation")[-1]["knn"] == json.loads((run / "summary.json").read_text())["knn"]
+    assert equal(weights(run), weights(finished))  # looking changes nothing
+
+
 def test_a_run_ends_with_a_summary_of_its_worth_and_its_savings(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert {
