@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from finetune.classifier import Classifier, vit_config
 from finetune.labels import Labelled
 from mae_curriculum.checkpoint import RunFolder
+from mae_curriculum.holding import Run
 from mae_curriculum.inference import Inference
-from mae_curriculum.loop import Run
 from mae_curriculum.training import Training
 from mae_curriculum.weights import read_facts, save_weights
 

@@ -1,6 +1,7 @@
 """Linear and attentive probes of a frozen encoder: a grid of heads side by side, for the price of one."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +15,15 @@ from torch.utils.data import Dataset
 
 from finetune.heads import Heads, Kind
 from finetune.labels import Labelled, open_labelled
-from finetune.seeds import one_for_each_seed
+from finetune.seeds import run_seeds
 from mae_curriculum.checkpoint import read_json, write_json
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum import REFERENCE_SIZE, Augmentation, Curriculum, Moment
 from mae_curriculum.data import Batch, Request, TrainingImages, micro_batches, show
 from mae_curriculum.distributed import World, connect
+from mae_curriculum.holding import begin, go_on_, open_run
 from mae_curriculum.inference import Inference
-from mae_curriculum.loop import STOPPED, begin, go_on_, open_run, train_, until_stopped
+from mae_curriculum.loop import train_, until_stopped
 from mae_curriculum.model import MaskedAutoencoder
 from mae_curriculum.optim import OptimConfig, build_adamw
 from mae_curriculum.results import as_percent, record, spread
@@ -130,14 +132,8 @@ def linprobe(config: LinprobeConfig) -> int:
         if lacking := [pool for pool in config.pools if config.head == "linear" and pool not in encoder.pools]:
             raise ConfigError(f"pools: this encoder has no {lacking[0]}, only {', '.join(encoder.pools)}")
         train, val = open_labelled(config.data, world)
-        summaries = []
-        for one in one_for_each_seed(config):
-            summary = probe_once(one, encoder, train, val, world, stop)
-            if summary is None:
-                return STOPPED
-            summaries.append(summary)
-        world.on_main(lambda: conclude(config, summaries))
-    return 0
+        once = partial(probe_once, encoder=encoder, train=train, val=val, world=world, stop=stop)
+        return run_seeds(config, world, once, conclude)
 
 
 def probe_once(

@@ -19,15 +19,16 @@ from finetune.classifier import Classifier, ClassifierConfig, build_classifier
 from finetune.evaluation import Evaluation, best_accuracy, keep_best, measure
 from finetune.labels import Labelled, open_labelled
 from finetune.picture import draw_confusion
-from finetune.seeds import one_for_each_seed
+from finetune.seeds import run_seeds
 from mae_curriculum.checkpoint import read_json, write_json
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum import Augmentation, Clock, Curriculum, Moment
 from mae_curriculum.data import Batch, TrainingImages, show
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.flops import TRAINING_FACTOR
+from mae_curriculum.holding import Run, begin, go_on_, open_run
 from mae_curriculum.inference import Inference
-from mae_curriculum.loop import STOPPED, Run, begin, go_on_, open_run, train_, until_stopped
+from mae_curriculum.loop import train_, until_stopped
 from mae_curriculum.optim import OptimConfig, build_adamw
 from mae_curriculum.results import as_percent, record, spread
 from mae_curriculum.sources import DataConfig, identify
@@ -115,14 +116,8 @@ def finetune(config: FinetuneConfig) -> int:
     with connect() as world, until_stopped(config) as stop:
         weights = None if config.checkpoint is None else read_together(config.checkpoint, world, heads=config.heads)
         train, val = open_labelled(config.data, world)
-        summaries = []
-        for one in one_for_each_seed(config):
-            summary = finetune_once(one, weights, train, val, world, stop)
-            if summary is None:
-                return STOPPED
-            summaries.append(summary)
-        world.on_main(lambda: conclude(config, summaries))
-    return 0
+        once = partial(finetune_once, weights=weights, train=train, val=val, world=world, stop=stop)
+        return run_seeds(config, world, once, conclude)
 
 
 def finetune_once(

@@ -1,25 +1,22 @@
-"""The training loop, whatever is trained: steps, reports, saves; what is done on the way, and where it goes on."""
+"""The training loop, whatever is trained: steps, reports, saves; what is done on the way."""
 
 import math
 import time
 from collections import ChainMap
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from mae_curriculum.checkpoint import RunFolder, load_state
-from mae_curriculum.config import ConfigError, digest
+from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum import Clock, Moment
 from mae_curriculum.data import BROKEN_LIMIT, micro_batches
 from mae_curriculum.distributed import Agreement, World, job_end
-from mae_curriculum.lock import hold
-from mae_curriculum.saver import RETRY_SECONDS, Saver
+from mae_curriculum.holding import Run, begin_save, save_for_sure, tell_failure
+from mae_curriculum.saver import RETRY_SECONDS
 from mae_curriculum.stopping import Stop, parse_duration, stop_on_signals
 from mae_curriculum.table import side
 from mae_curriculum.tracking import Journal, Progress, Stopwatch
@@ -28,55 +25,11 @@ from mae_curriculum.training import Step, Training, TrainingConfig, run_steps_
 STOPPED = 75
 """Exit code of a run that was asked to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""
 
-LAST_ATTEMPTS, HURRIED_ATTEMPTS = 20, 3
-"""How often the last save of a run is tried, and one at a stop, where little time is left."""
-
 FIRST_SAVE_SECONDS = 30.0
 """After the start."""
 
-HURRIED_SECONDS = 2.0
-"""Between two attempts at a stop."""
-
 MOST_SKIPPED = 5
 """Steps in a row without a finite gradient that end a run: one may be a bad batch, five are a run that has diverged."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder that this job holds."""
-
-    folder: RunFolder
-    journal: Journal
-    check_lock: Callable[[], None]
-    """Raises ConfigError once another job has taken the run over."""
-
-
-@contextmanager
-def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
-    """Make the run folder this config's, and hold it for as long as the context lasts; raises ConfigError."""
-    folder = RunFolder(config.run)
-    journal = Journal(folder.journal if world.is_main else None)
-    locks: list[Callable[[], None]] = []
-
-    def claim() -> None:
-        folder.refuse_others(config)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        dead: list[dict[str, Any]] = []
-        locks.append(stack.enter_context(hold(folder.lock, tell=dead.append)))
-        folder.claim(config)
-        for holder in dead:
-            journal.write("lock_taken_over", host=holder.get("host"), pid=holder.get("pid"))
-
-    with ExitStack() as stack:
-        world.on_main(claim)
-        yield Run(folder, journal, lambda: world.on_main(locks[0]) if locks else world.on_main(lambda: None))
-
-
-def begin(run: Run, config: TrainingConfig, world: World, *, step: int, **facts: Any) -> None:
-    """Write in the journal that this job begins, or goes on with, the run."""
-    run.journal.write(
-        "start", step=step, world_size=world.size, device=str(world.device), digest=digest(config), **facts
-    )
 
 
 @contextmanager
@@ -105,7 +58,7 @@ def train_(
     config, world, clock, journal = training.config, training.world, training.clock, run.journal
     progress = Progress(total_images=clock.total_images, done_images=clock.images(first_step), shown=world.is_main)
     spare = partial(is_due, clock, every_epochs=config.saving.keep_every_epochs)
-    saver = Saver(run.folder, keep=config.saving.keep, spare=spare)
+    saver = run.saver
     agree = Agreement(world)
     unread: list[Step] = []
     known_broken: dict[str, str] = {}
@@ -113,7 +66,7 @@ def train_(
     # the first save comes early, so that a time limit finds it known what saves take
     next_save = time.monotonic() + min(60 * config.saving.every_minutes, FIRST_SAVE_SECONDS)
     asked, longest = time.monotonic(), 0.0
-    for step in saver.watch(run_steps_(training, clock, stopwatch, first_step=first_step)):
+    for step in run_steps_(training, clock, stopwatch, first_step=first_step):
         moment, done = step.moment, step.moment.step + 1
         at_end = done == clock.total_steps
         unread.append(step)
@@ -146,9 +99,9 @@ def train_(
         due = world.any(time.monotonic() > next_save)
         if due or stopping or at_end or spare(done):
             with stopwatch("save"):
-                begin_save(training, run, stopwatch, saver, step=done)
+                begin_save(training, run, stopwatch, spare, step=done)
                 if stopping or at_end:
-                    world.on_main(partial(save_for_sure, training, run, stopwatch, saver, stop, progress, step=done))
+                    world.on_main(partial(save_for_sure, training, run, stopwatch, spare, stop, progress, step=done))
             next_save = time.monotonic() + 60 * config.saving.every_minutes
         if evaluating and stopping:  # little time may be left: what is safe goes first
             evaluate(done)
@@ -263,87 +216,3 @@ def describe_stage(training: Training[Any], moment: Moment) -> str:
         f"{span.batch_images} images ({world.size} processes x {len(parts)} micro-batches x {max(map(len, parts))} "
         "images)"
     )
-
-
-def state_of(training: Training[Any], stopwatch: Stopwatch, *, step: int) -> dict[str, Any]:
-    """Give all that a run needs to go on: there is no other state."""
-    state = {
-        "step": step,
-        "model": training.model.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
-        "seconds": dict(stopwatch.seconds),
-        "origin": training.origin,
-    }
-    if training.average is not None:
-        state["average"] = training.average.state_dict()
-    return state
-
-
-def begin_save(training: Training[Any], run: Run, stopwatch: Stopwatch, saver: Saver, *, step: int) -> None:
-    """Begin to write the state of the run, from the main process."""
-    run.check_lock()
-    if training.world.is_main:
-        saver.begin(state_of(training, stopwatch, step=step))
-        run.journal.write("save", step=step)
-
-
-def save_for_sure(
-    training: Training[Any],
-    run: Run,
-    stopwatch: Stopwatch,
-    saver: Saver,
-    stop: Stop,
-    progress: Progress,
-    *,
-    step: int,
-) -> None:
-    """Wait until the state is written, and try again if it was not: a while at a stop, longer at the end of a run.
-
-    Raises  what saving raises, OSError mostly, if it cannot be written; the checkpoint before is unharmed.
-    """
-    for attempt in range(LAST_ATTEMPTS):
-        saver.wait()
-        failure = saver.failure()
-        if failure is None:
-            return
-        tell_failure(run, progress, failure)
-        again = time.monotonic() + RETRY_SECONDS
-        while not (hurried := stop.reason(needed_seconds=saver.seconds) is not None) and time.monotonic() < again:
-            time.sleep(0.2)
-        if attempt >= (HURRIED_ATTEMPTS if hurried else LAST_ATTEMPTS) - 1:
-            raise failure
-        if hurried:
-            time.sleep(HURRIED_SECONDS)
-        saver.begin(state_of(training, stopwatch, step=step))
-
-
-def tell_failure(run: Run, progress: Progress, failure: Exception) -> None:
-    """Say loudly that a checkpoint could not be written."""
-    run.journal.write("save_failed", reason=str(failure))
-    progress.say(f"warning: the checkpoint could not be written: {failure}; the one before is unharmed; trying again")
-
-
-def go_on_(training: Training[Any], run: Run) -> tuple[Stopwatch, int]:
-    """Bring model and optimizer to the state of the newest whole checkpoint; damaged ones are named in the journal.
-
-    Returns  its stopwatch, and the step to go on with.
-    """
-
-    def put_aside(damaged: Path) -> None:
-        run.journal.write("damaged_checkpoint", name=damaged.name)
-        damaged.rename(damaged.with_suffix(".damaged"))
-
-    path = training.world.on_main(partial(run.folder.newest, tell_damaged=put_aside))
-    if path is None:
-        return Stopwatch(), 0
-    state = load_state(path)
-    if state["origin"] != training.origin:
-        raise ConfigError(
-            f"the run began with {state['origin']}, and {training.config.data.source} now gives {training.origin}; "
-            "bring back what it began with, or begin another --run"
-        )
-    training.model.load_state_dict(state["model"])
-    training.optimizer.load_state_dict(state["optimizer"])
-    if training.average is not None:
-        training.average.load_state_dict(state["average"])
-    return Stopwatch(state["seconds"]), state["step"]

@@ -14,9 +14,10 @@ from mae_curriculum.curriculum import Clock, Moment
 from mae_curriculum.data import Batch, TrainingImages, show
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.flops import training_flops
+from mae_curriculum.holding import Run, begin, go_on_, open_run
 from mae_curriculum.inference import Inference
 from mae_curriculum.knn import KnnConfig, knn_of_encoder, why_no_knn
-from mae_curriculum.loop import STOPPED, Run, begin, go_on_, open_run, train_, until_stopped
+from mae_curriculum.loop import STOPPED, train_, until_stopped
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, mask_noise
 from mae_curriculum.optim import build_optimizer
 from mae_curriculum.sources import Images, download, identify, open_images

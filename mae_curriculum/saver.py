@@ -1,15 +1,13 @@
 """Checkpoints written while training goes on: training waits for the copy to host memory, not for the disk."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from mae_curriculum.checkpoint import RunFolder
-
-T = TypeVar("T")
 
 RETRY_SECONDS = 15.0
 """A save that failed is tried again after this long: a full disk or a quota is often cleared by hand."""
@@ -18,28 +16,24 @@ RETRY_SECONDS = 15.0
 class Saver:
     """Writes one checkpoint after another from a thread of its own."""
 
-    def __init__(self, folder: RunFolder, *, keep: int, spare: Callable[[int], bool]) -> None:
-        """Write into a run folder; `keep` and `spare` are those of `RunFolder.save`."""
-        self._folder, self._keep, self._spare = folder, keep, spare
+    def __init__(self, folder: RunFolder, *, keep: int) -> None:
+        """Write into a run folder; `keep` is that of `RunFolder.save`."""
+        self._folder, self._keep = folder, keep
         self._thread: Thread | None = None
         self._failure: Exception | None = None
         self.seconds = 0.0
         """Seconds that the last save took from the copy to the disk's answer."""
 
-    def watch(self, steps: Iterable[T]) -> Iterator[T]:
-        """Pass steps on, and leave none of this saver's writing unfinished when they end, however they do."""
-        try:
-            yield from steps
-        finally:
-            self.wait()
+    def begin(self, state: dict[str, Any], spare: Callable[[int], bool]) -> None:
+        """Copy a state to host memory and begin to write it; one that is still being written is waited for first.
 
-    def begin(self, state: dict[str, Any]) -> None:
-        """Copy a state to host memory and begin to write it; one that is still being written is waited for first."""
+        spare  that of `RunFolder.save`.
+        """
         self.wait()
         self._failure = None
         start = time.monotonic()
         copied = _to_host(state)
-        self._thread = Thread(target=self._write, args=(copied, start))
+        self._thread = Thread(target=self._write, args=(copied, spare, start))
         self._thread.start()
 
     def wait(self) -> None:
@@ -55,9 +49,9 @@ class Saver:
         failure, self._failure = self._failure, None
         return failure
 
-    def _write(self, state: dict[str, Any], start: float) -> None:
+    def _write(self, state: dict[str, Any], spare: Callable[[int], bool], start: float) -> None:
         try:
-            self._folder.save(state, keep=self._keep, spare=self._spare)
+            self._folder.save(state, keep=self._keep, spare=spare)
         except Exception as error:  # whatever it is, the run must hear of it
             self._failure = error
         self.seconds = time.monotonic() - start

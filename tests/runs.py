@@ -76,17 +76,22 @@ def _finish(arguments: list[str], environment: dict[str, str]) -> Finished:
     )
 
 
-def stop_midway(run: Path, *arguments: object, package: str = "mae_curriculum") -> str:
-    """Start a command, stop it by SIGTERM once `run` has reported a step, as a scheduler does; returns its stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", package, *map(str, arguments)],
+def start(program: list[str], *arguments: object) -> subprocess.Popen[str]:
+    """Start a command as the leader of a process group of its own."""
+    return subprocess.Popen(
+        [*program, *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+def stop_midway(run: Path, *arguments: object, package: str = "mae_curriculum") -> str:
+    """Start a command, stop it by SIGTERM once `run` has reported a step, as a scheduler does; returns its stderr."""
+    process = start([sys.executable, "-m", package], *arguments)
     while not (run / "journal.jsonl").exists() or not rows(run, "step"):
         time.sleep(0.05)
         assert process.poll() is None

@@ -13,26 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import ROOT, command, equal, newest_state, options, rows, stop_midway, torchrun, weights
+from runs import command, equal, newest_state, options, rows, start, stop_midway, torchrun, weights
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import RunFolder, step_of
 
 PYTHON = [sys.executable, "-m", "mae_curriculum"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mae_curriculum"]
-
-
-def start(program: list[str], *arguments: object) -> subprocess.Popen[str]:
-    """Start a command as the leader of a process group of its own."""
-    return subprocess.Popen(
-        [*program, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def wait_for(fact: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 60) -> None:
