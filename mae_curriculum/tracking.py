@@ -83,7 +83,7 @@ class Journal:
 
     def last(self, event: str) -> dict[str, Any]:
         """Read the newest row of an event; raises LookupError if there is none."""
-        if self.path is not None:
+        if self.path is not None and self.path.exists():
             for line in reversed(self.path.read_text().splitlines()):
                 if line.startswith(f'{{"event": "{event}",') and line.endswith("}"):
                     row: dict[str, Any] = json.loads(line)

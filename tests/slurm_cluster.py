@@ -39,6 +39,7 @@ MpiDefault=none
 SchedulerParameters=sched_interval=1
 AuthInfo=cred_expire=5
 MinJobAge=3600
+MessageTimeout=60
 KillWait=10
 SlurmdTimeout=10
 PreemptType=preempt/partition_prio
@@ -121,7 +122,7 @@ def slurm_cluster(folder: Path) -> Iterator[Cluster]:
         _start_database(stack, folder, ports[4])
         _start(stack, ["slurmdbd", "-D"], environment)
         _wait(lambda: _listens(ports[3]), "slurmdbd")
-        subprocess.run(["sacctmgr", "-i", "add", "cluster", "local"], env=environment, check=True, capture_output=True)
+        _add_to_accounts(environment)
         _start(stack, ["slurmctld", "-D", "-c", "-f", conf], environment)
         stack.callback(_end_steps, conf)
         cluster = Cluster(environment, {})
@@ -152,7 +153,8 @@ def _start_database(stack: ExitStack, folder: Path, port: int) -> None:
     subprocess.run(["mariadb-install-db", "--user=mysql", f"--datadir={data}/db"], check=True, capture_output=True)
     how = ["--no-defaults", "--user=mysql", f"--datadir={data}/db", f"--socket={data}/db.sock", f"--port={port}"]
     sizes = ["--bind-address=127.0.0.1", "--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900"]
-    _start(stack, ["mariadbd", *how, *sizes], dict(os.environ))
+    haste = ["--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=0"]  # nothing here need outlive the test
+    _start(stack, ["mariadbd", *how, *sizes, *haste], dict(os.environ))
     client = ["mariadb", "--no-defaults", f"--socket={data}/db.sock", "-u", "root", "-e"]
     statements = "create database slurm_acct_db;" + "".join(
         f"create user slurm@'{host}' identified by 'slurm'; grant all on slurm_acct_db.* to slurm@'{host}';"
@@ -160,6 +162,23 @@ def _start_database(stack: ExitStack, folder: Path, port: int) -> None:
     )
     _wait(lambda: subprocess.run([*client, "select 1"], capture_output=True, check=False).returncode == 0, "mariadbd")
     subprocess.run([*client, statements], check=True, capture_output=True)
+
+
+def _add_to_accounts(environment: dict[str, str]) -> None:
+    """Have accounting know the cluster; its daemon listens before it can answer, so ask until it does."""
+    told: list[str] = []
+
+    def is_known() -> bool:
+        for words in (["-i", "add", "cluster", "local"], ["-n", "list", "cluster", "format=cluster"]):
+            done = subprocess.run(["sacctmgr", *words], env=environment, text=True, capture_output=True, check=False)
+            told.append(f"{done.returncode} {done.stdout.strip()} {done.stderr.strip()}")
+        return done.returncode == 0 and "local" in done.stdout
+
+    try:
+        _wait(is_known, "cluster in accounting")
+    except TimeoutError as error:
+        log = Path(environment["SLURM_CONF"]).with_name("slurmdbd.log")
+        raise TimeoutError("\n".join([str(error), *told[-2:], log.read_text()[-2000:]])) from None
 
 
 def _start(stack: ExitStack, command: list[object], environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -84,3 +84,11 @@ def test_lines_that_a_full_disk_refuses_are_written_later(
         "step",
         "end",
     ]
+
+
+def test_an_event_that_never_was_is_told_whether_there_is_a_journal_or_not(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    for _ in range(2):
+        with pytest.raises(LookupError, match="no 'end' in"):
+            journal.last("end")
+        journal.write("start")
