@@ -11,8 +11,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field, fields, is_dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import IO, Any, TypeVar, get_args
+from typing import IO, Any, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
@@ -63,15 +64,18 @@ def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config
     """Build `config_class` from command-line arguments.
 
     `--config FILE` may be repeated, a later file wins; `--a.b value` wins over every file, wherever it stands. Where
-    a part is a dataclass, a path to a YAML file may stand for its mapping. A bare `--flag` sets a boolean field.
-    `--print_config` prints the result as YAML and exits.
+    a part is a dataclass, a path to a YAML file may stand for its mapping. A bare `--flag` sets a boolean field; the
+    flag of a list takes several words. Words before the first flag are the config's `runs` if it has any, else files as
+    after `--config`. `--print_config` prints the result as YAML and exits.
 
     Raises  ConfigError, one line that names the key.
     """
     # jsonargparse's own --print_config would skip the checks of __post_init__
     asked = [argument for argument in arguments if argument != "--print_config"]
     config = _build(
-        config_class, prog, lambda parser: parser.parse_args(_files_first(_bare_flags(asked, config_class)))
+        config_class,
+        prog,
+        lambda parser: parser.parse_args(_files_first(_bare_flags(_lists(asked, config_class), config_class))),
     )
     if "--print_config" in arguments:
         print(dump(config), end="")
@@ -176,6 +180,32 @@ def _bare_flags(arguments: Sequence[str], config_class: type) -> list[str]:
         f"{argument}=true" if argument in flags and following.startswith("--") else argument
         for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False)
     ]
+
+
+def _lists(arguments: Sequence[str], config_class: type[Any]) -> list[str]:
+    """Spell the words that follow the flag of a list as one, and give those before the first flag their flag."""
+    items = {
+        f"--{key}": get_args(part)[0]
+        for key, kind in _keys(config_class)
+        for part in (kind, *get_args(kind))
+        if get_origin(part) is tuple and get_args(part)[-1] is ...
+    }
+    leading = list(takewhile(lambda word: not word.startswith("--"), arguments))
+    rest = arguments[len(leading) :]
+    if leading and "--runs" in items:
+        rest = ["--runs", *leading, *rest]
+    elif leading:
+        rest = [*(f"--config={word}" for word in leading), *rest]
+    spelled: list[str] = []
+    while rest:
+        flag, *others = rest
+        words = list(takewhile(lambda word: not word.startswith("--"), others))
+        rest = others[len(words) :]
+        if flag in items and words and not words[0].startswith("["):
+            text = json.dumps(words) if items[flag] in (str, Path) else f"[{', '.join(words)}]"
+            words = [text]
+        spelled += [flag, *words]
+    return spelled
 
 
 def _files_first(arguments: list[str]) -> list[str]:

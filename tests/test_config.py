@@ -187,3 +187,36 @@ def test_differences_name_the_keys_and_leave_out_exempt_ones() -> None:
 def test_the_digest_changes_with_results_alone() -> None:
     assert digest(Config()) == digest(Config(run=Path("elsewhere"))) != digest(Config(epochs=4))
     assert len(digest(Config())) == 12
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Several of a kind."""
+
+    runs: tuple[Path, ...] = ()
+    """Folders."""
+    shots: tuple[float, ...] | None = None
+    """Numbers."""
+    quick: bool = False
+    """A flag."""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a b", "null", "--quick"], Listing((Path("a b"), Path("null")), quick=True)),
+        (["--shots", "1", "-0.5"], Listing(shots=(1.0, -0.5))),
+        (["--shots", "[1, 5]"], Listing(shots=(1.0, 5.0))),
+        (["--quick", "--runs", "a"], Listing((Path("a"),), quick=True)),
+    ],
+)
+def test_the_flag_of_a_list_takes_words_and_words_before_the_first_flag_are_runs(
+    words: list[str], expected: Listing
+) -> None:
+    assert load(Listing, words) == expected
+
+
+def test_a_word_before_the_first_flag_is_a_file(folder: Path) -> None:
+    assert load(Config, [write(folder / "a.yaml", "epochs: 7"), "--rate", "2"]) == Config(epochs=7, rate=2.0)
+    with pytest.raises(ConfigError, match=r"cannot read 'epochs'"):
+        load(Config, ["epochs", "7"])

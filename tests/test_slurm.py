@@ -80,8 +80,8 @@ def signal_all(processes: list[int], number: signal.Signals) -> None:
 def test_a_job_that_is_preempted_loses_a_node_and_runs_out_of_time_ends_with_the_bits_of_one_that_did_not(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    # SLURM takes up to half a minute to notice what this test does: the job is paused meanwhile, lest it come to its end
-    # (before each signal of its own, SLURM sends SIGCONT)
+    # SLURM takes up to half a minute to notice what this test does: the job is paused meanwhile, lest it come to its
+    # end; before each signal of its own, SLURM sends SIGCONT
     whole, run, folder = tmp_path / "whole", tmp_path / "run", tmp_path / "jobs"
     changes = {"epochs": 40, "saving__every_minutes": 0.02}
     command = ["mae_curriculum", "pretrain", *options(run, **changes)]
