@@ -153,7 +153,7 @@ def probe_once(
         if step == training.clock.total_steps and run.folder.summary.exists():
             summary: dict[str, Any] = read_json(run.folder.summary)
             return summary
-        begin(run, config, world, step=step)
+        begin(run, training, step=step)
         reached_end = train_(
             training,
             run,

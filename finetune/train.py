@@ -135,7 +135,7 @@ def finetune_once(
         if step == training.clock.total_steps and run.folder.summary.exists():
             summary: dict[str, Any] = read_json(run.folder.summary)
             return summary
-        begin(run, config, world, step=step, weights=told)
+        begin(run, training, step=step, weights=told)
         if told:
             world.say(told)
         inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mae_curriculum.config import ConfigError, differences, dump, exempt, load_file
 
 
@@ -100,6 +98,8 @@ class RunFolder:
         spare   tells of a step that its checkpoint stays all the same.
         Raises  OSError if it cannot be written; what was there before stays.
         """
+        import torch  # only now: `status` reads run folders on login nodes, and is to answer at once
+
         buffer = io.BytesIO()  # torch, writing to a full disk itself, would not say so
         torch.save(state, buffer)
         with buffer.getbuffer() as content:  # released even if writing fails: CPython 3.12 may crash on one left over
@@ -142,6 +142,8 @@ def _checksum(content: memoryview) -> str:
 
 def load_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; raises ConfigError if it cannot be read."""
+    import torch
+
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, EOFError, UnpicklingError, ... for a damaged file

@@ -201,7 +201,7 @@ def _lists(arguments: Sequence[str], config_class: type[Any]) -> list[str]:
         flag, *others = rest
         words = list(takewhile(lambda word: not word.startswith("--"), others))
         rest = others[len(words) :]
-        if flag in items and words and not words[0].startswith("["):
+        if flag in items and words and not words[0].startswith("[") and words != ["null"]:
             text = json.dumps(words) if items[flag] in (str, Path) else f"[{', '.join(words)}]"
             words = [text]
         spelled += [flag, *words]

@@ -4,11 +4,13 @@ Started by torchrun or SLURM, or alone: the environment is read here and nowhere
 """
 
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -164,6 +166,18 @@ def job_end() -> float | None:
     """Tell when the scheduler will end this job, in seconds since 1970; None where nobody says so."""
     end = os.environ.get("SLURM_JOB_END_TIME")
     return float(end) if end else None
+
+
+def job_facts() -> dict[str, Any]:
+    """Tell where this process runs: host, process number, the scheduler's number of the job, the file of its output."""
+    output = Path("/proc/self/fd/2")
+    log = str(output.readlink()) if output.is_symlink() else ""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "log": log if Path(log).is_file() else None,
+    }
 
 
 def _environment() -> tuple[int, int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mae_curriculum.checkpoint import RunFolder, load_state
 from mae_curriculum.config import ConfigError, digest
-from mae_curriculum.distributed import World
+from mae_curriculum.distributed import World, job_facts
 from mae_curriculum.lock import hold
 from mae_curriculum.saver import RETRY_SECONDS, Saver
 from mae_curriculum.stopping import Stop
@@ -49,19 +49,32 @@ def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
         locks.append(stack.enter_context(hold(folder.lock, tell=dead.append)))
         folder.claim(config)
         for holder in dead:
-            journal.write("lock_taken_over", host=holder.get("host"), pid=holder.get("pid"))
+            journal.write("lock_taken_over", **{key: holder.get(key) for key in ("host", "pid", "last_beat")})
 
     with ExitStack() as stack:
         world.on_main(claim)
         saver = Saver(folder, keep=config.saving.keep)
         stack.callback(saver.wait)  # however this ends, nothing is being written once the lock is released
-        yield Run(folder, journal, saver, lambda: world.on_main(locks[0] if locks else lambda: None))
+        try:
+            yield Run(folder, journal, saver, lambda: world.on_main(locks[0] if locks else lambda: None))
+        except Exception as error:
+            journal.write("error", reason=" ".join(f"{type(error).__name__}: {error}".split()))
+            raise
 
 
-def begin(run: Run, config: TrainingConfig, world: World, *, step: int, **facts: Any) -> None:
+def begin(run: Run, training: Training[Any], *, step: int, **facts: Any) -> None:
     """Write in the journal that this job begins, or goes on with, the run."""
+    world, clock = training.world, training.clock
     run.journal.write(
-        "start", step=step, world_size=world.size, device=str(world.device), digest=digest(config), **facts
+        "start",
+        step=step,
+        steps=clock.total_steps,
+        stages=len(clock.spans),
+        world_size=world.size,
+        device=str(world.device),
+        digest=digest(training.config),
+        **job_facts(),
+        **facts,
     )
 
 

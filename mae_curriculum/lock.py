@@ -25,7 +25,7 @@ clock, since machines' clocks differ."""
 def hold(path: Path, *, tell: Callable[[dict[str, Any]], object]) -> Iterator[Callable[[], None]]:
     """Hold a lock file for as long as the context lasts.
 
-    tell    is told of a dead holder whose lock was taken over.
+    tell    is told of a dead holder whose lock was taken over, and of its last heartbeat.
     Yields  a function that raises ConfigError once another job has taken the lock.
     Raises  ConfigError while another job holds it.
     """
@@ -58,6 +58,15 @@ def hold(path: Path, *, tell: Callable[[dict[str, Any]], object]) -> Iterator[Ca
             path.unlink()
 
 
+def holder_of(path: Path) -> dict[str, Any] | None:
+    """Tell at once who seems to hold a lock file, None for nobody; whether it may be taken over needs a longer look."""
+    try:
+        silence = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    return _read(path) if silence < SILENCE_SECONDS else None
+
+
 def _acquire(path: Path, mine: dict[str, Any], tell: Callable[[dict[str, Any]], object]) -> None:
     while True:
         try:
@@ -79,8 +88,8 @@ def _acquire(path: Path, mine: dict[str, Any], tell: Callable[[dict[str, Any]], 
         if _read(taken).get("id") != holder.get("id"):  # another job was quicker, and this is its lock
             taken.rename(path)
             continue
+        tell({**holder, "last_beat": taken.stat().st_mtime})
         taken.unlink()
-        tell(holder)
 
 
 def _is_alive(path: Path, holder: dict[str, Any]) -> bool:

@@ -68,7 +68,7 @@ def pretrain(config: PretrainConfig) -> int:
                 return 0
             if why := why_no_knn(images, val, config.knn):
                 world.say(f"no kNN accuracy: {why}")
-            begin(run, config, world, step=step)
+            begin(run, training, step=step)
             inference = Inference(world, config.data, config.precision, config.knn.batch_images)
             measure = partial(knn_of_encoder, train=images, val=val, config=config.knn, inference=inference)
             reached_end = train_(

@@ -13,3 +13,10 @@ def side(size: Sequence[int]) -> str:
     """Spell an image size (height, width): 224 for a square, else 224x448."""
     height, width = size
     return str(height) if height == width else f"{height}x{width}"
+
+
+def spell_seconds(seconds: float) -> str:
+    """Spell a duration as H:MM:SS."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -112,30 +112,28 @@ class Progress:
 
     def __init__(self, *, total_images: int, done_images: int, shown: bool) -> None:
         self._shown, self._total, self._images = shown, total_images, done_images
-        self._since, self._since_images = time.monotonic(), done_images
-        self._last_line = self._since
+        self._last_line = time.monotonic()
         terminal = shown and sys.stderr.isatty()
         self._bar = (
-            tqdm(total=total_images, initial=done_images, unit="img", unit_scale=True, dynamic_ncols=True)
+            tqdm(
+                total=total_images,
+                initial=done_images,
+                dynamic_ncols=True,
+                bar_format="{percentage:3.0f}%|{bar:20}| {postfix}",
+            )
             if terminal
             else None
         )
 
-    def update(self, images: int, facts: str) -> None:
-        """Show that `images` have been seen in all, with a few facts."""
+    def update(self, images: int, facts: str, *, newest: bool = False) -> None:
+        """Show that `images` have been seen in all, with a few facts; `newest` if these are more than the step."""
         step, self._images = images - self._images, images
         if self._bar is not None:
             self._bar.set_postfix_str(facts, refresh=False)
             self._bar.update(step)
-        elif self._shown and (time.monotonic() - self._last_line > 60 or images == self._total):
+        elif self._shown and newest and (time.monotonic() - self._last_line > 60 or images == self._total):
             self._last_line = time.monotonic()
-            rate = (images - self._since_images) / (self._last_line - self._since)
-            left = (self._total - images) / rate
-            print(
-                f"{images / self._total:4.0%} {facts} | {rate:.0f} images/s, {_clock(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{images / self._total:4.0%} {facts}", file=sys.stderr, flush=True)
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
@@ -148,9 +146,3 @@ class Progress:
         """Leave the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

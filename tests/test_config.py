@@ -208,6 +208,7 @@ class Listing:
         (["--shots", "1", "-0.5"], Listing(shots=(1.0, -0.5))),
         (["--shots", "[1, 5]"], Listing(shots=(1.0, 5.0))),
         (["--quick", "--runs", "a"], Listing((Path("a"),), quick=True)),
+        (["--shots", "null", "--quick"], Listing(quick=True)),
     ],
 )
 def test_the_flag_of_a_list_takes_words_and_words_before_the_first_flag_are_runs(

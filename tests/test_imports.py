@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parent.parent / "mae_curriculum"
 ROWS = [
     "config distributed frequency positions schedule decode augment targets table",
     "curriculum model sources optim checkpoint tracking stopping cli",
-    "data flops weights results saver lock",
+    "data flops weights results saver lock history",
     "inference training summary",
-    "knn holding",
+    "knn holding reporting",
     "loop",
     "pretrain",
     "plan bench export evaluate",
