@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,14 @@ class RunFolder:
         if any((self.path / "checkpoints").glob("step-*")):
             raise ConfigError(f"no checkpoint in {self.path / 'checkpoints'} is whole; remove them to begin anew")
         return None
+
+
+def run_and_epochs(checkpoint: Path) -> tuple[RunFolder, int | None]:
+    """Read what names a run's checkpoint: RUN, its newest, or RUN@EPOCHS, the one kept at so many equivalent epochs."""
+    match = re.fullmatch(r"(.+)@(\d+)", checkpoint.name)
+    if match and not checkpoint.exists():
+        return RunFolder(checkpoint.with_name(match[1])), int(match[2])
+    return RunFolder(checkpoint), None
 
 
 def step_of(checkpoint: Path) -> int:

@@ -75,7 +75,9 @@ def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config
     config = _build(
         config_class,
         prog,
-        lambda parser: parser.parse_args(_files_first(_bare_flags(_lists(asked, config_class), config_class))),
+        lambda parser: parser.parse_args(
+            _files_first(_bare_flags(_lists(asked, config_class), config_class), config_class)
+        ),
     )
     if "--print_config" in arguments:
         print(dump(config), end="")
@@ -208,19 +210,24 @@ def _lists(arguments: Sequence[str], config_class: type[Any]) -> list[str]:
     return spelled
 
 
-def _files_first(arguments: list[str]) -> list[str]:
-    """Move every `--config FILE` to the front: jsonargparse lets a file overwrite the flags that stand before it."""
+def _files_first(arguments: list[str], config_class: type[Any]) -> list[str]:
+    """Move `--config FILE`, then whole parts as `--part FILE`, to the front.
+
+    jsonargparse lets a file overwrite the flags that stand before it.
+    """
     files: list[str] = []
+    parts: list[str] = []
     others: list[str] = []
+    flags = {"--config": files} | {f"--{key}": parts for key, kind in _keys(config_class) if is_dataclass(kind)}
     remaining = iter(arguments)
     for argument in remaining:
-        if argument == "--config":
-            files.append(f"--config={next(remaining, '')}")
+        if argument in flags:
+            flags[argument].append(f"{argument}={next(remaining, '')}")
         else:
-            (files if argument.startswith("--config=") else others).append(argument)
+            flags.get(argument.partition("=")[0], others).append(argument)
     for path in (Path(argument.removeprefix("--config=")) for argument in files):
         _check_yaml(path)
-    return files + others
+    return files + parts + others
 
 
 def _check_yaml(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mae_curriculum.checkpoint import RunFolder, read_json
+from mae_curriculum.checkpoint import read_json, run_and_epochs
 from mae_curriculum.config import ConfigError, load_file
 from mae_curriculum.model import TIMM_NAMES, MaskedAutoencoder, ModelConfig, build_model
 from mae_curriculum.positions import sincos_positions
@@ -151,7 +151,7 @@ def model_card(config: ExportConfig, weights: Weights, model: MaskedAutoencoder)
 
 def _history(checkpoint: Path) -> list[str]:
     """Tell data, schedule, time and results of a run folder; of other checkpoints nothing is known."""
-    folder = RunFolder(checkpoint)
+    folder, _ = run_and_epochs(checkpoint)
     if "curriculum" not in run_settings(checkpoint):  # imported
         return []
     run = load_file(PretrainConfig, folder.config)

@@ -1,10 +1,11 @@
 """The history of a run, read off its journal: its sessions, what a kill cost it, where it stands."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mae_curriculum.tracking import Journal
 
 Row = dict[str, Any]
 
@@ -69,24 +70,12 @@ class History:
         return zip(self.sessions, self.sessions[1:], strict=False)
 
 
-def read_rows(journal: Path) -> Iterator[Row]:
-    """Read a journal's rows; a line that a kill or a full disk cut is left out."""
-    with journal.open() as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and "event" in row:
-                yield row
-
-
 def read_history(journal: Path) -> History | None:
     """Read a run's history; None if no job has begun it."""
     sessions: list[list[Row]] = []
     beats: list[float] = []
     results: list[Row] = []
-    for row in read_rows(journal):
+    for row in Journal(journal).rows():
         if row["event"] == "start":
             sessions.append([])
             beats.append(0.0)

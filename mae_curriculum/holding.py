@@ -125,7 +125,7 @@ def begin_save(
     run.check_lock()
     if training.world.is_main:
         run.saver.begin(state_of(training, stopwatch, step=step), spare)
-        run.journal.write("save", step=step)
+        run.journal.write("save", step=step, epochs=round(float(training.clock.equivalent_epochs(step)), 6))
 
 
 def save_for_sure(

@@ -41,18 +41,18 @@ class PlanConfig(PretrainConfig):
 
 def plan(config: PlanConfig) -> int:
     """Print the plan; returns the exit code."""
+    facts = work_out(config)
+    print(json.dumps(facts, indent=2) if config.json else as_text(facts))
+    return 0
+
+
+def work_out(config: PlanConfig) -> dict[str, Any]:
+    """Work out the plan: totals, and a row for each stage."""
     with torch.device("meta"):  # shapes alone: a plan of the largest model takes no memory
         model = MaskedAutoencoder(config.model)
     images_per_epoch = count_images(config.data)
     clock = build_clock(config, model, images_per_epoch=images_per_epoch, processes=config.devices)
     baseline = build_clock(without_curriculum(config), model, images_per_epoch=images_per_epoch)
-    facts = lay_out(clock, baseline, model, config)
-    print(json.dumps(facts, indent=2) if config.json else as_text(facts))
-    return 0
-
-
-def lay_out(clock: Clock, baseline: Clock, model: MaskedAutoencoder, config: PlanConfig) -> dict[str, Any]:
-    """Work out the plan: totals, and a row for each stage."""
     flops, baseline_flops = (run_flops(each, partial(training_flops, model)) for each in (clock, baseline))
     full_flops = training_flops(model, model.image_size)
     last = clock.total_steps
@@ -69,6 +69,8 @@ def lay_out(clock: Clock, baseline: Clock, model: MaskedAutoencoder, config: Pla
         "rate": config.rate,
         "hours": flops / full_flops / config.rate / 3600,
         "baseline_hours": baseline.total_images / config.rate / 3600,
+        # weights and AdamW's two moments of those that are trained
+        "checkpoint_bytes": sum(p.nbytes * (3 if p.requires_grad else 1) for p in model.parameters()),
         "stages": [lay_out_stage(clock, span, model, config) for span in clock.spans],
     }
 

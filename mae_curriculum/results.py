@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from mae_curriculum.checkpoint import RunFolder, write_json
+from mae_curriculum.checkpoint import run_and_epochs, write_json
 from mae_curriculum.config import digest
 from mae_curriculum.tracking import Journal
 
@@ -26,7 +26,7 @@ def record(command: str, result: dict[str, Any], config: Any, *, run: Path | Non
     run  where results.json goes; None for the checkpoint's own folder, if it is a run folder.
     """
     result = {"command": command, "digest": digest(config), "checkpoint": checkpoint and str(checkpoint), **result}
-    pretrained = RunFolder(checkpoint) if checkpoint is not None else None
+    pretrained = run_and_epochs(checkpoint)[0] if checkpoint is not None else None
     if pretrained is not None and not pretrained.config.exists():
         pretrained = None
     if folder := run or (pretrained and pretrained.path):

@@ -81,6 +81,19 @@ class Journal:
         else:
             self._unwritten.clear()
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Read all rows, oldest first; a line that a kill or a full disk cut is left out."""
+        if self.path is None or not self.path.exists():
+            return
+        with self.path.open() as lines:
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(row, dict) and "event" in row:
+                    yield row
+
     def last(self, event: str) -> dict[str, Any]:
         """Read the newest row of an event; raises LookupError if there is none."""
         if self.path is not None and self.path.exists():

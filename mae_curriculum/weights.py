@@ -21,12 +21,13 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save
 from torch import Tensor
 
-from mae_curriculum.checkpoint import RunFolder, load_state, read_json, write_whole
+from mae_curriculum.checkpoint import RunFolder, load_state, read_json, run_and_epochs, step_of, write_whole
 from mae_curriculum.config import ConfigError, differences, load_part, plain
 from mae_curriculum.distributed import World
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model
 from mae_curriculum.positions import sincos_positions
 from mae_curriculum.sources import DataConfig
+from mae_curriculum.tracking import Journal
 
 NAMES = {
     (192, 12): "vit_tiny_patch16_224",
@@ -82,12 +83,12 @@ class Weights:
 
 
 def read_weights(path: Path, *, heads: int | None = None) -> Weights:
-    """Read a run folder, or a checkpoint of facebookresearch/mae, Hugging Face ViT and ViTMAE, or timm.
+    """Read a run, RUN or RUN@EPOCHS, or a checkpoint of facebookresearch/mae, Hugging Face ViT and ViTMAE, or timm.
 
     heads   attention heads of the encoder, where the file does not show them and its width is none of timm's.
     Raises  ConfigError, one line, for what cannot be read, is of no known kind, or has keys that fit nowhere.
     """
-    weights = _read_run(path) if (path / "config.yaml").exists() else _read_foreign(path, heads)
+    weights = _read_run(path) if run_and_epochs(path)[0].config.exists() else _read_foreign(path, heads)
     if heads not in (None, weights.model.heads):
         shown = weights.model.heads or f"those of {weights.model.name}"
         raise ConfigError(f"heads: {path} shows its attention heads ({shown}), so {heads} cannot be; leave it out")
@@ -166,7 +167,7 @@ def resolve_images(data: DataConfig, checkpoint: Path | None) -> DataConfig:
 
 def run_settings(path: Path) -> dict[str, Any]:
     """Read the settings of a run folder; none where there is no run."""
-    config = RunFolder(path).config
+    config = run_and_epochs(path)[0].config
     settings: dict[str, Any] = yaml.safe_load(config.read_text()) if config.exists() else {}
     return settings
 
@@ -210,7 +211,8 @@ def _read_foreign(path: Path, heads: int | None) -> Weights:
 
 
 def _read_run(path: Path) -> Weights:
-    checkpoint = RunFolder(path).newest()
+    folder, epochs = run_and_epochs(path)
+    checkpoint = folder.newest() if epochs is None else _kept(folder, epochs)
     if checkpoint is None:
         raise ConfigError(f"{path} has no checkpoint yet")
     state = load_state(checkpoint)
@@ -224,6 +226,20 @@ def _read_run(path: Path) -> Weights:
     }
     decoder = {key: value for key, value in state["model"].items() if not key.startswith("encoder.")}
     return Weights(model, encoder, decoder, f"run at step {state['step']}")
+
+
+def _kept(folder: RunFolder, epochs: int) -> Path:
+    """Find the checkpoint that a run kept at so many equivalent epochs; raises ConfigError."""
+    paths = {step_of(path): path for path in folder.checkpoints}
+    saves = [row for row in Journal(folder.journal).rows() if row["event"] == "save" and row["step"] in paths]
+    for row in saves:
+        if int(row["epochs"]) == epochs:
+            return paths[row["step"]]
+    there = ", ".join(str(int(row["epochs"])) for row in saves)
+    raise ConfigError(
+        f"{folder.path} has no checkpoint of {epochs} equivalent epochs, only of {there or 'none'}; "
+        "saving.keep_every_epochs keeps them"
+    )
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,6 +6,7 @@ from mae_curriculum.cli import run_verb
 
 VERBS = {
     "submit": ("slurm.submit:SubmitConfig", "slurm.submit:submit"),
+    "pipeline": ("slurm.pipeline:PipelineConfig", "slurm.pipeline:pipeline"),
     "status": ("slurm.status:StatusConfig", "slurm.status:status"),
 }
 

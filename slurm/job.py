@@ -34,7 +34,7 @@ class Job:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         # srun starts on the first node, where the first task runs: its address needs no name service
         os.environ.setdefault("MASTER_ADDR", os.environ["SLURM_LAUNCH_NODE_IPADDR"])
-        os.environ.setdefault("SLURM_JOB_END_TIME", str(job_end(os.environ["SLURM_JOB_ID"])))
+        os.environ.setdefault("SLURM_JOB_END_TIME", str(job_end(this_job())))
         main = import_module(f"{self.package}.__main__").main
         code: int = main(list(self.arguments))
         signal.pthread_sigmask(
@@ -57,12 +57,19 @@ class Job:
                 f"stopped, and not started again: this was start {count + 1} of {self.most_requeues + 1}"
             )
         if os.environ.get("SLURM_PROCID", "0") == "0":
-            job = os.environ["SLURM_JOB_ID"]
+            job = this_job()
             print(
                 f"stopped; job {job} goes back into the queue ({count + 1} of at most {self.most_requeues})", flush=True
             )
             subprocess.run(["scontrol", "requeue", job], check=False)
         time.sleep(120)  # SLURM ends every task of a job that it requeues
+
+
+def this_job() -> str:
+    """Give the number of this job; one task of an array, not all of it, whose first task goes by the same number."""
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
 
 
 def job_end(job: str) -> int:

@@ -96,14 +96,19 @@ def state_of(folder: RunFolder, history: History, queue: dict[str, str]) -> str:
 
 
 def ask_queue() -> dict[str, str]:
-    """Ask SLURM for this user's jobs: number -> state, with the reason for waiting; empty where there is none."""
-    command = ["squeue", "--me", "--noheader", "--format", "%A %T %r"]
+    """Ask SLURM for this user's jobs: number -> state, with the reason for waiting; empty where there is none.
+
+    A task of an array goes by its own number, as its processes know it, and by array_task.
+    """
+    command = ["squeue", "--me", "--array", "--noheader", "--format", "%A %i %T %r"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=QUEUE_SECONDS)
     except (OSError, subprocess.SubprocessError):
         return {}
-    jobs = (line.split(maxsplit=2) for line in told.stdout.splitlines())
-    return {number: state.lower() + f" ({reason})" * (state == "PENDING") for number, state, reason in jobs}
+    queue = {}
+    for own, number, state, reason in (line.split(maxsplit=3) for line in told.stdout.splitlines()):
+        queue[own] = queue[number] = state.lower() + f" ({reason})" * (state == "PENDING")
+    return queue
 
 
 def last_error(log: str | None) -> str | None:

@@ -1,11 +1,13 @@
 """Submission: any command of this project as a SLURM job, checked and frozen on the login node."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any
 
 from mae_curriculum.config import ConfigError, dump, load
+from mae_curriculum.stopping import parse_duration
 from slurm.cluster import ClusterConfig, copy_code, make_executor, new_folder
 from slurm.job import Job
 
@@ -22,13 +24,17 @@ class SubmitConfig(ClusterConfig):
     name: str | None = None
     """Name of the job; null for the name of its run folder."""
     dry_run: bool = False
-    """Print the script and submit nothing."""
+    """Print the script and, of a pretraining, what it will cost; submit nothing."""
+    rate: float = 1000.0
+    """For that: images/s that all processes together train at full size, as `bench` or an earlier run tells."""
     local: bool = False
     """Run the command here instead, without SLURM."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_command(self.command)
+        if self.rate <= 0:
+            raise ConfigError(f"rate must be above 0 images/s, got {self.rate}")
 
 
 def submit(config: SubmitConfig) -> int:
@@ -45,13 +51,40 @@ def submit(config: SubmitConfig) -> int:
     job = Job(package, (verb, "--config", str(frozen)), config.requeues)
     executor = make_executor(config, name, folder)
     if config.dry_run:
-        print(executor._make_submission_file_text("srun ...", "job"), end="")
+        print(executor._make_submission_file_text("srun ...", "job"), describe_resources(config), sep="\n")
+        print(describe_cost(settings, config) if verb == "pretrain" else f"# no estimate of what {verb} costs")
         return 0
     copy_code(folder)
     frozen.write_text(dump(settings))
     submitted = executor.submit(job)
     print(f"job {submitted.job_id}: {package} {verb}, run folder {run}; logs in {folder}")
     return 0
+
+
+def describe_resources(config: ClusterConfig) -> str:
+    """Say in a line what a job asks for."""
+    processes = config.nodes * config.processes_per_node
+    gpus = f", {config.nodes * config.gpus_per_node} GPUs" if config.gpus_per_node else ""
+    cores = f" of {config.cpus_per_task} CPU cores" if config.cpus_per_task else ""
+    memory = f", {config.memory} of memory a node" if config.memory else ""
+    return f"# {config.nodes} nodes, {processes} processes{cores}{gpus}{memory}, {config.time} a start"
+
+
+def describe_cost(settings: Any, config: SubmitConfig) -> str:
+    """Say what plan makes of a pretraining: hours, starts at this time limit, bytes of its checkpoints."""
+    from mae_curriculum.plan import PlanConfig, work_out
+
+    processes = config.nodes * config.processes_per_node
+    own = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    facts = work_out(PlanConfig(**own, devices=processes, rate=config.rate))
+    hours, unit = facts["hours"], "GPU" if config.gpus_per_node else "process"
+    requeues = math.ceil(hours * 3600 / parse_duration(config.time)) - 1
+    return (
+        f"# {facts['steps']:,} steps, {hours:.3g} h at {config.rate:g} images/s at full size: "
+        f"{hours * processes:.3g} {unit}-hours, without curriculum {facts['baseline_hours'] * processes:.3g}\n"
+        f"# at least {requeues} requeues at {config.time} a start; a checkpoint takes "
+        f"{facts['checkpoint_bytes'] / 1e9:.3g} GB, and {settings.saving.keep} of them stay"
+    )
 
 
 def check_command(command: Sequence[str]) -> None:

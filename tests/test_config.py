@@ -89,6 +89,12 @@ def test_a_part_may_be_a_path_beside_the_file_that_names_it(folder: Path) -> Non
     )
 
 
+def test_a_flag_wins_over_the_file_of_its_part_that_stands_behind_it(folder: Path) -> None:
+    part = write(folder / "part.yaml", "{pace: compute, ends: [1, 2]}")
+    config = load(Config, ["--part.pace", "images", "--part", part])
+    assert config == Config(part=Part(pace="images", ends=(1.0, 2.0)))
+
+
 def test_a_bare_flag_is_true() -> None:
     assert load(Config, ["--quick", "--epochs", "4"]) == Config(quick=True, epochs=4)
     assert not load(Config, ["--quick", "false"]).quick

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from runs import command, options, picture_folder, pictures, rows, start, stop_midway
 
-from mae_curriculum.history import read_history, read_rows
+from mae_curriculum.history import read_history
+from mae_curriculum.tracking import Journal
 from slurm.__main__ import main
 
 
@@ -76,7 +77,7 @@ def test_work_done_again_and_time_between_jobs_are_counted(tmp_path: Path) -> No
     assert history.lost_seconds == (125 - 111) + (222 - 222)
     assert history.away_seconds == (200 - 125) + (300 - 222)
     assert [row["event"] for row in history.results] == ["knn"]
-    assert len(list(read_rows(path))) == len(events)
+    assert len(list(Journal(path).rows())) == len(events)
 
 
 def test_a_step_done_again_after_a_kill_stands_in_the_journal_once(tmp_path: Path) -> None:

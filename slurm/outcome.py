@@ -1,0 +1,68 @@
+"""The outcome of a pipeline: what is done, what each variant came to, what is still on its way."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from mae_curriculum.checkpoint import RunFolder, read_json
+from mae_curriculum.history import read_history
+from mae_curriculum.results import as_percent, spread
+from mae_curriculum.table import as_table
+from slurm.status import state_of
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run in the table."""
+
+    row: str
+    """Its variant; those of several seeds share a row."""
+    run: Path
+    result: Path
+    """What is there once it is done."""
+    job: str | None
+    """Number of its job, if it was submitted."""
+
+
+def as_outcome(groups: Sequence[Sequence[Entry]], queue: Mapping[str, str]) -> str:
+    """Lay out the table: a row for each variant, a column for each group."""
+    rows = list(dict.fromkeys(entry.row for entry in groups[0]))
+    header = ["variant", *(group[0].run.name for group in groups)]
+    cells = [[row, *(as_cell([e for e in group if e.row == row], queue) for group in groups)] for row in rows]
+    return as_table([header, *cells])
+
+
+def as_cell(entries: Sequence[Entry], queue: Mapping[str, str]) -> str:
+    """Say what the runs of a variant's seeds came to, and how those stand that are not done."""
+    results = [read_json(entry.result) for entry in entries if entry.result.exists()]
+    others = Counter(stand(entry, queue) for entry in entries if not entry.result.exists())
+    told = [f"{count} {state}" if len(entries) > 1 else state for state, count in others.items()]
+    return ", ".join(([summarise(results)] if results else []) + told)
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> str:
+    """Spell the results of a variant's seeds: the accuracy where there is one, else the loss."""
+    if "accuracy" not in results[0]:
+        return f"loss {fmean(result['loss'] for result in results):.4f}"
+    accuracies = [result["accuracy"] for result in results]
+    if "mean" in accuracies[0]:
+        return over_seeds(accuracies)
+    return "; ".join(f"{key}: {over_seeds([each[key] for each in accuracies])}" for key in accuracies[0])
+
+
+def over_seeds(figures: Sequence[dict[str, Any]]) -> str:
+    """Spell figures of several pretrainings by their means; those of a single one with their own spread."""
+    return as_percent(figures[0] if len(figures) == 1 else spread([each["mean"] for each in figures]))
+
+
+def stand(entry: Entry, queue: Mapping[str, str]) -> str:
+    """Say how a run stands that is not done."""
+    folder = RunFolder(entry.run)
+    if entry.job and entry.job in queue:
+        return queue[entry.job]
+    if folder.journal.exists() and (history := read_history(folder.journal)):
+        return state_of(folder, history, dict(queue))
+    return "failed" if entry.job else "to do"
