@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import ROOT, equal, options, rows, weights
+from runs import ROOT, command, equal, options, rows, weights
 from slurm_cluster import Cluster
 
 from mae_curriculum.checkpoint import read_json
@@ -98,8 +98,9 @@ def test_a_mistake_is_told_before_anything_begins(
 
 
 def test_arrays_wait_for_the_pretrainings_they_evaluate_and_go_on_alone(cluster: Cluster, tmp_path: Path) -> None:
-    long = {"command": ["mae_curriculum", "pretrain", *options(epochs=60)], "vary": {"seed": [0, 1]}}
-    file, study = write(tmp_path, pretrain=long), tmp_path / "study"
+    task = {"command": ["mae_curriculum", "pretrain", *options(epochs=20)], "vary": {"seed": [0, 1]}}
+    knn = {"command": ["mae_curriculum", "knn"], "at": [10]}
+    file, study = write(tmp_path, pretrain=task, evaluate=[knn]), tmp_path / "study"
 
     def submit(*flags: str) -> str:
         words = [sys.executable, "-m", "slurm", "pipeline", str(file), *flags]
@@ -108,11 +109,11 @@ def test_arrays_wait_for_the_pretrainings_they_evaluate_and_go_on_alone(cluster:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "would submit fewshot 2 times" in submit("--dry_run")
+    assert "would submit knn@10 2 times" in submit("--dry_run")
     assert not study.exists()
     assert "pending" in cells(submit())["knn"]
     numbers = read_json(study / "jobs.json")
-    assert len(numbers) == 2 * 5
+    assert len(numbers) == 2 * 3
     array = numbers[f"{study}/seed=0/pretrain"].partition("_")[0]
     dependency = cluster.ask("squeue", "-h", "-r", "-j", numbers[f"{study}/seed=1/knn"], "-o", "%E")
     assert dependency.startswith((f"aftercorr:{array}", f"afterok:{array}_1"))
@@ -127,8 +128,8 @@ def test_arrays_wait_for_the_pretrainings_they_evaluate_and_go_on_alone(cluster:
     assert all("±" in cell for name, cell in cells(submit()).items() if name not in ("variant", "pretrain"))
     assert read_json(study / "jobs.json") == numbers  # nothing was submitted again
 
-    assert main(["pipeline", str(write(tmp_path, folder=str(tmp_path / "here"), pretrain=long)), "--local"]) == 0
-    assert equal(weights(journal.parent), weights(tmp_path / "here" / "seed=0" / "pretrain"))
+    assert command("pretrain", *options(tmp_path / "whole", epochs=20)).returncode == 0
+    assert equal(weights(journal.parent), weights(tmp_path / "whole"))
 
 
 def wait_for(fact: Callable[[], bool], seconds: float = 240) -> None:
