@@ -232,6 +232,7 @@ def set_up(
         clock,
         unit=2 if mixing else 1,
         average=average,
+        flops=partial(training_flops, model),
     )
     return training, told
 

@@ -110,6 +110,7 @@ def set_up(config: PretrainConfig, world: World, images: Images) -> Training[Mas
         wrap(model, world),
         build_optimizer(model, config.optim),
         clock,
+        flops=partial(training_flops, model),
     )
 
 

@@ -18,6 +18,9 @@ from mae_curriculum.training import Step, Training
 MOST_SKIPPED = 5
 """Steps in a row without a finite gradient that end a run: one may be a bad batch, five are a run that has diverged."""
 
+ACTIVITIES = ("train", "wait", "save", "evaluate")
+"""What a run spends its time on, as its stopwatch calls it."""
+
 
 class Reporter:
     """Reports on a run's steps."""
@@ -35,6 +38,8 @@ class Reporter:
         self._skipped = 0
         self._seconds = self._at_work()
         self._facts = ""
+        self._flops = [training.flops(span.size) for span in clock.spans] if training.flops else None
+        """Of training on one image, by stage."""
 
     def take(self, step: Step) -> None:
         """Remember a step, and show how far the run is."""
@@ -57,6 +62,8 @@ class Reporter:
         row = {
             "step": moment.step,
             "images": moment.first_image + moment.batch_images,
+            "epochs": float(training.clock.equivalent_epochs(moment.step + 1)),
+            "flops": self._flops_done(moment.step + 1),
             "progress": round(moment.progress, 6),
             "stage": moment.stage,
             "size": moment.size,
@@ -66,7 +73,7 @@ class Reporter:
             "lr": max(group["lr"] for group in training.optimizer.param_groups),
             "images_per_second": sum(step.moment.batch_images for step in self._unread) / (self._seconds - before),
             "seconds_left": seconds_left(training.clock, self._stopwatch, moment.step + 1),
-            **{f"{name}_seconds": round(self._stopwatch.total(name), 3) for name in ("train", "wait")},
+            **{f"{name}_seconds": round(self._stopwatch.total(name), 3) for name in ACTIVITIES},
         }
         if moment.step > self._written:
             self._journal.write("step", **row)
@@ -75,6 +82,13 @@ class Reporter:
         )
         self.progress.update(row["images"], describe_moment(training.clock, moment) + self._facts, newest=True)
         self._unread.clear()
+
+    def _flops_done(self, done: int) -> int | None:
+        if self._flops is None:
+            return None
+        return sum(
+            seen * flops for seen, flops in zip(images_by_stage(self._training.clock, done), self._flops, strict=True)
+        )
 
     def _at_work(self) -> float:
         return self._stopwatch.total("train") + self._stopwatch.total("wait")
@@ -86,13 +100,20 @@ def seconds_left(clock: Clock, stopwatch: Stopwatch, done: int) -> float:
     A stage that has not begun is taken to cost, for each pixel, what the one before costs.
     """
     cost, left = 0.0, 0.0
-    for span in clock.spans:
-        seen = clock.images(min(max(done, span.first_step), span.first_step + span.steps)) - span.first_image
+    for span, seen in zip(clock.spans, images_by_stage(clock, done), strict=True):
         area = float(span.area_share)
         if seen:
             cost = stopwatch.total(f"train/{span.index}") / (seen * area)
         left += (span.images - seen) * area * cost
     return left * sum(stopwatch.seconds.values()) / stopwatch.total("train")
+
+
+def images_by_stage(clock: Clock, done: int) -> list[int]:
+    """Count the images that each stage has seen after `done` steps."""
+    return [
+        clock.images(min(max(done, span.first_step), span.first_step + span.steps)) - span.first_image
+        for span in clock.spans
+    ]
 
 
 def bring_over(steps: list[Step], world: World) -> tuple[list[float], list[float]]:

@@ -100,6 +100,8 @@ class Training(Generic[M]):
     """Neighbours in the global batch that stay together in a micro-batch."""
     average: AveragedModel | None = None
     """Moving average of the model's weights."""
+    flops: Callable[[tuple[int, int]], int] | None = None
+    """Counts the FLOPs of training on one image of a size (height, width); None where they are not counted."""
 
 
 @dataclass(frozen=True)
