@@ -1,5 +1,6 @@
-"""What several test files use: a finished run, a small disk."""
+"""What several test files use: a finished run, a small disk, a SLURM cluster."""
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import command, options
+from slurm_cluster import Cluster, slurm_cluster, why_no_cluster
 
 torch.set_num_threads(1)  # the models of the tests are too small for more
 
@@ -37,3 +39,12 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     if disk.is_mount():
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of two nodes."""
+    if why := why_no_cluster():
+        (pytest.fail if os.environ.get("REQUIRE_SLURM") else pytest.skip)(why)
+    with slurm_cluster(tmp_path_factory.mktemp("cluster")) as started:
+        yield started

@@ -5,25 +5,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from runs import ROOT, equal, options, rows, torchrun, weights
-from slurm_cluster import Cluster, slurm_cluster, why_no_cluster
+from slurm_cluster import Cluster
 
 from mae_curriculum.checkpoint import RunFolder, step_of
 from slurm.__main__ import main
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster for all tests of this file."""
-    if why := why_no_cluster():
-        (pytest.fail if os.environ.get("REQUIRE_SLURM") else pytest.skip)(why)
-    with slurm_cluster(tmp_path_factory.mktemp("cluster")) as started:
-        yield started
 
 
 def submit(cluster: Cluster, folder: Path, *arguments: object) -> str:
