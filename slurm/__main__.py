@@ -6,6 +6,7 @@ from mae_curriculum.cli import run_verb
 
 VERBS = {
     "submit": ("slurm.submit:SubmitConfig", "slurm.submit:submit"),
+    "doctor": ("slurm.doctor:DoctorConfig", "slurm.doctor:doctor"),
 }
 
 
