@@ -140,10 +140,12 @@ class Agreement:
 
 
 @contextmanager
-def connect() -> Iterator[World]:
+def connect(longest_wait: timedelta = LONGEST_WAIT) -> Iterator[World]:
     """Join the processes that were started together, for as long as the context lasts.
 
     NCCL joins GPUs, gloo CPUs. A process started alone joins nobody.
+
+    longest_wait  for the other processes, when they meet and whenever they exchange something.
     """
     rank, size, local_rank = _environment()
     if torch.cuda.is_available():
@@ -155,7 +157,7 @@ def connect() -> Iterator[World]:
         yield World(rank, size, device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=LONGEST_WAIT)
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=longest_wait)
     try:
         yield World(rank, size, device)
     finally:

@@ -8,6 +8,7 @@ VERBS = {
     "submit": ("slurm.submit:SubmitConfig", "slurm.submit:submit"),
     "pipeline": ("slurm.pipeline:PipelineConfig", "slurm.pipeline:pipeline"),
     "status": ("slurm.status:StatusConfig", "slurm.status:status"),
+    "doctor": ("slurm.doctor:DoctorConfig", "slurm.doctor:doctor"),
 }
 
 

@@ -32,8 +32,7 @@ class Job:
     def __call__(self) -> int:
         """Run the command; a stopped one puts its job back into the queue, under the same number."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        # srun starts on the first node, where the first task runs: its address needs no name service
-        os.environ.setdefault("MASTER_ADDR", os.environ["SLURM_LAUNCH_NODE_IPADDR"])
+        meet_on_first_node()
         os.environ.setdefault("SLURM_JOB_END_TIME", str(job_end(this_job())))
         main = import_module(f"{self.package}.__main__").main
         code: int = main(list(self.arguments))
@@ -70,6 +69,11 @@ def this_job() -> str:
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ["SLURM_JOB_ID"]
+
+
+def meet_on_first_node() -> None:
+    """Let the processes of a job meet where srun started, on the first node: its address needs no name service."""
+    os.environ.setdefault("MASTER_ADDR", os.environ["SLURM_LAUNCH_NODE_IPADDR"])
 
 
 def job_end(job: str) -> int:
