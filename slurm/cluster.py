@@ -98,6 +98,8 @@ def make_executor(config: ClusterConfig, name: str, folder: Path, **parameters: 
     except RuntimeError as error:
         raise ConfigError(f"{error}; run it here with --local, or on a login node of a cluster") from error
     further: dict[str, Any] = {"requeue": True, "open-mode": "append", **config.sbatch}
+    # since SLURM 22.05 srun does not take this over from sbatch
+    cores = [] if config.cpus_per_task is None else [f"export SRUN_CPUS_PER_TASK={config.cpus_per_task}"]
     gpus = config.gpus_per_node if config.gpus_as == "gpus_per_node" else f"gpu:{config.gpus_per_node}"
     asked: dict[str, Any] = {
         "job_name": name,
@@ -115,7 +117,7 @@ def make_executor(config: ClusterConfig, name: str, folder: Path, **parameters: 
         "mail_type": config.mail_type,
         "time": config.time,
         "additional_parameters": {key: value for key, value in further.items() if value is not None},
-        "setup": [*config.setup, f"export PYTHONPATH={shlex.quote(str(folder / 'code'))}"],
+        "setup": [*config.setup, *cores, f"export PYTHONPATH={shlex.quote(str(folder / 'code'))}"],
         "stderr_to_stdout": True,
         "signal_delay_s": config.signal_seconds,
         **parameters,
