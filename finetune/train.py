@@ -36,6 +36,7 @@ from mae_curriculum.stopping import Stop
 from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import as_table
 from mae_curriculum.training import (
+    Load,
     Training,
     TrainingConfig,
     check_channels,
@@ -232,7 +233,7 @@ def set_up(
         clock,
         unit=2 if mixing else 1,
         average=average,
-        flops=partial(training_flops, model),
+        load=lambda size: Load(training_flops(model, size)),
     )
     return training, told
 

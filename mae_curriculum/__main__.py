@@ -9,6 +9,7 @@ VERBS = {
     "bench": ("mae_curriculum.bench:BenchConfig", "mae_curriculum.bench:bench"),
     "export": ("mae_curriculum.export:ExportConfig", "mae_curriculum.export:export"),
     "knn": ("mae_curriculum.evaluate:EvaluateConfig", "mae_curriculum.evaluate:evaluate"),
+    "replay": ("mae_curriculum.replay:ReplayConfig", "mae_curriculum.replay:replay"),
     "plan": ("mae_curriculum.plan:PlanConfig", "mae_curriculum.plan:plan"),
 }
 

@@ -11,16 +11,18 @@ The folder is the state: the same command continues from the newest checkpoint.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 from mae_curriculum.config import ConfigError, differences, dump, exempt, load_file
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,12 @@ class RunFolder:
         return self.path / "lock.json"
 
     @property
+    def _early(self) -> set[Path]:
+        """What may be there before anybody claims the folder: a lock, the note of a submission, what a kill left."""
+        submission = self.path / "submission.json"
+        return {_aside(self.config), self.lock, submission, _aside(submission)}
+
+    @property
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
         return sorted((self.path / "checkpoints").glob("step-*.pt"))
@@ -81,7 +89,7 @@ class RunFolder:
                     f"{self.path} belongs to a run with other settings ({'; '.join(changed)}); "
                     "choose another --run, or the settings of that run to continue it"
                 )
-        elif self.path.exists() and not {*self.path.iterdir()} <= {_aside(self.config), self.lock}:
+        elif self.path.exists() and not {*self.path.iterdir()} <= self._early:
             raise ConfigError(f"{self.path} is no run folder (no config.yaml) and not empty; choose another --run")
 
     def claim(self, config: Any) -> None:
@@ -99,13 +107,11 @@ class RunFolder:
         spare   tells of a step that its checkpoint stays all the same.
         Raises  OSError if it cannot be written; what was there before stays.
         """
-        import torch  # only now: `status` reads run folders on login nodes, and is to answer at once
-
-        buffer = io.BytesIO()  # torch, writing to a full disk itself, would not say so
-        torch.save(state, buffer)
-        with buffer.getbuffer() as content:  # released even if writing fails: CPython 3.12 may crash on one left over
-            path = self.path / "checkpoints" / f"step-{state['step']:08d}.{_checksum(content)}.pt"
-            write_whole(path, content, aside=path.with_name(".checkpoint.aside"))
+        folder = self.path / "checkpoints"
+        aside = folder / ".checkpoint.aside"  # always the same, so that what a killed process left is overwritten
+        checksum = write_aside(aside, partial(write_state, state))
+        path = folder / f"step-{state['step']:08d}.{checksum}.pt"
+        put_in_place(aside, path)
         for old in self.checkpoints[:-keep]:
             if not spare(step_of(old)):
                 old.unlink(missing_ok=True)
@@ -145,8 +151,36 @@ def is_whole(checkpoint: Path) -> bool:
         return checkpoint.name.split(".")[1] == hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
-def _checksum(content: memoryview) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+class _Checked:
+    """A stream for torch.save that sums up what it writes, and keeps a failure that torch would not survive."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.sum = hashlib.sha256()
+        self.failure: OSError | None = None
+
+    def write(self, content: memoryview) -> int:
+        if self.failure is None:
+            self.sum.update(content)
+            try:
+                self._stream.write(content)
+            except OSError as error:
+                self.failure = error
+        return len(content)
+
+    def flush(self) -> None:
+        pass
+
+
+def write_state(state: dict[str, Any], stream: IO[bytes]) -> str:
+    """Write a state; returns its checksum. Raises OSError if it cannot be written."""
+    import torch  # only now: `status` reads run folders on login nodes, and is to answer at once
+
+    checked = _Checked(stream)
+    torch.save(state, checked)  # type: ignore[arg-type]  # all that it uses is there
+    if checked.failure is not None:
+        raise checked.failure
+    return checked.sum.hexdigest()[:16]
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -170,21 +204,29 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def write_whole(path: Path, content: bytes | memoryview, *, aside: Path | None = None) -> None:
-    """Write a file aside, flush it to disk, then rename it; of a failure nothing remains.
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file aside, flush it to disk, then rename it; of a failure nothing remains."""
+    aside = _aside(path)
+    write_aside(aside, lambda stream: stream.write(content))
+    put_in_place(aside, path)
 
-    aside  where it is written first: always the same place, so that what a killed process left is overwritten.
-    """
-    aside = aside or _aside(path)
+
+def write_aside(aside: Path, write: Callable[[IO[bytes]], T]) -> T:
+    """Have a file written, and flush it to disk; of a failure nothing remains. Returns what `write` does."""
     try:
         with aside.open("wb") as stream:
-            stream.write(content)
+            result = write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        aside.replace(path)
     except OSError:
         aside.unlink(missing_ok=True)
         raise
+    return result
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Give a file its name."""
+    aside.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)  # the rename itself reaches the disk with its folder
     try:
         os.fsync(folder)

@@ -97,10 +97,15 @@ class World:
         return tensor.to(self.device, non_blocking=True)
 
     def autocast(self, precision: Precision) -> torch.autocast:
-        """Give the context in which a model computes; auto is bfloat16 on GPUs that have it, else float32."""
+        """Give the context in which a model computes."""
+        wanted = self.dtype(precision) == torch.bfloat16
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
+
+    def dtype(self, precision: Precision) -> torch.dtype:
+        """Tell in what a model computes; auto is bfloat16 on GPUs that have it, else float32."""
         has_bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         wanted = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
+        return torch.bfloat16 if wanted else torch.float32
 
     def say(self, text: str) -> None:
         """Print once, from rank 0."""

@@ -15,8 +15,14 @@ class Session:
     """One job's time on a run: its rows of the journal, the first of which tells its start."""
 
     rows: list[Row]
-    last_beat: float = 0.0
-    """When its lock was last renewed, in seconds since 1970; told by the job that took the lock over, else 0."""
+    afterwards: list[Row]
+    """What was written once it was over, by the next job before it began."""
+
+    @property
+    def last_beat(self) -> float:
+        """When its lock was last renewed, in seconds since 1970; told by the job that took the lock over, else 0."""
+        beats = (row.get("last_beat") for row in self.afterwards if row["event"] == "lock_taken_over")
+        return next(filter(None, beats), 0.0)
 
     @property
     def start(self) -> Row:
@@ -26,11 +32,11 @@ class Session:
     @property
     def last_sign(self) -> float:
         """When it was last known to live, in seconds since 1970."""
-        return float(max(self.last_beat, *(row["time"] for row in self.rows)))
+        return float(max(self.last_beat, self.rows[-1]["time"]))
 
     def newest(self, event: str) -> Row | None:
         """Give its newest row of an event, or None."""
-        return next((row for row in reversed(self.rows) if row["event"] == event), None)
+        return next((row for row in reversed(self.rows + self.afterwards) if row["event"] == event), None)
 
     def reached(self, step: int) -> float:
         """Tell when so many steps were done and safe, as far as its rows tell."""
@@ -72,18 +78,18 @@ class History:
 
 def read_history(journal: Path) -> History | None:
     """Read a run's history; None if no job has begun it."""
-    sessions: list[list[Row]] = []
-    beats: list[float] = []
+    sessions: list[Session] = []
     results: list[Row] = []
+    over = False
     for row in Journal(journal).rows():
-        if row["event"] == "start":
-            sessions.append([])
-            beats.append(0.0)
-        elif row["event"] == "lock_taken_over" and beats:
-            beats[-1] = row.get("last_beat") or 0.0
-            continue
         if "checkpoint" in row:
             results.append(row)
-        elif sessions:
-            sessions[-1].append(row)
-    return History([Session(*each) for each in zip(sessions, beats, strict=True)], results) if sessions else None
+            continue
+        if row["event"] == "start":
+            sessions.append(Session([], []))
+            over = False
+        over = over or row["event"] == "lock_taken_over"
+        if sessions:
+            (sessions[-1].afterwards if over else sessions[-1].rows).append(row)
+        over = over or row["event"] in ("stop", "end", "error")
+    return History(sessions, results) if sessions else None

@@ -16,6 +16,7 @@ from mae_curriculum.saver import RETRY_SECONDS, Saver
 from mae_curriculum.stopping import Stop
 from mae_curriculum.tracking import Journal, Progress, Stopwatch
 from mae_curriculum.training import Training, TrainingConfig
+from mae_curriculum.wandb_log import WandbLog
 
 LAST_ATTEMPTS, HURRIED_ATTEMPTS = 20, 3
 """How often the last save of a run is tried, and one at a stop, where little time is left."""
@@ -48,6 +49,10 @@ def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
         dead: list[dict[str, Any]] = []
         locks.append(stack.enter_context(hold(folder.lock, tell=dead.append)))
         folder.claim(config)
+        if config.tracking.wandb != "disabled":
+            log = WandbLog(folder, config.tracking, config)
+            journal.followers.append(log.take)
+            stack.callback(log.close)
         for holder in dead:
             journal.write("lock_taken_over", **{key: holder.get(key) for key in ("host", "pid", "last_beat")})
 
@@ -125,7 +130,8 @@ def begin_save(
     run.check_lock()
     if training.world.is_main:
         run.saver.begin(state_of(training, stopwatch, step=step), spare)
-        run.journal.write("save", step=step, epochs=round(float(training.clock.equivalent_epochs(step)), 6))
+        epochs = round(float(training.clock.equivalent_epochs(step)), 6)
+        run.journal.write("save", step=step, epochs=epochs, kept=spare(step))
 
 
 def save_for_sure(

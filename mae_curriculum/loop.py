@@ -13,7 +13,7 @@ from mae_curriculum.reporting import Reporter
 from mae_curriculum.saver import RETRY_SECONDS
 from mae_curriculum.stopping import Stop, parse_duration, stop_on_signals
 from mae_curriculum.tracking import Stopwatch
-from mae_curriculum.training import Training, TrainingConfig, run_steps_
+from mae_curriculum.training import Training, TrainingConfig, is_reported, run_steps_
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""
@@ -62,8 +62,7 @@ def train_(
         reason = stop.reason(needed_seconds=longest + 2 * saver.seconds)
         stopping = agree(reason is not None)
         evaluating = is_due(clock, done, every_epochs=evaluate_every_epochs)
-        # counted from the end, so that the last report covers as many steps as any
-        reporting = (clock.total_steps - done) % config.tracking.every_steps == 0
+        reporting = is_reported(clock, done, every_steps=config.tracking.every_steps)
         if not (reporting or stopping or evaluating or spare(done)):  # the end is always reported
             continue
         reporter.report()

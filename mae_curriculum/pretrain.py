@@ -25,6 +25,7 @@ from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import side
 from mae_curriculum.tracking import Stopwatch
 from mae_curriculum.training import (
+    Load,
     Training,
     TrainingConfig,
     check_channels,
@@ -110,8 +111,16 @@ def set_up(config: PretrainConfig, world: World, images: Images) -> Training[Mas
         wrap(model, world),
         build_optimizer(model, config.optim),
         clock,
-        flops=partial(training_flops, model),
+        load=partial(load_of, model),
     )
+
+
+def load_of(model: MaskedAutoencoder, size: tuple[int, int]) -> Load:
+    """Tell what training on one image of a size (height, width) takes."""
+    grid = model.grid(size)
+    visible = model.visible_count(grid)
+    tokens = visible + model.encoder.num_prefix_tokens
+    return Load(training_flops(model, size), tokens, 1 - visible / math.prod(grid))
 
 
 def build_clock(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from itertools import zip_longest
 from threading import Thread
 from typing import Any
 
@@ -21,6 +22,7 @@ class Saver:
         self._folder, self._keep = folder, keep
         self._thread: Thread | None = None
         self._failure: Exception | None = None
+        self._copy: Any = None
         self.seconds = 0.0
         """Seconds that the last save took from the copy to the disk's answer."""
 
@@ -32,8 +34,9 @@ class Saver:
         self.wait()
         self._failure = None
         start = time.monotonic()
-        copied = _to_host(state)
-        self._thread = Thread(target=self._write, args=(copied, spare, start))
+        # into the memory of the last copy, which nobody needs any more: fresh memory takes longer than copying does
+        self._copy = _to_host(state, self._copy)
+        self._thread = Thread(target=self._write, args=(self._copy, spare, start))
         self._thread.start()
 
     def wait(self) -> None:
@@ -57,12 +60,18 @@ class Saver:
         self.seconds = time.monotonic() - start
 
 
-def _to_host(value: Any) -> Any:
-    """Copy all tensors of nested dicts and lists to host memory, so that training may change the originals."""
+def _to_host(value: Any, earlier: Any) -> Any:
+    """Copy all tensors of nested dicts and lists to host memory, so that training may change the originals.
+
+    earlier  a copy of the like, whose memory is used again where it fits.
+    """
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        fits = isinstance(earlier, torch.Tensor) and (earlier.shape, earlier.dtype) == (value.shape, value.dtype)
+        return earlier.copy_(value.detach()) if fits else value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: _to_host(item) for key, item in value.items()}
+        known = earlier if isinstance(earlier, dict) else {}
+        return {key: _to_host(item, known.get(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_to_host(item) for item in value)
+        before = earlier if isinstance(earlier, list | tuple) else ()
+        return type(value)(_to_host(item, each) for item, each in zip_longest(value, before[: len(value)]))
     return value

@@ -5,23 +5,31 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from mae_curriculum.config import ConfigError, exempt
 
+Mode = Literal["online", "offline", "disabled"]
+
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """How often a run reports."""
+    """How often a run reports, and where."""
 
     every_steps: int = exempt(20)
     """Steps between two rows of the journal; only then are results brought over from the device."""
+    wandb: Mode = exempt("disabled")
+    """Whether W&B is told what the journal is told; offline: into RUN/wandb, for `wandb sync`."""
+    project: str = exempt("mae-curriculum")
+    """Project at W&B."""
+    entity: str | None = exempt(None)
+    """User or team at W&B; null for the user's own choice there."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
@@ -63,6 +71,8 @@ class Journal:
     """An append-only file of events, one JSON object a line. None writes nothing: only the main process keeps it."""
 
     path: Path | None
+    followers: list[Callable[[dict[str, Any]], object]] = field(default_factory=list)
+    """They are told of each row, too."""
     _unwritten: list[str] = field(default_factory=list)
     """Lines that a full disk refused: they are written with the next one that it takes."""
 
@@ -73,19 +83,22 @@ class Journal:
         """
         if self.path is None:
             return
-        self._unwritten.append(json.dumps({"event": event, "time": round(time.time(), 3), **facts}) + "\n")
+        row = {"event": event, "time": round(time.time(), 3), **facts}
+        self._unwritten.append(json.dumps(row) + "\n")
         try:
             append_whole(self.path, "".join(self._unwritten).encode())
         except OSError as error:
             print(f"warning: {error}; {len(self._unwritten)} lines of the journal wait", file=sys.stderr, flush=True)
         else:
             self._unwritten.clear()
+        for follower in self.followers:
+            follower(row)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Read all rows, oldest first; a line that a kill or a full disk cut is left out."""
         if self.path is None or not self.path.exists():
             return
-        with self.path.open() as lines:
+        with self.path.open(errors="replace") as lines:
             for line in lines:
                 try:
                     row = json.loads(line)
@@ -97,7 +110,7 @@ class Journal:
     def last(self, event: str) -> dict[str, Any]:
         """Read the newest row of an event; raises LookupError if there is none."""
         if self.path is not None and self.path.exists():
-            for line in reversed(self.path.read_text().splitlines()):
+            for line in reversed(self.path.read_text(errors="replace").splitlines()):
                 if line.startswith(f'{{"event": "{event}",') and line.endswith("}"):
                     row: dict[str, Any] = json.loads(line)
                     return row

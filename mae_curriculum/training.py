@@ -77,6 +77,17 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
+class Load:
+    """What training on one image takes."""
+
+    flops: int
+    tokens: int | None = None
+    """That the encoder sees; None for networks without tokens."""
+    mask_ratio: float | None = None
+    """Share of the patches that are masked, 0 to 1; None where nothing is."""
+
+
+@dataclass(frozen=True)
 class Training(Generic[M]):
     """What a run is made of."""
 
@@ -100,8 +111,8 @@ class Training(Generic[M]):
     """Neighbours in the global batch that stay together in a micro-batch."""
     average: AveragedModel | None = None
     """Moving average of the model's weights."""
-    flops: Callable[[tuple[int, int]], int] | None = None
-    """Counts the FLOPs of training on one image of a size (height, width); None where they are not counted."""
+    load: Callable[[tuple[int, int]], Load] | None = None
+    """Tells what training on one image of a size (height, width) takes; None where that is not counted."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,8 @@ class Step:
     """This rank's images."""
     broken: dict[str, str]
     """Broken images that others stand for, with reasons."""
+    update_ratio: Tensor | None
+    """Norm of the weights' change by that of the weights; None but for steps that are reported on."""
 
 
 def wrap(model: nn.Module, world: World) -> Any:
@@ -174,6 +187,7 @@ def run_steps_(
     still  keep the learning rate at 0: all the work of training, without its effect.
     """
     config, world = training.config, training.world
+    every = config.tracking.every_steps
     sampler = RequestSampler(clock, first_step, config.seed, world.rank, world.size, config.micro_batch, training.unit)
     batches = iter(training_loader(training.dataset, sampler, workers=config.data.workers, device=world.device))
     for step in range(first_step, clock.total_steps):
@@ -181,14 +195,30 @@ def run_steps_(
         peak, floor = (scaled_lr(lr, moment.batch_images) for lr in (config.optim.base_lr, config.optim.min_lr))
         lr = learning_rate(moment.progress, peak=peak, warmup=config.optim.warmup, floor=floor)
         with stopwatch(f"train/{moment.stage}"):
-            done = update_(training, clock, moment, batches, stopwatch, lr=0.0 if still else lr)
+            measured = not still and is_reported(clock, step + 1, every_steps=every)
+            done = update_(training, clock, moment, batches, stopwatch, lr=0.0 if still else lr, measured=measured)
         yield done
 
 
+def is_reported(clock: Clock, done: int, *, every_steps: int) -> bool:
+    """Tell whether it is reported on the last of `done` steps: counted from the end, where the last report is due."""
+    return (clock.total_steps - done) % every_steps == 0
+
+
 def update_(
-    training: Training[Any], clock: Clock, moment: Moment, batches: Iterator[Batch], stopwatch: Stopwatch, *, lr: float
+    training: Training[Any],
+    clock: Clock,
+    moment: Moment,
+    batches: Iterator[Batch],
+    stopwatch: Stopwatch,
+    *,
+    lr: float,
+    measured: bool = False,
 ) -> Step:
-    """Make one optimizer step, unless its gradient is not finite: then weights and moments stay as they are."""
+    """Make one optimizer step, unless its gradient is not finite: then weights and moments stay as they are.
+
+    measured  measure how much it changes the weights.
+    """
     config, world = training.config, training.world
     parts = micro_batches(clock.span(moment.step), world.rank, world.size, config.micro_batch, training.unit)
     buffers = list(training.model.buffers())  # of batch norm: what a step leaves in them is undone if it is skipped
@@ -197,7 +227,7 @@ def update_(
     broken: dict[str, str] = {}
     ids: list[int] = []
     for part, places in enumerate(parts, start=1):
-        with stopwatch("wait"):
+        with stopwatch(f"wait/{moment.stage}"):
             batch = next(batches)
         inputs = training.inputs(batch, moment, places)
         with nullcontext() if part == len(parts) or world.size == 1 else training.parallel.no_sync():
@@ -213,14 +243,23 @@ def update_(
         nn.utils.clip_grads_with_norm_(parameters, config.optim.clip_norm, norm)
     for group in training.optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+    weights = [parameter.detach().clone() for parameter in parameters] if measured else []
     step_if_finite_(training.optimizer, norm)
+    ratio = change(weights, parameters) if measured else None
     training.optimizer.zero_grad()
     world.share_(buffers)  # each rank has seen images of its own
     for buffer, earlier in zip(buffers, before, strict=True):
         buffer.copy_(torch.where(norm.isfinite(), buffer, earlier))
     if training.average is not None:
         training.average.update_parameters(training.model)
-    return Step(moment, total, norm, ids, broken)
+    return Step(moment, total, norm, ids, broken, ratio)
+
+
+@torch.no_grad()
+def change(before: list[Tensor], after: list[nn.Parameter]) -> Tensor:
+    """Tell how far weights have moved, by their norm before: the update ratio."""
+    moved = [new - old for new, old in zip(after, before, strict=True)]
+    return nn.utils.get_total_norm(moved) / nn.utils.get_total_norm(before)
 
 
 def step_if_finite_(optimizer: Optimizer, norm: Tensor) -> None:

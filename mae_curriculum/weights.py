@@ -21,7 +21,7 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save
 from torch import Tensor
 
-from mae_curriculum.checkpoint import RunFolder, load_state, read_json, run_and_epochs, step_of, write_whole
+from mae_curriculum.checkpoint import RunFolder, is_whole, load_state, read_json, run_and_epochs, step_of, write_whole
 from mae_curriculum.config import ConfigError, differences, load_part, plain
 from mae_curriculum.distributed import World
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model
@@ -230,16 +230,16 @@ def _read_run(path: Path) -> Weights:
 
 def _kept(folder: RunFolder, epochs: int) -> Path:
     """Find the checkpoint that a run kept at so many equivalent epochs; raises ConfigError."""
-    paths = {step_of(path): path for path in folder.checkpoints}
-    saves = [row for row in Journal(folder.journal).rows() if row["event"] == "save" and row["step"] in paths]
-    for row in saves:
-        if int(row["epochs"]) == epochs:
-            return paths[row["step"]]
-    there = ", ".join(str(int(row["epochs"])) for row in saves)
-    raise ConfigError(
-        f"{folder.path} has no checkpoint of {epochs} equivalent epochs, only of {there or 'none'}; "
-        "saving.keep_every_epochs keeps them"
-    )
+    paths = {step_of(path): path for path in folder.checkpoints if is_whole(path)}
+    saves = [row for row in Journal(folder.journal).rows() if row["event"] == "save" and row.get("kept")]
+    kept = {int(row["epochs"]): paths[row["step"]] for row in saves if row["step"] in paths}
+    if epochs not in kept:
+        there = ", ".join(map(str, sorted(kept))) or "none"
+        raise ConfigError(
+            f"{folder.path} has kept no whole checkpoint of {epochs} equivalent epochs, only of {there}; "
+            "saving.keep_every_epochs keeps them"
+        )
+    return kept[epochs]
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -4,13 +4,18 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mae_curriculum.checkpoint import read_json, write_json
 from mae_curriculum.config import ConfigError
 
 ROOT = Path(__file__).parent.parent
+
+SUBMISSION = "submission.json"
+"""In a run folder: the number of the job last submitted for it, and its log."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def make_executor(config: ClusterConfig, name: str, folder: Path, **parameters: 
     import submitit  # only now: the other verbs do without
 
     # -P: without it the folder from which the job was submitted, and the code in it, would come before the snapshot
-    python = f"{shlex.quote(sys.executable)} -P"
+    python, code = f"{shlex.quote(sys.executable)} -P", shlex.quote(str(folder / "code"))
     try:
         executor = submitit.SlurmExecutor(folder, python=python)
     except RuntimeError as error:
@@ -116,11 +121,38 @@ def make_executor(config: ClusterConfig, name: str, folder: Path, **parameters: 
         "mail_user": config.mail_user,
         "mail_type": config.mail_type,
         "time": config.time,
-        "additional_parameters": {key: value for key, value in further.items() if value is not None},
-        "setup": [*config.setup, *cores, f"export PYTHONPATH={shlex.quote(str(folder / 'code'))}"],
+        "additional_parameters": {key: value for key, value in further.items() if value not in (None, False)},
+        "setup": [*config.setup, *cores, f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}"],
         "stderr_to_stdout": True,
         "signal_delay_s": config.signal_seconds,
         **parameters,
     }
     executor.update_parameters(**{key: value for key, value in asked.items() if value is not None})
     return executor
+
+
+def send(executor: Any, jobs: Sequence[Callable[[], Any]], runs: Sequence[Path | None]) -> list[str]:
+    """Submit jobs, as an array where there are several, and note them in their run folders; returns their numbers.
+
+    Raises  ConfigError with sbatch's own words if it refuses.
+    """
+    from submitit.core.utils import FailedJobError
+
+    submitted = []
+    try:
+        with executor.batch():
+            submitted += [executor.submit(job) for job in jobs]
+    except FailedJobError as error:
+        raise ConfigError(f"SLURM refuses the job: {str(error).strip().splitlines()[-1]}") from error
+    for job, run in zip(submitted, runs, strict=True):
+        if run is not None:
+            run.mkdir(parents=True, exist_ok=True)
+            write_json(run / SUBMISSION, {"job": str(job.job_id), "log": str(job.paths.stdout)})
+    return [str(job.job_id) for job in submitted]
+
+
+def read_submission(run: Path) -> dict[str, str] | None:
+    """Read what `send` noted in a run folder; None if nothing was submitted for it."""
+    path = run / SUBMISSION
+    submission: dict[str, str] | None = read_json(path) if path.exists() else None
+    return submission

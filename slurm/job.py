@@ -13,6 +13,10 @@ from importlib import import_module
 CONTINUE = 75
 """Exit code of a command that was stopped and can be continued."""
 
+REQUEUE_SECONDS = 120
+"""In which SLURM ends a job that it was asked to put back into the queue; else the job fails, lest those that depend on
+it take it for done."""
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """They wait until the command itself looks after them: until then they would end the process, or submitit's handlers
 would."""
@@ -55,13 +59,17 @@ class Job:
             raise RuntimeError(
                 f"stopped, and not started again: this was start {count + 1} of {self.most_requeues + 1}"
             )
+        told = ""
         if os.environ.get("SLURM_PROCID", "0") == "0":
             job = this_job()
             print(
                 f"stopped; job {job} goes back into the queue ({count + 1} of at most {self.most_requeues})", flush=True
             )
-            subprocess.run(["scontrol", "requeue", job], check=False)
-        time.sleep(120)  # SLURM ends every task of a job that it requeues
+            told = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False).stderr
+        time.sleep(REQUEUE_SECONDS)  # SLURM ends every task of a job that it requeues
+        raise RuntimeError(
+            f"SLURM did not put job {this_job()} back into the queue: {told.strip() or 'it does not say why'}"
+        )
 
 
 def this_job() -> str:

@@ -11,7 +11,8 @@ from mae_curriculum.checkpoint import RunFolder, read_json
 from mae_curriculum.history import read_history
 from mae_curriculum.results import as_percent, spread
 from mae_curriculum.table import as_table
-from slurm.status import state_of
+from slurm.cluster import read_submission
+from slurm.status import standing
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,6 @@ class Entry:
     run: Path
     result: Path
     """What is there once it is done."""
-    job: str | None
-    """Number of its job, if it was submitted."""
 
 
 def as_outcome(groups: Sequence[Sequence[Entry]], queue: Mapping[str, str]) -> str:
@@ -38,7 +37,7 @@ def as_outcome(groups: Sequence[Sequence[Entry]], queue: Mapping[str, str]) -> s
 def as_cell(entries: Sequence[Entry], queue: Mapping[str, str]) -> str:
     """Say what the runs of a variant's seeds came to, and how those stand that are not done."""
     results = [read_json(entry.result) for entry in entries if entry.result.exists()]
-    others = Counter(stand(entry, queue) for entry in entries if not entry.result.exists())
+    others = Counter(stand(entry.run, queue) for entry in entries if not entry.result.exists())
     told = [f"{count} {state}" if len(entries) > 1 else state for state, count in others.items()]
     return ", ".join(([summarise(results)] if results else []) + told)
 
@@ -58,11 +57,9 @@ def over_seeds(figures: Sequence[dict[str, Any]]) -> str:
     return as_percent(figures[0] if len(figures) == 1 else spread([each["mean"] for each in figures]))
 
 
-def stand(entry: Entry, queue: Mapping[str, str]) -> str:
+def stand(run: Path, queue: Mapping[str, str]) -> str:
     """Say how a run stands that is not done."""
-    folder = RunFolder(entry.run)
-    if entry.job and entry.job in queue:
-        return queue[entry.job]
-    if folder.journal.exists() and (history := read_history(folder.journal)):
-        return state_of(folder, history, dict(queue))
-    return "failed" if entry.job else "to do"
+    folder = RunFolder(run)
+    if not folder.journal.exists() and read_submission(run) is None:
+        return "to do"
+    return standing(folder, read_history(folder.journal), queue)[0]

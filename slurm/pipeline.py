@@ -5,22 +5,25 @@ the table of the outcome.
 
     FOLDER/VARIANT/pretrain           run folders; without variants FOLDER/pretrain
     FOLDER/VARIANT/finetune@200       evaluation of the checkpoint of 200 equivalent epochs
-    FOLDER/jobs.json                  run folder -> number of its job
+                     .../submission.json   the number of its job, and its log
     FOLDER/jobs/                      logs, settings and code of the jobs
 """
 
 import itertools
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mae_curriculum.checkpoint import read_json, write_json
 from mae_curriculum.config import ConfigError, dump, load_part, plain
-from slurm.cluster import ClusterConfig, copy_code, make_executor, new_folder
+from mae_curriculum.lock import hold
+from slurm.cluster import ClusterConfig, copy_code, make_executor, new_folder, read_submission, send
 from slurm.job import Job
 from slurm.outcome import Entry, as_outcome
 from slurm.status import ask_queue
@@ -36,12 +39,14 @@ class Task:
     vary: dict[str, list[Any]] = field(default_factory=dict)
     """Settings with the values to try: each combination is a run of its own."""
     cluster: dict[str, Any] = field(default_factory=dict)
-    """What its jobs ask for otherwise than the pipeline's `cluster`."""
+    """What its jobs ask for otherwise than the pipeline's `cluster`; their folder is the pipeline's."""
     name: str | None = None
     """Name of its run folders; null for the verb."""
 
     def __post_init__(self) -> None:
         check_command(self.command)
+        if self.name is not None and not re.fullmatch(r"[\w.-]+", self.name):
+            raise ConfigError(f"name: letters, digits, '.', '_' and '-', got '{self.name}'")
         if empty := [key for key, values in self.vary.items() if not values]:
             raise ConfigError(f"vary.{empty[0]}: needs at least one value")
 
@@ -77,7 +82,7 @@ class PipelineConfig:
     cluster: ClusterConfig = ClusterConfig()
     """What the jobs ask for: inline, or a path to a file."""
     at_once: int | None = None
-    """Most jobs of a kind that run at the same time; null for no limit."""
+    """Most tasks of an array that run at the same time; null for all."""
     dry_run: bool = False
     """Tell what would be submitted, and submit nothing."""
     local: bool = False
@@ -123,20 +128,30 @@ def pipeline(config: PipelineConfig) -> int:
     groups = lay_out(config)
     for part in itertools.chain(*groups):
         _ = part.settings  # every mistake is told before anything begins
-    code = run_here(groups) if config.local else submit(config, groups)
-    numbers = read_numbers(config.folder)
-    print(as_outcome([[entry_of(part, numbers) for part in group] for group in groups], ask_queue()))
+    for task in (config.pretrain, *config.evaluate):
+        cluster_of(config, task)
+    with ExitStack() as stack:
+        if not config.dry_run:  # two at once would submit everything twice
+            config.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(config.folder / "lock.json", tell=lambda _: None))
+        code = run_here(groups) if config.local else submit(config, groups)
+    print(as_outcome([[entry_of(part) for part in group] for group in groups], ask_queue()))
     return code
 
 
 def lay_out(config: PipelineConfig) -> list[list[Part]]:
     """Lay out the runs, in groups: the pretrainings, then for each evaluation and point one for each pretraining."""
-    points = [epochs for task in config.evaluate for epochs in task.at]
+    points = {epochs for task in config.evaluate for epochs in task.at}
+    if points and any("keep_every_epochs" in word for word in config.pretrain.command):
+        raise ConfigError("pretrain.command: saving.keep_every_epochs follows from evaluate.at; leave it out")
     kept = ("--saving.keep_every_epochs", str(math.gcd(*points))) if points else ()
     pretrainings = []
     for variant in config.pretrain.variants:
         run = config.folder / name_variant(variant) / config.pretrain.label
-        pretrainings.append(Part(config.pretrain, variant, run, ("--run", str(run), *kept, *spell(variant))))
+        part = Part(config.pretrain, variant, run, ("--run", str(run), *spell(variant), *kept))
+        if points and max(points) > part.settings.epochs:
+            raise ConfigError(f"evaluate.at: {max(points)} is beyond the {part.settings.epochs} epochs of {run}")
+        pretrainings.append(part)
     groups = [pretrainings]
     for task in config.evaluate:
         for variant, epochs in itertools.product(task.variants, [*sorted(set(task.at)), None]):
@@ -163,13 +178,14 @@ def name_variant(variant: Mapping[str, Any]) -> str:
 
 def spell(variant: Mapping[str, Any]) -> list[str]:
     """Spell a combination as flags."""
-    return [word for key, value in variant.items() for word in (f"--{key}", str(value))]
+    words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in variant.items()}
+    return [f"--{key}={value}" for key, value in words.items()]
 
 
-def entry_of(part: Part, numbers: Mapping[str, str]) -> Entry:
+def entry_of(part: Part) -> Entry:
     """Say where a part stands in the table of the outcome: seeds of the same values share a row."""
     values = {key: value for key, value in part.variant.items() if key != "seed"}
-    return Entry(name_variant(values) or "-", part.run, part.result, numbers.get(str(part.run)))
+    return Entry(name_variant(values) or "-", part.run, part.result)
 
 
 def run_here(groups: Sequence[Sequence[Part]]) -> int:
@@ -186,54 +202,59 @@ def run_here(groups: Sequence[Sequence[Part]]) -> int:
 
 def submit(config: PipelineConfig, groups: Sequence[Sequence[Part]]) -> int:
     """Submit what is neither done nor in the queue; returns the exit code."""
-    numbers, queue = read_numbers(config.folder), ask_queue()
+    queue = ask_queue()
     for group in groups:
-        left = [part for part in group if not part.result.exists() and numbers.get(str(part.run)) not in queue]
-        ready = [part for part in left if part.after is None or (part.after / "summary.json").exists()]
-        waiting = [part for part in left if part not in ready]
-        for parts, dependency in [(ready, None), *depend(waiting, numbers)]:
-            if parts and config.dry_run:
-                name = parts[0].run.name
-                print(f"would submit {name} {len(parts)} times: {', '.join(name_variant(p.variant) for p in parts)}")
-                numbers |= {str(part.run): f"{name}_{index}" for index, part in enumerate(parts)}
-            elif parts:
-                numbers |= submit_array(config, parts, dependency)
-                write_json(config.folder / "jobs.json", numbers)
+        left = [part for part in group if not part.result.exists() and job_of(part.run) not in queue]
+        for parts, dependency in depend(left):
+            if not config.dry_run:
+                submit_array(config, parts, dependency)
+        if left and config.dry_run:
+            names = ", ".join(name_variant(part.variant) or "once" for part in left)
+            print(f"would submit {left[0].run.name}: {names}")
     return 0
 
 
-def depend(waiting: Sequence[Part], numbers: Mapping[str, str]) -> list[tuple[list[Part], str]]:
-    """Say what parts wait for: an array of them for an array of pretrainings, task by task; others for one each."""
-    before = [numbers[str(part.after)] for part in waiting]
-    array = before[0].partition("_")[0] if before else ""
-    if len(before) > 1 and before == [f"{array}_{index}" for index in range(len(before))]:
-        return [(list(waiting), f"aftercorr:{array}")]
-    return [([part], f"afterok:{number}") for part, number in zip(waiting, before, strict=True)]
+def job_of(run: Path) -> str | None:
+    """Tell which job was last submitted for a run folder."""
+    submission = read_submission(run)
+    return submission["job"] if submission else None
 
 
-def submit_array(config: PipelineConfig, parts: Sequence[Part], dependency: str | None) -> dict[str, str]:
-    """Submit parts of one task as an array; returns run folder -> number of the job."""
+def depend(parts: Sequence[Part]) -> list[tuple[list[Part], str | None]]:
+    """Say what parts wait for.
+
+    Those that evaluate all tasks of an array, in its order, wait task by task; others each for its own pretraining;
+    where that is done, for nothing.
+    """
+    ready = [part for part in parts if part.after is None or (part.after / "summary.json").exists()]
+    waiting = [(part, job_of(part.after) or "") for part in parts if part.after is not None and part not in ready]
+    array = waiting[0][1].partition("_")[0] if waiting else ""
+    if len(waiting) > 1 and [job for _, job in waiting] == [f"{array}_{index}" for index in range(len(waiting))]:
+        later: list[tuple[list[Part], str | None]] = [([part for part, _ in waiting], f"aftercorr:{array}")]
+    else:
+        later = [([part], f"afterok:{job}") for part, job in waiting]
+    return [*([(ready, None)] if ready else []), *later]
+
+
+def submit_array(config: PipelineConfig, parts: Sequence[Part], dependency: str | None) -> None:
+    """Submit parts of one task, as an array where there are several."""
     task = parts[0].task
-    cluster = load_part(ClusterConfig, {**plain(config.cluster), **task.cluster})
+    cluster = cluster_of(config, task)
     waits = {"dependency": dependency, "kill-on-invalid-dep": "yes"} if dependency else {}
-    cluster = replace(cluster, folder=config.folder / "jobs", sbatch=cluster.sbatch | waits)
+    cluster = replace(cluster, sbatch=cluster.sbatch | waits)
     folder = new_folder(cluster, parts[0].run.name)
-    executor = make_executor(
-        cluster, f"{config.folder.name}-{parts[0].run.name}", folder, array_parallelism=config.at_once
-    )
+    name = f"{config.folder.name}-{parts[0].run.name}"
+    executor = make_executor(cluster, name, folder, array_parallelism=config.at_once or len(parts))
     copy_code(folder)
-    submitted = []
-    with executor.batch():
-        for index, part in enumerate(parts):
-            frozen = folder / f"settings-{index}.yaml"
-            frozen.write_text(dump(part.settings))
-            package, verb = task.command[:2]
-            submitted.append(executor.submit(Job(package, (verb, "--config", str(frozen)), cluster.requeues)))
-    return {str(part.run): str(job.job_id) for part, job in zip(parts, submitted, strict=True)}
+    jobs = []
+    for index, part in enumerate(parts):
+        frozen = folder / f"settings-{index}.yaml"
+        frozen.write_text(dump(part.settings))
+        package, verb = task.command[:2]
+        jobs.append(Job(package, (verb, "--config", str(frozen)), cluster.requeues))
+    send(executor, jobs, [part.run for part in parts])
 
 
-def read_numbers(folder: Path) -> dict[str, str]:
-    """Read which job was last submitted for each run folder."""
-    path = folder / "jobs.json"
-    numbers: dict[str, str] = read_json(path) if path.exists() else {}
-    return numbers
+def cluster_of(config: PipelineConfig, task: Task) -> ClusterConfig:
+    """Say what a task's jobs ask for; raises ConfigError."""
+    return load_part(ClusterConfig, {**plain(config.cluster), **task.cluster, "folder": str(config.folder / "jobs")})

@@ -1,7 +1,9 @@
 """How runs stand: read off their folders, and where there is SLURM, off its queue."""
 
 import re
+import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.history import History, read_history
 from mae_curriculum.lock import holder_of
 from mae_curriculum.table import as_table, spell_seconds
+from slurm.cluster import SUBMISSION, read_submission
 
 COLUMNS = ["run", "state", "stage", "progress", "left", "images/s", "restarts", "lost", "away"]
 
@@ -31,7 +34,11 @@ class StatusConfig:
 def status(config: StatusConfig) -> int:
     """Print a line for each run, and why those that failed did; returns the exit code."""
     folders = find_runs(config.runs)
-    queue = ask_queue()
+    try:
+        queue = ask_queue()
+    except ConfigError as silence:
+        print(f"{silence}; here is what the run folders tell")
+        queue = {}
     told = [describe(folder, queue) for folder in folders]
     print(as_table([COLUMNS, *(cells for cells, _ in told)]))
     for error in filter(None, (error for _, error in told)):
@@ -41,70 +48,75 @@ def status(config: StatusConfig) -> int:
 
 
 def find_runs(places: tuple[Path, ...]) -> list[RunFolder]:
-    """Find the run folders in some places; raises ConfigError where there are none."""
-    found = []
+    """Find the run folders in some places, those of jobs that have not begun too; raises ConfigError for none."""
+    found: dict[Path, None] = {}
     for place in places:
-        here = [RunFolder(path.parent) for path in sorted(place.rglob("journal.jsonl"))]
+        here = sorted({path.parent for name in ("journal.jsonl", SUBMISSION) for path in place.rglob(name)})
         if not here:
-            raise ConfigError(f"no run in {place}; a run's folder has a journal.jsonl")
-        found += here
-    return found
+            raise ConfigError(f"no run in {place}; a run's folder has a journal.jsonl, a submitted one {SUBMISSION}")
+        found |= dict.fromkeys(here)
+    return [RunFolder(path) for path in found]
 
 
-def describe(folder: RunFolder, queue: dict[str, str]) -> tuple[list[str], str | None]:
+def describe(folder: RunFolder, queue: Mapping[str, str]) -> tuple[list[str], str | None]:
     """Give a run's cells of the table, and the line that tells its last error."""
     history = read_history(folder.journal)
+    state, error = standing(folder, history, queue)
+    told = error and f"{folder.path}: {error}"
     if history is None:
-        return [str(folder.path), "not begun", *["-"] * (len(COLUMNS) - 2)], None
-    state = state_of(folder, history, queue)
-    start, step, stage = history.last.start, history.newest("step"), history.newest("stage")
-    left = "-"
-    if step and state != "finished":
-        left = spell_seconds(step["seconds_left"])
+        return [str(folder.path), state, *["-"] * (len(COLUMNS) - 2)], told
+    start, step, stage = history.last.start, history.newest("step") or {}, history.newest("stage") or {}
+    left, rate = step.get("seconds_left"), step.get("images_per_second")
     cells = [
         str(folder.path),
         state,
-        f"{stage['stage'] + 1}/{start['stages']}" if stage else "-",
-        f"{(step['step'] + 1) / start['steps']:.1%}" if step else "0.0%",
-        left,
-        f"{step['images_per_second']:.0f}" if step else "-",
+        f"{stage['stage'] + 1}/{start['stages']}" if stage and "stages" in start else "-",
+        f"{(step.get('step', -1) + 1) / start['steps']:.1%}" if "steps" in start else "-",
+        "-" if left is None or state == "finished" else spell_seconds(left),
+        "-" if rate is None else f"{rate:.0f}",
         str(len(history.sessions) - 1),
         f"{history.lost_seconds / 3600:.2f} h",
         f"{history.away_seconds / 3600:.2f} h",
     ]
-    if state not in ("failed", "died"):
-        return cells, None
-    error = history.last.newest("error")
-    log = start.get("log")
-    reason = error["reason"] if error else last_error(log) or "no word of why"
-    return cells, f"{folder.path}: {reason}" + (f" (log: {log})" if log else f" (on {start['host']})")
+    return cells, told
 
 
-def state_of(folder: RunFolder, history: History, queue: dict[str, str]) -> str:
-    """Tell a run's state: running, finished, failed, stopped, died, or what SLURM says of its job."""
-    if folder.summary.exists():
-        return "finished"
+def standing(folder: RunFolder, history: History | None, queue: Mapping[str, str]) -> tuple[str, str | None]:
+    """Tell a run's state: finished, running, what SLURM says of its job, failed, stopped, died; and the last error."""
+    if folder.summary.exists() or (folder.path / "results.json").exists():
+        return "finished", None
     if holder_of(folder.lock):
-        return "running"
-    waiting = queue.get(str(history.last.start.get("job")))
-    if waiting:
-        return waiting
-    for event, state in (("error", "failed"), ("stop", "stopped")):
-        if history.last.newest(event):
-            return state
-    return "died"
+        return "running", None
+    start = history.last.start if history else {}
+    submission = read_submission(folder.path) or {}
+    for job in (submission.get("job"), start.get("job")):
+        if str(job) in queue:
+            return queue[str(job)], None
+    if history and history.last.newest("stop") and not history.last.newest("error"):
+        return "stopped", None
+    error = history and history.last.newest("error")
+    log = start.get("log") or submission.get("log")
+    reason = error["reason"] if error else last_error(log) or "no word of why"
+    where = f"log: {log}" if log else f"on {start.get('host', 'an unknown host')}"
+    return "failed" if error or not history else "died", f"{reason} ({where})"
 
 
 def ask_queue() -> dict[str, str]:
-    """Ask SLURM for this user's jobs: number -> state, with the reason for waiting; empty where there is none.
+    """Ask SLURM for this user's jobs: number -> state, with the reason for waiting; empty where there is no SLURM.
 
     A task of an array goes by its own number, as its processes know it, and by array_task.
+
+    Raises  ConfigError if SLURM does not answer.
     """
+    if shutil.which("squeue") is None:
+        return {}
     command = ["squeue", "--me", "--array", "--noheader", "--format", "%A %i %T %r"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=QUEUE_SECONDS)
-    except (OSError, subprocess.SubprocessError):
-        return {}
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"SLURM does not answer within {QUEUE_SECONDS} s; try again later") from error
+    except subprocess.CalledProcessError as error:
+        raise ConfigError(f"SLURM does not answer: {' '.join(error.stderr.split())}; try again later") from error
     queue = {}
     for own, number, state, reason in (line.split(maxsplit=3) for line in told.stdout.splitlines()):
         queue[own] = queue[number] = state.lower() + f" ({reason})" * (state == "PENDING")

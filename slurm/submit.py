@@ -8,7 +8,7 @@ from typing import Any
 
 from mae_curriculum.config import ConfigError, dump, load
 from mae_curriculum.stopping import parse_duration
-from slurm.cluster import ClusterConfig, copy_code, make_executor, new_folder
+from slurm.cluster import ClusterConfig, copy_code, make_executor, new_folder, send
 from slurm.job import Job
 
 PACKAGES = ("mae_curriculum", "finetune")
@@ -51,13 +51,14 @@ def submit(config: SubmitConfig) -> int:
     job = Job(package, (verb, "--config", str(frozen)), config.requeues)
     executor = make_executor(config, name, folder)
     if config.dry_run:
-        print(executor._make_submission_file_text("srun ...", "job"), describe_resources(config), sep="\n")
+        script = executor._make_submission_file_text(executor._submitit_command_str, "job")
+        print(script, describe_resources(config), sep="\n")
         print(describe_cost(settings, config) if verb == "pretrain" else f"# no estimate of what {verb} costs")
         return 0
     copy_code(folder)
     frozen.write_text(dump(settings))
-    submitted = executor.submit(job)
-    print(f"job {submitted.job_id}: {package} {verb}, run folder {run}; logs in {folder}")
+    (number,) = send(executor, [job], [run])
+    print(f"job {number}: {package} {verb}, run folder {run}; logs in {folder}")
     return 0
 
 
@@ -78,13 +79,18 @@ def describe_cost(settings: Any, config: SubmitConfig) -> str:
     own = {f.name: getattr(settings, f.name) for f in fields(settings)}
     facts = work_out(PlanConfig(**own, devices=processes, rate=config.rate))
     hours, unit = facts["hours"], "GPU" if config.gpus_per_node else "process"
-    requeues = math.ceil(hours * 3600 / parse_duration(config.time)) - 1
+    requeues = math.ceil(hours * 3600 / limit) - 1 if (limit := time_limit(config.time)) else 0
     return (
         f"# {facts['steps']:,} steps, {hours:.3g} h at {config.rate:g} images/s at full size: "
         f"{hours * processes:.3g} {unit}-hours, without curriculum {facts['baseline_hours'] * processes:.3g}\n"
         f"# at least {requeues} requeues at {config.time} a start; a checkpoint takes "
         f"{facts['checkpoint_bytes'] / 1e9:.3g} GB, and {settings.saving.keep} of them stay"
     )
+
+
+def time_limit(text: str) -> float:
+    """Read a job's time limit in seconds; 0 for none, as sbatch has it."""
+    return 0.0 if text.lower() in ("infinite", "unlimited") else parse_duration(text)
 
 
 def check_command(command: Sequence[str]) -> None:

@@ -7,14 +7,15 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mae_curriculum"
 ROWS = [
-    "config distributed frequency positions schedule decode augment targets table",
+    "config distributed frequency positions schedule decode augment targets table gauges",
     "curriculum model sources optim checkpoint tracking stopping cli",
-    "data flops weights results saver lock history",
+    "data flops weights results saver lock history wandb_log",
     "inference training summary",
-    "knn holding reporting",
+    "knn holding health",
+    "reporting",
     "loop",
     "pretrain",
-    "plan bench export evaluate",
+    "plan bench export evaluate replay",
     "__main__",
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules.split()}

@@ -1,0 +1,121 @@
+"""A run's health: what is named, warned of with the knob to turn, and what ends it."""
+
+import math
+from collections import ChainMap, deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from mae_curriculum.checkpoint import put_in_place, write_aside, write_state
+from mae_curriculum.config import ConfigError
+from mae_curriculum.data import BROKEN_LIMIT
+from mae_curriculum.tracking import Journal, Stopwatch
+from mae_curriculum.training import Step, Training
+
+MOST_SKIPPED = 5
+"""Steps in a row without a finite gradient that end a run: one may be a bad batch, five are a run that has diverged."""
+
+MOST_WAITING, LEAST_WAIT_SECONDS = 0.05, 5.0
+"""Share of a stage's time that it may wait for data without a warning; of less than these seconds nobody need know."""
+
+SPIKE, SPIKE_REPORTS = 2.0, 10
+"""A loss so many times the least of so many reports before is told: at a change of size it moves by less."""
+
+CAPTURE = "capture.pt"
+"""In the run folder: the weights before the first of the steps that ended the run, for `replay`."""
+
+
+class Health:
+    """Watches over a run's steps; what it finds goes to the journal and to the user."""
+
+    def __init__(
+        self, training: Training[Any], journal: Journal, stopwatch: Stopwatch, say: Callable[[str], object]
+    ) -> None:
+        """Begin to watch; `say` prints a line."""
+        self._training, self._journal, self._stopwatch, self._say = training, journal, stopwatch, say
+        self._broken: dict[str, str] = {}
+        self._skipped: list[int] = []
+        """The steps that were skipped last, in a row."""
+        self._losses: deque[float] = deque(maxlen=SPIKE_REPORTS)
+        self._waited: set[int] = set()
+        """Stages of whose waiting the user has been warned."""
+
+    def examine(self, steps: list[Step], norms: list[float], loss: float | None) -> None:
+        """Look at some steps, their gradients' norms and mean loss; raises ConfigError if the run had better end."""
+        self._name_broken(steps)
+        self._name_skipped(steps, norms)
+        self._warn_of_spike(steps[-1].moment.step, loss)
+        self._warn_of_waiting(steps[-1].moment.stage)
+
+    def _name_broken(self, steps: list[Step]) -> None:
+        training = self._training
+        everybodys = dict(ChainMap(*training.world.gather(dict(ChainMap(*(step.broken for step in steps))))))
+        new = sorted(everybodys.keys() - self._broken.keys())
+        for name in new:
+            self._journal.write("broken_image", step=steps[-1].moment.step, image=name, reason=everybodys[name])
+        self._broken |= everybodys
+        share = len(self._broken) / len(training.images)
+        if share > BROKEN_LIMIT:
+            name = min(self._broken)
+            raise ConfigError(
+                f"{len(self._broken)} of {len(training.images)} images are broken, more than {BROKEN_LIMIT:.0%}, such "
+                f"as {name} ({self._broken[name]}); mend or remove those that journal.jsonl names"
+            )
+        if new:
+            self._say(
+                f"warning: {len(self._broken)} broken images are replaced by others, such as {new[0]}; the journal "
+                f"names them all, and more than {BROKEN_LIMIT:.0%} of them end the run"
+            )
+
+    def _name_skipped(self, steps: list[Step], norms: list[float]) -> None:
+        for step, norm in zip(steps, norms, strict=True):
+            if math.isfinite(norm):
+                self._skipped.clear()
+                continue
+            self._skipped.append(step.moment.step)
+            names = [[self._training.images.name(i) for i in ids] for ids in self._training.world.gather(step.ids)]
+            self._journal.write("skipped", step=step.moment.step, stage=step.moment.stage, images_by_rank=names)
+            self._say(
+                f"warning: the gradient of step {step.moment.step} was not finite; it is skipped, and the journal "
+                "names its images. If there are more, lower optim.base_lr, or set optim.clip_norm or precision float32"
+            )
+            if len(self._skipped) == MOST_SKIPPED:
+                self._capture(exact=step is steps[-1])
+                raise ConfigError(
+                    f"the gradient was not finite in {MOST_SKIPPED} steps in a row, up to step {step.moment.step} "
+                    f"({names[0][0]} and others, which journal.jsonl names); `replay` shows the first of them again; "
+                    "lower optim.base_lr, or set optim.clip_norm or precision float32, in another --run; the newest "
+                    "checkpoint is from before"
+                )
+
+    def _capture(self, *, exact: bool) -> None:
+        """Keep the weights with which the steps were skipped; not exact if others were made since."""
+        if self._journal.path is not None:
+            state = {"step": self._skipped[0], "exact": exact, "model": self._training.model.state_dict()}
+            path = self._journal.path.with_name(CAPTURE)
+            write_aside(aside := path.with_suffix(".aside"), partial(write_state, state))
+            put_in_place(aside, path)
+
+    def _warn_of_spike(self, step: int, loss: float | None) -> None:
+        if loss is None:
+            return
+        if len(self._losses) == SPIKE_REPORTS and loss > SPIKE * min(self._losses):
+            self._journal.write("spike", step=step, loss=loss, before=min(self._losses))
+            self._say(
+                f"warning: the loss is {loss:.4g} at step {step}, {loss / min(self._losses):.1f} times what it was; if "
+                "it stays, lower optim.base_lr, lengthen optim.warmup or set optim.clip_norm"
+            )
+            self._losses.clear()
+        self._losses.append(loss)
+
+    def _warn_of_waiting(self, stage: int) -> None:
+        waited, trained = (self._stopwatch.total(f"{name}/{stage}") for name in ("wait", "train"))
+        share = waited / (waited + trained)
+        if stage not in self._waited and share > MOST_WAITING and waited > LEAST_WAIT_SECONDS:
+            self._waited.add(stage)
+            workers = self._training.config.data.workers
+            self._journal.write("waiting", stage=stage, share=share, workers=workers)
+            self._say(
+                f"warning: stage {stage + 1} waits for data {share:.0%} of its time; raise data.workers ({workers} for "
+                "each process now), give the job more CPU cores, or bring the images nearer"
+            )
