@@ -10,7 +10,7 @@ ROWS = [
     "config distributed frequency positions schedule decode augment targets table",
     "curriculum model sources optim checkpoint tracking stopping cli",
     "data flops weights results saver lock history",
-    "inference training summary",
+    "inference training summary reconstruction",
     "knn holding reporting",
     "loop",
     "pretrain",
