@@ -9,6 +9,8 @@ VERBS = {
     "bench": ("mae_curriculum.bench:BenchConfig", "mae_curriculum.bench:bench"),
     "export": ("mae_curriculum.export:ExportConfig", "mae_curriculum.export:export"),
     "knn": ("mae_curriculum.evaluate:EvaluateConfig", "mae_curriculum.evaluate:evaluate"),
+    "reconstruct": ("mae_curriculum.reconstruct:ReconstructConfig", "mae_curriculum.reconstruct:reconstruct"),
+    "plot": ("mae_curriculum.plot:PlotConfig", "mae_curriculum.plot:plot"),
     "plan": ("mae_curriculum.plan:PlanConfig", "mae_curriculum.plan:plan"),
 }
 

@@ -18,7 +18,7 @@ from mae_curriculum.training import Step, Training
 MOST_SKIPPED = 5
 """Steps in a row without a finite gradient that end a run: one may be a bad batch, five are a run that has diverged."""
 
-ACTIVITIES = ("train", "wait", "save", "evaluate")
+ACTIVITIES = ("train", "wait", "save", "evaluate", "pictures")
 """What a run spends its time on, as its stopwatch calls it."""
 
 

@@ -15,6 +15,9 @@ from tqdm import tqdm
 
 from mae_curriculum.config import ConfigError, exempt
 
+MOST_IMAGES = 64
+"""In one picture: more would make it longer than viewers take."""
+
 
 @dataclass(frozen=True)
 class TrackingConfig:
@@ -22,8 +25,12 @@ class TrackingConfig:
 
     every_steps: int = exempt(20)
     """Steps between two rows of the journal; only then are results brought over from the device."""
+    pictures: int = exempt(8)
+    """Images whose reconstruction pretraining draws after each stage, always the same, 0 to 64; 0 for no pictures."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.pictures <= MOST_IMAGES:
+            raise ConfigError(f"tracking.pictures must be in 0..{MOST_IMAGES}, got {self.pictures}")
         if self.every_steps < 1:
             raise ConfigError(f"tracking.every_steps must be at least 1, got {self.every_steps}")
 

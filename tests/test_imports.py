@@ -11,10 +11,10 @@ ROWS = [
     "curriculum model sources optim checkpoint tracking stopping cli",
     "data flops weights results saver lock history",
     "inference training summary reconstruction",
-    "knn holding reporting",
+    "knn holding reporting pictures",
     "loop",
     "pretrain",
-    "plan bench export evaluate",
+    "plan plot bench export evaluate reconstruct",
     "__main__",
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules.split()}
