@@ -6,7 +6,7 @@ from pathlib import Path
 from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.model import ModelConfig
 from mae_curriculum.tracking import Journal
-from mae_curriculum.weights import encoder_of, load_into_, read_weights
+from mae_curriculum.weights import autoencoder_of, encoder_of, read_weights
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,8 @@ class ImportedConfig:
 def import_(config: ImportConfig) -> int:
     """Make the run folder; returns the exit code."""
     weights = read_weights(config.checkpoint, heads=config.heads)
-    model = encoder_of(weights, config.checkpoint)
-    if weights.decoder:
-        own = {key: value for key, value in model.state_dict().items() if key.startswith("encoder.")}
-        load_into_(model, own | weights.decoder, f"the decoder of {config.checkpoint}")
+    check = autoencoder_of if weights.decoder else encoder_of
+    check(weights, config.checkpoint)
     folder = RunFolder(config.run)
     folder.claim(ImportedConfig(config.checkpoint, weights.model))
     encoder = {f"encoder.{key}": value for key, value in weights.encoder.items()}

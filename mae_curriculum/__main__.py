@@ -10,6 +10,8 @@ VERBS = {
     "export": ("mae_curriculum.export:ExportConfig", "mae_curriculum.export:export"),
     "knn": ("mae_curriculum.evaluate:EvaluateConfig", "mae_curriculum.evaluate:evaluate"),
     "replay": ("mae_curriculum.replay:ReplayConfig", "mae_curriculum.replay:replay"),
+    "reconstruct": ("mae_curriculum.reconstruct:ReconstructConfig", "mae_curriculum.reconstruct:reconstruct"),
+    "plot": ("mae_curriculum.plot:PlotConfig", "mae_curriculum.plot:plot"),
     "plan": ("mae_curriculum.plan:PlanConfig", "mae_curriculum.plan:plan"),
 }
 

@@ -4,6 +4,7 @@
         config.yaml                                     the settings of the run, complete
         journal.jsonl                                   what happened, one line an event, only ever appended to
         checkpoints/step-00001234.0123456789abcdef.pt   weights, optimizer, step, stopwatch; sha256 of the file
+        pictures/step-00001234.png                      what the model made of a few images, after each stage
         summary.json                                    the result, once the run is over
         lock.json                                       who is at it
 
@@ -80,6 +81,15 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
         return sorted((self.path / "checkpoints").glob("step-*.pt"))
+
+    @property
+    def pictures(self) -> list[Path]:
+        """The pictures of reconstructions that are there, oldest first."""
+        return sorted((self.path / "pictures").glob("step-*.png"))
+
+    def picture(self, step: int) -> Path:
+        """Where the picture after so many steps belongs."""
+        return self.path / "pictures" / f"step-{step:08d}.png"
 
     def refuse_others(self, config: Any) -> None:
         """Raise ConfigError if the folder holds another config, naming the keys that differ, or other things."""

@@ -204,10 +204,14 @@ def _lists(arguments: Sequence[str], config_class: type[Any]) -> list[str]:
         words = list(takewhile(lambda word: not word.startswith("--"), others))
         rest = others[len(words) :]
         if flag in items and words and not words[0].startswith("[") and words != ["null"]:
-            text = json.dumps(words) if items[flag] in (str, Path) else f"[{', '.join(words)}]"
-            words = [text]
+            words = [_quote(words) if items[flag] in (str, Path) else f"[{', '.join(words)}]"]
         spelled += [flag, *words]
     return spelled
+
+
+def _quote(words: list[str]) -> str:
+    """Spell words as a list of YAML, whatever letters and bytes of file names are in them."""
+    return yaml.safe_dump(words, default_style='"', default_flow_style=True, width=sys.maxsize).strip()
 
 
 def _files_first(arguments: list[str], config_class: type[Any]) -> list[str]:

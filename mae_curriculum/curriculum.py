@@ -116,6 +116,11 @@ class Span:
         return self.steps * self.batch_images
 
     @property
+    def end_step(self) -> int:
+        """Steps of the run that are made once it is over."""
+        return self.first_step + self.steps
+
+    @property
     def end(self) -> Fraction:
         """Progress after its last step."""
         return self.start + self.share
@@ -191,7 +196,7 @@ class Clock:
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        return self.spans[-1].first_step + self.spans[-1].steps
+        return self.spans[-1].end_step
 
     @property
     def total_images(self) -> int:

@@ -39,11 +39,13 @@ def train_(
     stop: Stop,
     evaluate: Callable[[int], object],
     evaluate_every_epochs: int | None,
+    draw: Callable[[int], object] = lambda _: None,
 ) -> bool:
     """Train from a step to the end, reporting and saving on the way; tells whether the end was reached.
 
     evaluate  measures the model after so many steps, every `evaluate_every_epochs` equivalent epochs and at the end;
               None for never. It is done before the step is saved, so a killed run does it again.
+    draw      pictures the model after so many steps, at the end of each stage; likewise.
     """
     config, world, clock, journal = training.config, training.world, training.clock, run.journal
     reporter = Reporter(training, journal, stopwatch, first_step=first_step)
@@ -62,6 +64,13 @@ def train_(
         reason = stop.reason(needed_seconds=longest + 2 * saver.seconds)
         stopping = agree(reason is not None)
         evaluating = is_due(clock, done, every_epochs=evaluate_every_epochs)
+        stage = clock.spans[step.moment.stage]
+        stage_over = done == stage.end_step
+        if stage_over and not stopping:
+            with stopwatch(f"train/{stage.index}"):
+                world.synchronise()  # what the device still has to do is training
+            with stopwatch("pictures"):
+                draw(done)
         reporting = is_reported(clock, done, every_steps=config.tracking.every_steps)
         if not (reporting or stopping or evaluating or spare(done)):  # the end is always reported
             continue
@@ -80,7 +89,9 @@ def train_(
                 if stopping or at_end:
                     world.on_main(partial(save_for_sure, training, run, stopwatch, spare, stop, progress, step=done))
             next_save = time.monotonic() + 60 * config.saving.every_minutes
-        if evaluating and stopping:  # little time may be left: what is safe goes first
+        if stage_over and stopping:  # little time may be left: what is safe goes first
+            draw(done)
+        if evaluating and stopping:
             evaluate(done)
         if stopping and not at_end:
             progress.close()

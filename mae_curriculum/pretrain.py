@@ -1,17 +1,19 @@
 """Pretraining: its settings, what is set up for it, and the summary at its end; the loop stands in `training.py`."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mae_curriculum.checkpoint import read_json, write_json
 from mae_curriculum.config import ConfigError, digest, exempt
 from mae_curriculum.curriculum import Clock, Moment
-from mae_curriculum.data import Batch, TrainingImages, show
+from mae_curriculum.data import NO_IMAGE, Batch, EvaluationImages, TrainingImages, show
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.flops import training_flops
 from mae_curriculum.holding import Run, begin, go_on_, open_run
@@ -20,6 +22,8 @@ from mae_curriculum.knn import KnnConfig, knn_of_encoder, why_no_knn
 from mae_curriculum.loop import STOPPED, train_, until_stopped
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, mask_noise
 from mae_curriculum.optim import build_optimizer
+from mae_curriculum.pictures import draw_reconstructions
+from mae_curriculum.reconstruction import choose_spread, reconstruct_images, why_no_reconstruction
 from mae_curriculum.sources import Images, download, identify, open_images
 from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import side
@@ -80,6 +84,7 @@ def pretrain(config: PretrainConfig) -> int:
                 stop=stop,
                 evaluate=lambda step: run.journal.write("evaluation", step=step, knn=measure(training.model)),
                 evaluate_every_epochs=None if why else config.knn.every_epochs,
+                draw=picture_keeper(training, images if val is None else val, config, run),
             )
             if not reached_end:
                 return STOPPED
@@ -141,6 +146,41 @@ def build_clock(
                 "could be masked; make it larger, or model.patch_size smaller"
             )
     return clock
+
+
+def picture_keeper(
+    training: Training[MaskedAutoencoder], images: Images, config: PretrainConfig, run: Run
+) -> Callable[[int], None]:
+    """Make the function that draws what the model makes of a few images, always the same, after so many steps.
+
+    It goes into the run's `pictures/`. A picture that cannot be drawn is named in the journal; the run goes on.
+    """
+    world, model, clock = training.world, training.model, training.clock
+    count = config.tracking.pictures
+    if count and (why := why_no_reconstruction(model.target)):
+        world.say(f"no pictures: {why}")
+        count = 0
+
+    def draw(step: int) -> None:
+        span = clock.span(step - 1)
+        try:
+            shown = EvaluationImages(images, model.image_size, model.channels)
+            read = [shown[index] for index in choose_spread(len(images), count)]
+            pixels = torch.stack([image for image, index in read if index != NO_IMAGE])
+            names = [Path(images.name(index)).name for _, index in read if index != NO_IMAGE]
+            mean, std = config.data.statistics(model.channels)
+            with world.autocast(config.precision):
+                found = reconstruct_images(
+                    model, pixels, span.size, seed=config.seed, mean=mean, std=std, resize=config.curriculum.resize
+                )
+            title = f"{run.folder.path.name}: step {step} of {clock.total_steps}, "
+            title += f"end of stage {span.index + 1} of {len(clock.spans)}"
+            draw_reconstructions(run.folder.picture(step), found, names, title=title)
+        except Exception as error:  # whatever it is, a picture is worth no run
+            run.journal.write("picture_failed", step=step, reason=str(error))
+            print(f"warning: no picture of step {step}: {error}", file=sys.stderr, flush=True)
+
+    return lambda step: world.on_main(partial(draw, step)) if count else None
 
 
 def finish(

@@ -15,7 +15,7 @@ from mae_curriculum.table import side, spell_seconds
 from mae_curriculum.tracking import Journal, Progress, Stopwatch
 from mae_curriculum.training import Step, Training
 
-ACTIVITIES = ("train", "wait", "save", "evaluate")
+ACTIVITIES = ("train", "wait", "save", "evaluate", "pictures")
 """What a run spends its time on, as its stopwatch calls it."""
 
 PACE_REPORTS = 10

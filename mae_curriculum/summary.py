@@ -36,6 +36,7 @@ def summarise(
         "wait_seconds": stopwatch.total("wait"),
         "save_seconds": stopwatch.total("save"),
         "evaluate_seconds": stopwatch.total("evaluate"),
+        "pictures_seconds": stopwatch.total("pictures"),
         "stages": [
             {
                 "size": list(span.size),

@@ -17,6 +17,9 @@ from mae_curriculum.config import ConfigError, exempt
 
 Mode = Literal["online", "offline", "disabled"]
 
+MOST_IMAGES = 64
+"""In one picture: more would make it longer than viewers take."""
+
 
 @dataclass(frozen=True)
 class TrackingConfig:
@@ -30,8 +33,12 @@ class TrackingConfig:
     """Project at W&B."""
     entity: str | None = exempt(None)
     """User or team at W&B; null for the user's own choice there."""
+    pictures: int = exempt(8)
+    """Images whose reconstruction pretraining draws after each stage, always the same, 0 to 64; 0 for no pictures."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.pictures <= MOST_IMAGES:
+            raise ConfigError(f"tracking.pictures must be in 0..{MOST_IMAGES}, got {self.pictures}")
         if self.every_steps < 1:
             raise ConfigError(f"tracking.every_steps must be at least 1, got {self.every_steps}")
 

@@ -132,6 +132,19 @@ def encoder_of(weights: Weights, what: object) -> MaskedAutoencoder:
     return model.eval()
 
 
+def autoencoder_of(weights: Weights, what: object) -> MaskedAutoencoder:
+    """Make the model of these weights with its decoder, as `encoder_of`; raises ConfigError if there is none."""
+    if not weights.decoder:
+        raise ConfigError(
+            f"reconstructions need a decoder, and {what} ({weights.origin}) has none; give the run folder, or an "
+            "export with --format mae or hf_mae"
+        )
+    model = encoder_of(weights, what)
+    own = {key: value for key, value in model.state_dict().items() if key.startswith("encoder.")}
+    load_into_(model, own | weights.decoder, f"the decoder of {what}")
+    return model
+
+
 def fingerprint(tensors: dict[str, Tensor]) -> str:
     """Name weights by 16 hexadecimal digits."""
     name = hashlib.sha256()

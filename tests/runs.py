@@ -39,6 +39,7 @@ TINY = {
     "batch_size": 64,
     "epochs": 3,
     "tracking.every_steps": 5,
+    "tracking.pictures": 0,
 }
 
 

@@ -215,6 +215,7 @@ class Listing:
         (["--shots", "[1, 5]"], Listing(shots=(1.0, 5.0))),
         (["--quick", "--runs", "a"], Listing((Path("a"),), quick=True)),
         (["--shots", "null", "--quick"], Listing(quick=True)),
+        (["--runs", "😀: 'é'", "\udcff", "1e-3"], Listing((Path("😀: 'é'"), Path("\udcff"), Path("1e-3")))),
     ],
 )
 def test_the_flag_of_a_list_takes_words_and_words_before_the_first_flag_are_runs(

@@ -10,12 +10,12 @@ ROWS = [
     "config distributed frequency positions schedule decode augment targets table gauges",
     "curriculum model sources optim checkpoint tracking stopping cli",
     "data flops weights results saver lock history wandb_log",
-    "inference training summary",
-    "knn holding health",
+    "inference training summary reconstruction",
+    "knn holding health pictures",
     "reporting",
     "loop",
     "pretrain",
-    "plan bench export evaluate replay",
+    "plan plot bench export evaluate reconstruct replay",
     "__main__",
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules.split()}
