@@ -175,7 +175,8 @@ def picture_keeper(
                 )
             title = f"{run.folder.path.name}: step {step} of {clock.total_steps}, "
             title += f"end of stage {span.index + 1} of {len(clock.spans)}"
-            draw_reconstructions(run.folder.picture(step), found, names, title=title)
+            draw_reconstructions(path := run.folder.picture(step), found, names, title=title)
+            run.journal.write("pictures", step=step, files=[str(path)])
         except Exception as error:  # whatever it is, a picture is worth no run
             run.journal.write("picture_failed", step=step, reason=str(error))
             print(f"warning: no picture of step {step}: {error}", file=sys.stderr, flush=True)

@@ -24,8 +24,8 @@ AXES = ("images", "epochs", "flops", "train_seconds")
 COMPARED = ("loss", "knn", "accuracy")
 """Drawn against each axis; other metrics against images."""
 
-INIT_SECONDS = 60.0
-"""For W&B's server to answer, before the run is logged offline."""
+INIT_SECONDS = 15.0
+"""For W&B's server to answer, before this job's part of the run is logged offline."""
 
 FINISH_SECONDS = 15.0
 """For what is left to be uploaded at the end: a job that was asked to stop has about 30."""
@@ -61,7 +61,7 @@ class WandbLog:
         """Bring over what is left, for a few seconds."""
         self._rows.put(None)
         if self._thread is not None:
-            self._thread.join(FINISH_SECONDS + 5)
+            self._thread.join(INIT_SECONDS + FINISH_SECONDS)
 
     def _work(self) -> None:
         try:
@@ -76,7 +76,7 @@ class WandbLog:
                     write_json(state_path(self._folder), {"id": run.id, "step": known})
             run.finish()
         except Exception as error:  # W&B is no reason to end a run; the journal has it all
-            print(f"warning: W&B is given up: {error}", file=sys.stderr, flush=True)
+            print(f"warning: W&B is given up: {type(error).__name__} {error}", file=sys.stderr, flush=True)
 
 
 def begin_wandb(folder: RunFolder, tracking: TrackingConfig, config: Any) -> Any:
