@@ -65,8 +65,8 @@ def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config
 
     `--config FILE` may be repeated, a later file wins; `--a.b value` wins over every file, wherever it stands. Where
     a part is a dataclass, a path to a YAML file may stand for its mapping. A bare `--flag` sets a boolean field; the
-    flag of a list takes several words. Words before the first flag are the config's `runs` if it has any, else files as
-    after `--config`. `--print_config` prints the result as YAML and exits.
+    flag of a list takes several words. Words without a flag are the config's `runs` if it has any, else files as after
+    `--config`. `--print_config` prints the result as YAML and exits.
 
     Raises  ConfigError, one line that names the key.
     """
@@ -75,9 +75,7 @@ def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config
     config = _build(
         config_class,
         prog,
-        lambda parser: parser.parse_args(
-            _files_first(_bare_flags(_lists(asked, config_class), config_class), config_class)
-        ),
+        lambda parser: parser.parse_args(_files_first(_spell_out(asked, config_class), config_class)),
     )
     if "--print_config" in arguments:
         print(dump(config), end="")
@@ -175,43 +173,62 @@ def _refuse_nulls(namespace: Any, config_class: type) -> None:
             )
 
 
-def _bare_flags(arguments: Sequence[str], config_class: type) -> list[str]:
-    """Spell a boolean flag without a value as `--flag=true`."""
-    flags = {f"--{key}" for key, kind in _keys(config_class) if kind is bool}
-    return [
-        f"{argument}=true" if argument in flags and following.startswith("--") else argument
-        for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False)
-    ]
+def _spell_out(arguments: Sequence[str], config_class: type[Any]) -> list[str]:
+    """Spell the shorthands of `load` as jsonargparse wants them: each flag with its one value.
 
-
-def _lists(arguments: Sequence[str], config_class: type[Any]) -> list[str]:
-    """Spell the words that follow the flag of a list as one, and give those before the first flag their flag."""
+    A boolean flag may stand alone, the flag of a list takes words, also when it is repeated, and words without a flag
+    are `runs` or files.
+    """
     items = {
         f"--{key}": get_args(part)[0]
         for key, kind in _keys(config_class)
         for part in (kind, *get_args(kind))
         if get_origin(part) is tuple and get_args(part)[-1] is ...
     }
-    leading = list(takewhile(lambda word: not word.startswith("--"), arguments))
-    rest = arguments[len(leading) :]
-    if leading and "--runs" in items:
-        rest = ["--runs", *leading, *rest]
-    elif leading:
-        rest = [*(f"--config={word}" for word in leading), *rest]
+    booleans = {f"--{key}" for key, kind in _keys(config_class) if kind is bool}
     spelled: list[str] = []
-    while rest:
-        flag, *others = rest
-        words = list(takewhile(lambda word: not word.startswith("--"), others))
-        rest = others[len(words) :]
-        if flag in items and words and not words[0].startswith("[") and words != ["null"]:
-            words = [_quote(words) if items[flag] in (str, Path) else f"[{', '.join(words)}]"]
-        spelled += [flag, *words]
+    loose: list[str] = []
+    lists: dict[str, list[str]] = {}
+    for flag, words in _groups(arguments):
+        name, equals, value = flag.partition("=")
+        if name in items and equals:
+            flag, words = name, [value, *words]
+        if not flag:
+            loose += words
+        elif flag in booleans and (not words or words[0].lower() not in ("true", "false")):
+            spelled.append(f"{flag}=true")
+            loose += words
+        elif flag in items and words and words != ["null"] and not _is_list(words[0]):
+            lists.setdefault(flag, []).extend(words)
+        else:
+            spelled += [flag, *words]
+    if loose and "--runs" in items:
+        lists["--runs"] = [*loose, *lists.get("--runs", [])]
+    elif loose:
+        spelled = [*(f"--config={word}" for word in loose), *spelled]
+    for flag, words in lists.items():
+        text = _quote(words) if items[flag] in (str, Path) else f"[{', '.join(words)}]"
+        spelled += [flag, text]
     return spelled
+
+
+def _groups(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each flag with the words that follow it; those before the first flag with an empty one."""
+    rest, flag = list(arguments), ""
+    while rest or flag:
+        words = list(takewhile(lambda word: not (word.startswith("--") or word == "-h"), rest))
+        yield flag, words
+        rest = rest[len(words) :]
+        flag, rest = (rest[0], rest[1:]) if rest else ("", [])
 
 
 def _quote(words: list[str]) -> str:
     """Spell words as a list of YAML, whatever letters and bytes of file names are in them."""
     return yaml.safe_dump(words, default_style='"', default_flow_style=True, width=sys.maxsize).strip()
+
+
+def _is_list(word: str) -> bool:
+    return word.startswith("[") and word.endswith("]")
 
 
 def _files_first(arguments: list[str], config_class: type[Any]) -> list[str]:

@@ -78,6 +78,7 @@ def begin(run: Run, training: Training[Any], *, step: int, **facts: Any) -> None
         world_size=world.size,
         device=str(world.device),
         digest=digest(training.config),
+        origin=training.origin,
         **job_facts(),
         **facts,
     )

@@ -32,11 +32,8 @@ class Reporter:
             total_images=clock.total_images, done_images=clock.images(first_step), shown=world.is_main
         )
         self._training, self._journal, self._stopwatch, self._first_step = training, journal, stopwatch, first_step
-        try:
-            newest = journal.last("step")
-        except LookupError:
-            newest = {"step": -1}
-        self._written: int = newest["step"]
+        newest = newest_step(journal, training.origin)
+        self._written: int = newest.get("step", -1)
         self._joules: float = newest.get("energy_joules") or 0.0
         self._energy = EnergyMeter(world.device)
         self._loads = [training.load(span.size) for span in clock.spans] if training.load else None
@@ -128,6 +125,17 @@ class Reporter:
             return None
         seen = images_by_stage(self._training.clock, done)
         return sum(count * load.flops for count, load in zip(seen, self._loads, strict=True))
+
+
+def newest_step(journal: Journal, origin: str) -> dict[str, Any]:
+    """Find the newest row of a step of a run that began with the same images and weights; empty if there is none."""
+    newest: dict[str, Any] = {}
+    for row in journal.rows():
+        if row["event"] == "start" and row.get("origin") != origin:
+            newest = {}
+        elif row["event"] == "step":
+            newest = row
+    return newest
 
 
 def area(clock: Clock, moment: Moment) -> float:

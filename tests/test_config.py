@@ -215,16 +215,16 @@ class Listing:
         (["--shots", "[1, 5]"], Listing(shots=(1.0, 5.0))),
         (["--quick", "--runs", "a"], Listing((Path("a"),), quick=True)),
         (["--shots", "null", "--quick"], Listing(quick=True)),
+        (["--quick", "a", "--runs", "b", "--runs=c"], Listing((Path("a"), Path("b"), Path("c")), quick=True)),
+        (["--quick", "false", "--runs", "[x and y"], Listing((Path("[x and y"),))),
         (["--runs", "😀: 'é'", "\udcff", "1e-3"], Listing((Path("😀: 'é'"), Path("\udcff"), Path("1e-3")))),
     ],
 )
-def test_the_flag_of_a_list_takes_words_and_words_before_the_first_flag_are_runs(
-    words: list[str], expected: Listing
-) -> None:
+def test_the_flag_of_a_list_takes_words_and_words_without_a_flag_are_runs(words: list[str], expected: Listing) -> None:
     assert load(Listing, words) == expected
 
 
-def test_a_word_before_the_first_flag_is_a_file(folder: Path) -> None:
+def test_a_word_without_a_flag_is_a_file(folder: Path) -> None:
     assert load(Config, [write(folder / "a.yaml", "epochs: 7"), "--rate", "2"]) == Config(epochs=7, rate=2.0)
     with pytest.raises(ConfigError, match=r"cannot read 'epochs'"):
         load(Config, ["epochs", "7"])
