@@ -1,7 +1,8 @@
 """The history of a run, read off its journal: its sessions, what a kill cost it, where it stands."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Session:
-    """One job's time on a run: its rows of the journal, the first of which tells its start."""
+    """One job's time on a run."""
 
     rows: list[Row]
+    """The first tells its start; of steps in a row the newest alone stays, as there may be millions."""
     afterwards: list[Row]
     """What was written once it was over, by the next job before it began."""
 
@@ -38,10 +40,36 @@ class Session:
         """Give its newest row of an event, or None."""
         return next((row for row in reversed(self.rows + self.afterwards) if row["event"] == event), None)
 
+    @property
+    def ending(self) -> str:
+        """How it ended, as far as its rows tell: an error's words, why it was stopped, or "killed"."""
+        for event in ("end", "error", "stop"):
+            if row := self.newest(event):
+                return str(row.get("reason", "finished"))
+        return "killed"
+
     def reached(self, step: int) -> float:
         """Tell when so many steps were done and safe, as far as its rows tell."""
         safe = (row for row in self.rows[1:] if row["event"] in ("save", "stop") and row["step"] <= step)
         return float(max(row["time"] for row in (self.start, *safe)))
+
+
+@dataclass(frozen=True)
+class Restart:
+    """From one session to the next."""
+
+    before: Session
+    after: Session
+
+    @property
+    def lost_seconds(self) -> float:
+        """Seconds of work that was done again, since a kill came before it was saved."""
+        return self.before.last_sign - self.before.reached(self.after.start["step"])
+
+    @property
+    def away_seconds(self) -> float:
+        """Seconds between the sessions: in the queue, or until somebody started the run again."""
+        return float(self.after.start["time"]) - self.before.last_sign
 
 
 @dataclass(frozen=True)
@@ -59,25 +87,32 @@ class History:
 
     @property
     def lost_seconds(self) -> float:
-        """Seconds of work that was done again, since a kill came before it was saved."""
-        return sum(before.last_sign - before.reached(after.start["step"]) for before, after in self._restarts())
+        """Seconds lost at all restarts."""
+        return sum(restart.lost_seconds for restart in self.restarts)
 
     @property
     def away_seconds(self) -> float:
-        """Seconds between one session and the next: in the queue, or until somebody started the run again."""
-        return sum(float(after.start["time"]) - before.last_sign for before, after in self._restarts())
+        """Seconds between all sessions."""
+        return sum(restart.away_seconds for restart in self.restarts)
+
+    @property
+    def restarts(self) -> list[Restart]:
+        """How the run came from each session to the next."""
+        return [Restart(*each) for each in pairwise(self.sessions)]
+
+    def rows(self, event: str) -> Iterator[Row]:
+        """Go through the rows of an event, oldest first; of steps in a row there is the newest alone."""
+        for session in self.sessions:
+            yield from (row for row in (*session.rows, *session.afterwards) if row["event"] == event)
 
     def newest(self, event: str) -> Row | None:
         """Give the newest row of an event, or None."""
         found = (session.newest(event) for session in reversed(self.sessions))
         return next((row for row in found if row), None)
 
-    def _restarts(self) -> Iterator[tuple[Session, Session]]:
-        return zip(self.sessions, self.sessions[1:], strict=False)
 
-
-def read_history(journal: Path) -> History | None:
-    """Read a run's history; None if no job has begun it."""
+def read_history(journal: Path, *, tell_step: Callable[[Row], object] = lambda _: None) -> History | None:
+    """Read a run's history; None if no job has begun it. `tell_step` is told of every step's row, oldest first."""
     sessions: list[Session] = []
     results: list[Row] = []
     over = False
@@ -90,6 +125,14 @@ def read_history(journal: Path) -> History | None:
             over = False
         over = over or row["event"] == "lock_taken_over"
         if sessions:
-            (sessions[-1].afterwards if over else sessions[-1].rows).append(row)
+            _add(row, sessions[-1].afterwards if over else sessions[-1].rows, tell_step)
         over = over or row["event"] in ("stop", "end", "error")
     return History(sessions, results) if sessions else None
+
+
+def _add(row: Row, rows: list[Row], tell_step: Callable[[Row], object]) -> None:
+    if row["event"] == "step":
+        tell_step(row)
+        if rows and rows[-1]["event"] == "step":
+            rows.pop()
+    rows.append(row)
