@@ -13,6 +13,7 @@ VERBS = {
     "reconstruct": ("mae_curriculum.reconstruct:ReconstructConfig", "mae_curriculum.reconstruct:reconstruct"),
     "plot": ("mae_curriculum.plot:PlotConfig", "mae_curriculum.plot:plot"),
     "plan": ("mae_curriculum.plan:PlanConfig", "mae_curriculum.plan:plan"),
+    "report": ("mae_curriculum.report:ReportConfig", "mae_curriculum.report:report"),
 }
 
 

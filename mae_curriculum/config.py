@@ -122,7 +122,7 @@ def digest(config: Any) -> str:
 
 def differences(old: Any, new: Any) -> list[str]:
     """List the keys in which two configs differ, as `a.b: old -> new`; exempt fields do not count."""
-    before, after = dict(_leaves(plain(old, with_exempt=False))), dict(_leaves(plain(new, with_exempt=False)))
+    before, after = dict(leaves(plain(old, with_exempt=False))), dict(leaves(plain(new, with_exempt=False)))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in before | after
@@ -143,10 +143,11 @@ def plain(value: Any, *, with_exempt: bool = True) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what stands at the ends of nested dicts, by dotted key."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
+            yield from leaves(value, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, tree
 

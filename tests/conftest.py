@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chromium import Page, chromium, why_no_chromium
 from runs import command, options
 from slurm_cluster import Cluster, slurm_cluster, why_no_cluster
 
@@ -48,3 +49,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         (pytest.fail if os.environ.get("REQUIRE_SLURM") else pytest.skip)(why)
     with slurm_cluster(tmp_path_factory.mktemp("cluster")) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A page in a browser."""
+    if why := why_no_chromium():
+        (pytest.fail if os.environ.get("REQUIRE_CHROMIUM") else pytest.skip)(why)
+    with chromium(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened

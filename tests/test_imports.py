@@ -7,15 +7,15 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mae_curriculum"
 ROWS = [
-    "config distributed frequency positions schedule decode augment targets table gauges",
-    "curriculum model sources optim checkpoint tracking stopping cli",
+    "config distributed frequency positions schedule decode augment targets table gauges curves",
+    "curriculum model sources optim checkpoint tracking stopping cli spelling",
     "data flops weights results saver lock history wandb_log",
-    "inference training summary reconstruction",
-    "knn holding health pictures",
+    "inference training summary reconstruction told",
+    "knn holding health pictures charts findings",
     "reporting",
     "loop",
     "pretrain",
-    "plan plot bench export evaluate reconstruct replay",
+    "plan plot bench export evaluate reconstruct replay report",
     "__main__",
 ]
 ROW = {module: row for row, modules in enumerate(ROWS) for module in modules.split()}

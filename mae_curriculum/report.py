@@ -1,0 +1,156 @@
+"""One page about runs: a single HTML file that needs no server and no network."""
+
+import base64
+import io
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from mae_curriculum import findings, spelling
+from mae_curriculum.charts import axes_of, draw_charts, script
+from mae_curriculum.checkpoint import write_whole
+from mae_curriculum.config import ConfigError
+from mae_curriculum.curves import MEASURES
+from mae_curriculum.findings import Table
+from mae_curriculum.told import Told, read_runs, readable
+
+PARTS = {
+    "glance": "At a glance",
+    "what": "What was run",
+    "stages": "Stages",
+    "curves": "Curves",
+    "time": "Time and cost",
+    "restarts": "Sessions and trouble",
+    "pictures": "Pictures",
+    "results": "What the encoder is worth",
+}
+"""Of the page, in order."""
+
+PICTURE_BYTES, PICTURE_COUNT, PICTURE_PIXELS = 1_200_000, 6, 1_400
+"""Of all pictures together; how many of a run, evenly chosen; their greatest width."""
+
+TABLE_ROWS = 20
+"""Of the table that holds a run's curves as numbers."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """One HTML page about runs: `python -m mae_curriculum report RUN... [--baseline RUN] [--out FILE]`."""
+
+    runs: tuple[Path, ...]
+    """Run folders."""
+    baseline: Path | None = None
+    """Folder of the run that the others are held against; it may be one of them."""
+    out: Path | None = None
+    """Where the page is written; null for report.html in the first run's folder."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ConfigError("runs: name at least one, as in `python -m mae_curriculum report RUN`")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a run, as the page holds it."""
+
+    name: str
+    alt: str
+    width: int
+    height: int
+    url: str
+
+
+def report(config: ReportConfig) -> int:
+    """Write the page; returns the exit code."""
+    runs = read_runs([*filter(None, [config.baseline]), *config.runs])
+    page = render(runs, baseline=runs[0] if config.baseline else None)
+    out = config.out or config.runs[0] / "report.html"
+    try:
+        write_whole(out, page.encode(errors="replace"))
+    except OSError as error:
+        raise ConfigError(f"{readable(out)} cannot be written ({error.strerror}); choose another --out") from error
+    print(f"{readable(out)}: {len(page) / 1e6:.1f} MB, {len(runs)} run{'s' * (len(runs) > 1)}")
+    return 0
+
+
+def render(runs: Sequence[Told], *, baseline: Told | None) -> str:
+    """Make the page; a baseline is one of the runs."""
+    templates = files("mae_curriculum") / "page"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {}  # Bokeh's references rely on the order of keys
+    environment.filters |= {
+        name.removeprefix("spell_"): spell for name, spell in vars(spelling).items() if name.startswith("spell_")
+    }
+    charts = list(draw_charts(runs))
+    pictures = [list(pictures_of(run, most_bytes=PICTURE_BYTES // len(runs))) for run in runs]
+    results = findings.result_table(runs)
+    told = {
+        "stages": any(run.stages for run in runs),
+        "curves": charts,
+        "pictures": any(pictures),
+        "results": results.rows,
+    }
+    return environment.from_string((templates / "page.html").read_text("utf-8")).render(
+        parts={name: title for name, title in PARTS.items() if told.get(name, True)},
+        now=time.time(),
+        runs=runs,
+        baseline=baseline,
+        others=[run for run in runs if run is not baseline],
+        findings=findings,
+        style=(templates / "page.css").read_text("utf-8"),
+        behaviour=(templates / "page.js").read_text("utf-8"),
+        bokeh=script() if charts else "",
+        charts=charts,
+        axes=axes_of(runs),
+        numbers=[numbers_of(run) for run in runs if len(run.curves)],
+        pictures=pictures,
+        results=results,
+        longest=max(sum(findings.seconds_by_activity(run).values()) for run in runs),
+    )
+
+
+def numbers_of(run: Told) -> Table:
+    """Tell a run's curves as numbers, for those who cannot see charts."""
+    known = [measure for measure in MEASURES if run.tells(measure)]
+    chosen = np.unique(np.linspace(0, len(run.curves) - 1, TABLE_ROWS).astype(int))
+    columns = [run.curves[measure.key][chosen] * measure.scale for measure in known]
+    rows = [
+        [spelling.spell_count(step), *(spelling.spell_number(value) for value in row)]
+        for step, *row in zip(run.curves["steps"][chosen], *columns, strict=True)
+    ]
+    head = ["step", *(f"{m.title}, {m.unit}" if m.unit else m.title for m in known)]
+    return Table(f"Curves of {run.name}", head, rows)
+
+
+def pictures_of(run: Told, *, most_bytes: int) -> Iterator[Picture]:
+    """Choose pictures of a run, the newest first, and make them small; those that cannot be read are left out."""
+    paths = sorted((run.folder.path / "pictures").glob("*.png"), reverse=True)
+    for place in np.unique(np.linspace(0, len(paths) - 1, min(PICTURE_COUNT, len(paths))).astype(int)):
+        content = io.BytesIO()
+        try:
+            with Image.open(paths[place]) as image:
+                image.thumbnail((PICTURE_PIXELS, 10 * PICTURE_PIXELS))
+                image.save(content, "WEBP", quality=80)
+        except OSError:
+            continue
+        most_bytes -= content.tell()
+        if most_bytes < 0:
+            return
+        url = "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
+        yield Picture(*name_picture(run, paths[place].stem), *image.size, url)
+
+
+def name_picture(run: Told, stem: str) -> tuple[str, str]:
+    """Name a picture, and say in words what it shows."""
+    if match := re.fullmatch(r"step-(\d+)", stem):
+        name = f"after {int(match[1]):,} steps"
+        shows = "of some images, from top to bottom: the image, what was visible of it, its reconstruction, the error"
+        return name, f"{run.name} {name}: {shows}"
+    return readable(stem), f"{readable(stem)} of {run.name}"

@@ -1,0 +1,62 @@
+"""How numbers and settings are spelled on a page."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from mae_curriculum.table import side, spell_seconds
+
+UNKNOWN = "–"
+"""Stands for what is not known."""
+
+
+def in_form(value: float | None, form: str, *, scale: float = 1.0) -> str:
+    """Spell a number in a format such as "{:.3g}", if there is one."""
+    return UNKNOWN if value is None or not math.isfinite(value) else form.format(value * scale)
+
+
+def spell_size(size: Sequence[int] | None) -> str:
+    """Spell an image size with its unit."""
+    return f"{side(size)} px" if size else UNKNOWN
+
+
+def spell_share(share: float | None) -> str:
+    """Spell a share as percent."""
+    return in_form(share, "{:.1f} %", scale=100)
+
+
+def spell_count(count: float | None) -> str:
+    """Spell a count."""
+    return in_form(count, "{:,.0f}")
+
+
+def spell_flops(flops: float | None) -> str:
+    """Spell FLOPs, such as 7.73e19."""
+    return in_form(flops, "{:.2e}").replace("e+", "e")
+
+
+def spell_duration(seconds: float | None) -> str:
+    """Spell a duration: 12.3 s, or from two minutes on H:MM:SS."""
+    if seconds is None or not math.isfinite(seconds):
+        return UNKNOWN
+    return f"{seconds:.1f} s" if seconds < 120 else spell_seconds(seconds)
+
+
+def spell_date(seconds: float) -> str:
+    """Spell a time of day, where the report is made."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def spell_number(value: float | None) -> str:
+    """Spell any number in four digits."""
+    return in_form(value, "{:,.4g}")
+
+
+def spell_setting(value: Any) -> str:
+    """Spell a setting's value; stages by their shares and sizes."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return ", ".join(f"{100 * item.get('share', 0):.3g} % at {item.get('size')}" for item in value)
+    return str(value)
