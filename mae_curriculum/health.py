@@ -2,7 +2,7 @@
 
 import math
 from collections import ChainMap, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -99,7 +99,7 @@ class Health:
     def _warn_of_spike(self, step: int, loss: float | None) -> None:
         if loss is None:
             return
-        if len(self._losses) == SPIKE_REPORTS and loss > SPIKE * min(self._losses):
+        if is_spike(loss, self._losses):
             self._journal.write("spike", step=step, loss=loss, before=min(self._losses))
             self._say(
                 f"warning: the loss is {loss:.4g} at step {step}, {loss / min(self._losses):.1f} times what it was; if "
@@ -119,3 +119,8 @@ class Health:
                 f"warning: stage {stage + 1} waits for data {share:.0%} of its time; raise data.workers ({workers} for "
                 "each process now), give the job more CPU cores, or bring the images nearer"
             )
+
+
+def is_spike(loss: float, before: Collection[float]) -> bool:
+    """Tell whether a loss stands out from enough of those before it."""
+    return len(before) == SPIKE_REPORTS and loss > SPIKE * min(before)

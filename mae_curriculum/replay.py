@@ -1,7 +1,7 @@
 """The step that ended a run once more: the same images, masks and weights, image by image."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def measure(
     total = [torch.zeros_like(parameter) for parameter in parameters]
     rows = []
     for place, index in enumerate(batch.ids.tolist()):
-        one = replace(batch, images=batch.images[place : place + 1], ids=batch.ids[place : place + 1])
+        one = batch._replace(images=batch.images[place : place + 1], ids=batch.ids[place : place + 1])
         with world.autocast(config.precision):
             loss = model(*training.inputs(one, moment, range(place, place + 1))).sum()
         gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)

@@ -13,9 +13,9 @@ from importlib import import_module
 CONTINUE = 75
 """Exit code of a command that was stopped and can be continued."""
 
-REQUEUE_SECONDS = 120
-"""In which SLURM ends a job that it was asked to put back into the queue; else the job fails, lest those that depend on
-it take it for done."""
+REQUEUE_SECONDS, REFUSED_SECONDS = 120, 30
+"""In which SLURM ends a job that it puts back into the queue: as it was asked to, or of itself where it refuses, since
+the job was there already. Else the job fails, lest those that depend on it take it for done."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """They wait until the command itself looks after them: until then they would end the process, or submitit's handlers
@@ -66,7 +66,7 @@ class Job:
                 f"stopped; job {job} goes back into the queue ({count + 1} of at most {self.most_requeues})", flush=True
             )
             told = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False).stderr
-        time.sleep(REQUEUE_SECONDS)  # SLURM ends every task of a job that it requeues
+        time.sleep(REFUSED_SECONDS if told else REQUEUE_SECONDS)
         raise RuntimeError(
             f"SLURM did not put job {this_job()} back into the queue: {told.strip() or 'it does not say why'}"
         )

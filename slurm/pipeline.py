@@ -135,7 +135,8 @@ def pipeline(config: PipelineConfig) -> int:
             config.folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(hold(config.folder / "lock.json", tell=lambda _: None))
         code = run_here(groups) if config.local else submit(config, groups)
-    print(as_outcome([[entry_of(part) for part in group] for group in groups], ask_queue()))
+    queue = {} if config.local else ask_queue()
+    print(as_outcome([[entry_of(part) for part in group] for group in groups], queue))
     return code
 
 

@@ -189,3 +189,50 @@ def test_the_same_job_runs_here_without_slurm(tmp_path: Path) -> None:
     assert main(["submit", "--local=true", "--", "mae_curriculum", "pretrain", *options(run, epochs=2)]) == 0
     assert (run / "summary.json").exists()
     assert os.environ.get("SLURM_JOB_ID") is None
+
+
+def test_a_job_that_slurm_does_not_requeue_fails_lest_others_take_it_for_done(cluster: Cluster, tmp_path: Path) -> None:
+    folder, run = tmp_path / "jobs", tmp_path / "run"
+    command = ["mae_curriculum", "pretrain", *options(run, epochs=400)]
+    job = submit(cluster, folder, "--time", 5, "--", *command)
+    wait_for(lambda: last_step(run) > 0, folder)
+    cluster.ask("scontrol", "update", f"JobId={job}", "Requeue=0")
+    cluster.ask("scancel", "--signal=USR1", job)
+    wait_for(lambda: "FAILED" in cluster.ask("sacct", "-n", "-X", "-o", "state", "-j", job), folder)
+    log = "".join(path.read_text() for path in folder.glob("*/*.out"))
+    assert f"SLURM did not put job {job} back into the queue: Requested operation is presently disabled" in log
+
+
+def test_a_job_that_sbatch_refuses_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    words = ["submit", "--folder", str(tmp_path / "jobs"), "--partition", "nope", "--", "mae_curriculum", "pretrain"]
+    done = subprocess.run(
+        [sys.executable, "-m", "slurm", *words, *options(tmp_path / "run")],
+        cwd=ROOT,
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    *_, line = done.stderr.splitlines()  # sbatch has had its say before
+    assert line.startswith("error: SLURM refuses the job: ")
+    assert "Invalid partition" in line
+
+
+def test_status_knows_jobs_that_have_not_begun_and_those_that_never_did(cluster: Cluster, tmp_path: Path) -> None:
+    folder, run = tmp_path / "jobs", tmp_path / "runs" / "mine"
+
+    def status() -> str:
+        words = [sys.executable, "-m", "slurm", "status", str(tmp_path / "runs")]
+        return subprocess.run(
+            words, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    settings = ["--time", 5, "--sbatch", '{"hold": true}']
+    job = submit(cluster, folder, *settings, "--", "mae_curriculum", "pretrain", *options(run, epochs=2))
+    assert "pending (JobHeldUser)" in status()
+    cluster.ask("scancel", job)
+    wait_for(lambda: "pending" not in status(), folder)
+    assert f"{run}: no word of why (log: " in status()
+    submit(cluster, folder, "--time", 5, "--", "mae_curriculum", "pretrain", *options(run, epochs=2))
+    wait_for(lambda: "finished" in status(), folder)

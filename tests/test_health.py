@@ -1,0 +1,75 @@
+"""What a run warns of, and what is left of one that diverged."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import command, options, picture_folder, pictures, rows
+
+from mae_curriculum.checkpoint import load_state
+from mae_curriculum.health import CAPTURE, is_spike
+
+
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that came to an end since its learning rate is absurd."""
+    folder = tmp_path_factory.mktemp("diverged")
+    images = picture_folder(folder / "images", 2, 99)
+    flags = options(folder / "run", **pictures(images), optim__base_lr=1e30, optim__warmup=0.0)
+    done = command("pretrain", *flags)
+    assert done.returncode == 2
+    assert "not finite in 5 steps in a row" in done.stderr
+    assert done.stderr.count("warning: the gradient of step") == 5
+    return folder / "run"
+
+
+def test_steps_without_a_finite_gradient_are_named_with_their_images_and_end_a_run_after_five(diverged: Path) -> None:
+    skipped = rows(diverged, "skipped")
+    assert len(skipped) == 5
+    steps = [row["step"] for row in skipped]
+    assert steps == list(range(steps[0], steps[0] + 5))
+    assert all(len(row["images_by_rank"]) == 1 and len(row["images_by_rank"][0]) == 64 for row in skipped)
+    assert rows(diverged, "error")[0]["reason"].startswith("ConfigError: the gradient was not finite")
+
+
+def test_a_capture_replays_the_step_with_the_weights_it_had(diverged: Path) -> None:
+    state = load_state(diverged / CAPTURE)
+    assert state["step"] == rows(diverged, "skipped")[0]["step"]
+    done = command("replay", "--run", diverged)
+    assert done.returncode == 0, done.stderr
+    named = rows(diverged, "skipped")[0]["images_by_rank"][0]
+    told = done.stdout.splitlines()
+    assert f"step {state['step']}, with the weights" in told[-1]
+    assert "64 of 64 images have no finite loss or gradient" in told[-1]
+    assert sorted(line.split()[0] for line in told[1:-1]) == sorted(named)
+
+
+def test_a_run_without_capture_cannot_be_replayed(finished: Path) -> None:
+    done = command("replay", "--run", finished)
+    assert done.returncode == 2
+    assert "capture.pt is not there" in done.stderr
+
+
+def test_a_stage_that_waits_for_data_is_named_with_the_knob_to_turn(tmp_path: Path) -> None:
+    generator, images = np.random.default_rng(0), tmp_path / "images"
+    images.mkdir()
+    for index in range(64):  # large and incompressible: reading one takes longer than training on it
+        pixels = generator.integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{index}.png", compress_level=1)
+    seen = {"curriculum": "configs/curriculum/none.yaml", "epochs": 6}
+    flags = options(tmp_path / "run", **pictures(images, **seen), tracking__every_steps=1)
+    done = command("pretrain", *flags)
+    assert done.returncode == 0
+    (warning,) = (line for line in done.stderr.splitlines() if "waits for data" in line)
+    assert warning.startswith("warning: stage 1 waits for data ")
+    assert "raise data.workers (0 for each process now)" in warning
+    (row,) = rows(tmp_path / "run", "waiting")
+    assert 0.05 < row["share"] < 1
+
+
+def test_a_loss_twice_the_least_of_ten_is_a_spike() -> None:
+    before = [1.0, 0.5, *[0.9] * 8]
+    assert is_spike(1.01, before)
+    assert not is_spike(1.0, before)
+    assert not is_spike(9.0, before[1:])
