@@ -68,7 +68,7 @@ class Health:
             )
 
     def _name_skipped(self, steps: list[Step], norms: list[float]) -> None:
-        for step, norm in zip(steps, norms, strict=True):
+        for index, (step, norm) in enumerate(zip(steps, norms, strict=True)):
             if math.isfinite(norm):
                 self._skipped.clear()
                 continue
@@ -80,7 +80,7 @@ class Health:
                 "names its images. If there are more, lower optim.base_lr, or set optim.clip_norm or precision float32"
             )
             if len(self._skipped) == MOST_SKIPPED:
-                self._capture(exact=step is steps[-1])
+                self._capture(exact=not any(map(math.isfinite, norms[index:])))
                 raise ConfigError(
                     f"the gradient was not finite in {MOST_SKIPPED} steps in a row, up to step {step.moment.step} "
                     f"({names[0][0]} and others, which journal.jsonl names); `replay` shows the first of them again; "

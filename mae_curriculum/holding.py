@@ -63,7 +63,8 @@ def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
         try:
             yield Run(folder, journal, saver, lambda: world.on_main(locks[0] if locks else lambda: None))
         except Exception as error:
-            journal.write("error", reason=" ".join(f"{type(error).__name__}: {error}".split()))
+            kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+            journal.write("error", reason=" ".join(f"{kind}{error}".split()))
             raise
 
 

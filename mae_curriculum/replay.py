@@ -69,5 +69,5 @@ def measure(
         gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         for whole, part in zip(total, gradient, strict=True):
             whole += part / moment.batch_images
-        rows.append((images.name(index), float(loss), float(nn.utils.get_total_norm(gradient))))
+        rows.append((images.name(index), float(loss.detach()), float(nn.utils.get_total_norm(gradient))))
     return rows, float(nn.utils.get_total_norm(total))

@@ -30,17 +30,18 @@ def test_steps_without_a_finite_gradient_are_named_with_their_images_and_end_a_r
     steps = [row["step"] for row in skipped]
     assert steps == list(range(steps[0], steps[0] + 5))
     assert all(len(row["images_by_rank"]) == 1 and len(row["images_by_rank"][0]) == 64 for row in skipped)
-    assert rows(diverged, "error")[0]["reason"].startswith("ConfigError: the gradient was not finite")
+    assert rows(diverged, "error")[0]["reason"].startswith("the gradient was not finite")
 
 
 def test_a_capture_replays_the_step_with_the_weights_it_had(diverged: Path) -> None:
     state = load_state(diverged / CAPTURE)
     assert state["step"] == rows(diverged, "skipped")[0]["step"]
     done = command("replay", "--run", diverged)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0
+    assert done.stderr == ""
     named = rows(diverged, "skipped")[0]["images_by_rank"][0]
     told = done.stdout.splitlines()
-    assert f"step {state['step']}, with the weights" in told[-1]
+    assert f"step {state['step']}, with the weights it had" in told[-1]
     assert "64 of 64 images have no finite loss or gradient" in told[-1]
     assert sorted(line.split()[0] for line in told[1:-1]) == sorted(named)
 
