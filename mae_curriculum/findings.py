@@ -56,6 +56,9 @@ COMPARED = {"images": "images", "flops": "FLOPs", "train_seconds": "training tim
 MOST_NAMED = 5
 """Broken images that are named; the journal names all."""
 
+GRAMS_PER_KWH = 480
+"""CO2 equivalent of electricity: the world's mean of 2023 (Ember, Global Electricity Review 2024)."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -144,7 +147,10 @@ def cost_table(runs: Sequence[Told]) -> Table:
         "FLOPs without curriculum": lambda run: spell_flops(run.newest.get("baseline_flops")),
         "device hours (processes × hours)": lambda run: f"{device_hours(run):,.3g}",
         "images/s, training and waiting": lambda run: in_form(_rate(run), "{:,.0f}"),
-        "energy, kWh": lambda run: in_form(run.newest.get("energy_joules"), "{:.3g}", scale=1 / 3.6e6),
+        "energy of the GPUs, kWh": lambda run: in_form(run.newest.get("energy_joules"), "{:.3g}", scale=1 / 3.6e6),
+        f"CO2eq at {GRAMS_PER_KWH} g/kWh, kg": lambda run: in_form(
+            run.newest.get("energy_joules"), "{:.3g}", scale=GRAMS_PER_KWH / 1000 / 3.6e6
+        ),
     }
     rows = [[name, *map(tell, runs)] for name, tell in facts.items()]
     known = [row for row in rows if {*row[1:]} != {UNKNOWN}]

@@ -106,6 +106,12 @@ def test_the_time_of_a_run_is_split_without_a_remainder(tmp_path: Path) -> None:
     assert sum(spent.values()) == 159.5
 
 
+def test_energy_is_told_as_what_it_cost_the_climate_too(tmp_path: Path) -> None:
+    told = words_of(report(write_run(tmp_path / "run", energy_joules=7.2e6)))
+    assert "energy of the GPUs, kWh 2 " in told
+    assert "CO2eq at 480 g/kWh, kg 0.96 " in told
+
+
 def test_stages_take_their_shares_of_a_run(tmp_path: Path) -> None:
     (run,) = read_runs([write_run(tmp_path / "run", size=[24, 24])])
     assert [(each.number, each.first_step, each.steps) for each in run.stages] == [(1, 0, 30), (2, 30, 30)]
