@@ -4,8 +4,11 @@ Started by torchrun or SLURM, or alone: the environment is read here and nowhere
 """
 
 import os
+import shlex
+import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -176,15 +179,28 @@ def job_end() -> float | None:
 
 
 def job_facts() -> dict[str, Any]:
-    """Tell where this process runs: host, process number, the scheduler's number of the job, the file of its output."""
+    """Tell what runs where: command, commit, host, process, the scheduler's number of the job, the file of its output.
+
+    None stands for what is not known; the commit is where the code lies in its repository.
+    """
     output = Path("/proc/self/fd/2")
     log = str(output.readlink()) if output.is_symlink() else ""
     return {
+        "command": shlex.join(sys.argv),
+        "commit": _commit(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "job": os.environ.get("SLURM_JOB_ID"),
         "log": log if Path(log).is_file() else None,
     }
+
+
+def _commit() -> str | None:
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    words = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def _environment() -> tuple[int, int, int]:
