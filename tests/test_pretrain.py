@@ -305,7 +305,7 @@ def test_a_run_folder_of_another_config_is_refused_unharmed(finished: Path, caps
 def test_the_command_line_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert main(["pretrian"]) == 2
-    assert "{pretrain,bench,export,knn,reconstruct,plot,plan}" in capsys.readouterr().err
+    assert "{pretrain,bench,export,knn,replay,reconstruct,plot,plan,report}" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
