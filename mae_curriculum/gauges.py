@@ -1,5 +1,6 @@
 """What a device can do and what it uses: peak arithmetic, memory, energy."""
 
+import re
 import resource
 import sys
 import time
@@ -12,6 +13,7 @@ PEAK_BFLOAT16 = {
     "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "A40": 150e12,
@@ -23,8 +25,8 @@ PEAK_BFLOAT16 = {
 }
 """FLOP/s of dense matrix products in bfloat16, from NVIDIA's data sheets; the first in a device's name counts."""
 
-SIDE = 1024
-"""Of the square matrices by which the peak of other devices is measured."""
+SIDES = {"cpu": 1024, "cuda": 8192}
+"""Of the square matrices by which the peak of other devices is measured: a fraction of a second of work."""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -32,15 +34,16 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for known, peak in PEAK_BFLOAT16.items():
-            if known in name:
+            if re.search(rf"\b{known}\b", name) and "MIG" not in name:
                 return peak
-    matrix = torch.ones((SIDE, SIDE), device=device, dtype=dtype)
+    side = SIDES.get(device.type, SIDES["cpu"])
+    matrix = torch.ones((side, side), device=device, dtype=dtype)
     seconds = []
     for _ in range(5):
         begun = time.perf_counter()
         float((matrix @ matrix)[0, 0])  # waits for the device
         seconds.append(time.perf_counter() - begun)
-    return 2 * SIDE**3 / min(seconds)
+    return 2 * side**3 / min(seconds)
 
 
 def memory_bytes(device: torch.device) -> int:

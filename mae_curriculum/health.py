@@ -83,7 +83,7 @@ class Health:
                 self._capture(exact=not any(map(math.isfinite, norms[index:])))
                 raise ConfigError(
                     f"the gradient was not finite in {MOST_SKIPPED} steps in a row, up to step {step.moment.step} "
-                    f"({names[0][0]} and others, which journal.jsonl names); `replay` shows the first of them again; "
+                    f"({names[0][0]} and others, which journal.jsonl names); "
                     "lower optim.base_lr, or set optim.clip_norm or precision float32, in another --run; the newest "
                     "checkpoint is from before"
                 )

@@ -31,11 +31,14 @@ def replay(config: ReplayConfig) -> int:
     capture = config.run / CAPTURE
     if not capture.exists():
         raise ConfigError(f"{capture} is not there: pretrainings leave one that end by steps without finite gradient")
+    path = RunFolder(config.run).config
+    if "mask_ratio" not in path.read_text():
+        raise ConfigError(f"{config.run} is no pretraining, and only those are replayed")
     state = load_state(capture)
     with connect() as world:
         if world.size > 1:
             raise ConfigError(f"replay is for one process, this is one of {world.size}; start it without torchrun")
-        rows, norm = measure(load_file(PretrainConfig, RunFolder(config.run).config), state, world)
+        rows, norm = measure(load_file(PretrainConfig, path), state, world)
     failed = [row for row in rows if not math.isfinite(row[1] + row[2])]
     table = [[name, f"{loss:.4g}", f"{gradient:.4g}"] for name, loss, gradient in failed or rows]
     print(as_table([["image", "loss", "gradient"], *table]))

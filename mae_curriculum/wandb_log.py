@@ -8,7 +8,7 @@ import json
 import sys
 import uuid
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -21,14 +21,14 @@ from mae_curriculum.tracking import Journal, Mode, TrackingConfig
 AXES = ("images", "epochs", "flops", "train_seconds")
 """Against which curves are drawn: curricula compare at equal images and at equal cost."""
 
-COMPARED = ("loss", "knn", "accuracy")
+COMPARED = ("loss", "val_loss", "knn", "accuracy")
 """Drawn against each axis; other metrics against images."""
 
 INIT_SECONDS = 15.0
 """For W&B's server to answer, before this job's part of the run is logged offline."""
 
-FINISH_SECONDS = 15.0
-"""For what is left to be uploaded at the end: a job that was asked to stop has about 30."""
+FINISH_SECONDS, CLOSE_SECONDS = 10.0, 15.0
+"""For what is left to be uploaded at the end, and for the end in all: a job that was asked to stop has about 30."""
 
 Row = dict[str, Any]
 
@@ -46,12 +46,18 @@ class WandbLog:
         self._folder, self._tracking, self._config = folder, tracking, config
         self._rows: SimpleQueue[Row | None] = SimpleQueue()
         self._thread: Thread | None = None
+        self._began: float | None = None
+        """When this job wrote its first row: those before are other jobs'."""
+        self._given_up = False
 
     def take(self, row: Row) -> None:
         """Take a row of the journal over. W&B begins with the first step, once the loader's processes are forked.
 
-        Steps that the journal has and W&B has not, from a job that was killed or did without, are brought over first.
+        What the journal has and W&B has not, from a job that was killed or did without, is brought over first.
         """
+        if self._given_up:
+            return
+        self._began = self._began or row["time"]
         self._rows.put(row)
         if self._thread is None and row["event"] == "step":
             self._thread = Thread(target=self._work, daemon=True)
@@ -61,22 +67,41 @@ class WandbLog:
         """Bring over what is left, for a few seconds."""
         self._rows.put(None)
         if self._thread is not None:
-            self._thread.join(INIT_SECONDS + FINISH_SECONDS)
+            self._thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
         try:
             run = begin_wandb(self._folder, self._tracking, self._config)
-            earlier = (row for row in Journal(self._folder.journal).rows() if row["event"] == "step")
-            known = read_state(self._folder)["step"]
-            for row in chain(earlier, iter(self._rows.get, None)):
-                if row["event"] != "step" or row["step"] >= known:
-                    bring(run, row)
-                if row["event"] == "step":
-                    known = max(known, row["step"] + 1)
-                    write_json(state_path(self._folder), {"id": run.id, "step": known})
-            run.finish()
+            try:
+                self._bring_all(run)
+            finally:
+                run.finish()
         except Exception as error:  # W&B is no reason to end a run; the journal has it all
+            self._given_up = True
             print(f"warning: W&B is given up: {type(error).__name__} {error}", file=sys.stderr, flush=True)
+
+    def _bring_all(self, run: Any) -> None:
+        """Bring rows over in the order of the journal, those of one step together, as W&B wants them."""
+        state = read_state(self._folder)
+        known = state["step"]
+        journal = Journal(self._folder.journal).rows()
+        earlier = takewhile(lambda row: row["time"] < (self._began or 0), journal)
+        later = iter(self._rows.get, None)
+        metrics: Row = {}
+        for row in chain((row for row in earlier if (position_of(row) or 0) > known), later):
+            position = position_of(row)
+            if position is None:
+                bring_facts(run, row)
+            elif position >= state["step"]:
+                if position > state["step"] and metrics:
+                    run.log(metrics, step=state["step"], commit=True)
+                    metrics = {}
+                    write_json(state_path(self._folder), state)  # only what was logged counts, should a kill come now
+                state["step"] = position
+                metrics |= metrics_of(row)
+        if metrics:
+            run.log(metrics, step=state["step"], commit=True)
+        write_json(state_path(self._folder), state)
 
 
 def begin_wandb(folder: RunFolder, tracking: TrackingConfig, config: Any) -> Any:
@@ -108,17 +133,19 @@ def begin_wandb(folder: RunFolder, tracking: TrackingConfig, config: Any) -> Any
         x_disable_meta=True,
         x_disable_machine_info=True,
         x_save_requirements=False,
+        x_transaction_log_flush_interval=1.0,  # seconds: what a kill can cost
     )
     mode: Mode = tracking.wandb
-    if mode == "online" and not wandb.login(prompt=False, verify=False):
-        print("warning: no W&B key here, so W&B is logged offline; `wandb login` stores one", file=sys.stderr)
-        mode = "offline"
     try:
+        if mode == "online" and not wandb.login(prompt=False, verify=False):
+            print("warning: no W&B key here, so W&B is logged offline; `wandb login` stores one", file=sys.stderr)
+            mode = "offline"
         run = begin(mode)
-    except (wandb.Error, OSError) as error:
+    except Exception as error:  # no answer, a key that is none, ...
         if mode == "offline":
             raise
         print(f"warning: W&B does not answer ({error}); it is logged offline", file=sys.stderr, flush=True)
+        wandb.teardown()  # what was begun holds the run's id
         run = begin("offline")
     for axis in AXES:
         run.define_metric(axis, hidden=True)
@@ -128,17 +155,19 @@ def begin_wandb(folder: RunFolder, tracking: TrackingConfig, config: Any) -> Any
     return run
 
 
-def bring(run: Any, row: Row) -> None:
-    """Tell W&B what a row of the journal tells, at its optimizer step; W&B itself would count from 0 in each job."""
+def position_of(row: Row) -> int | None:
+    """Tell at which optimizer step W&B shows a row: W&B itself would count from 0 in each job. None for other rows."""
     match row:
         case {"event": "step", "step": step}:
-            run.log(metrics_of(row), step=step + 1)
-        case {"event": "evaluation", "step": step}:
-            run.log(compared({key: value for key, value in row.items() if key in COMPARED}), step=step)
-        case {"event": "pictures", "step": step, "files": files}:
-            import wandb
+            return int(step) + 1
+        case {"event": "evaluation" | "pictures", "step": step}:
+            return int(step)
+    return None
 
-            run.log({"pictures": [wandb.Image(str(path)) for path in files]}, step=step)
+
+def bring_facts(run: Any, row: Row) -> None:
+    """Tell W&B what a row tells of the whole run."""
+    match row:
         case {"event": "start", "step": step}:
             run.config.update({f"start_at_{step}": without_home(row)}, allow_val_change=True)
         case {"event": "end"}:
@@ -146,8 +175,15 @@ def bring(run: Any, row: Row) -> None:
 
 
 def metrics_of(row: Row) -> Row:
-    """Give the metrics of a step's row: its numbers, the size by its sides, each activity's share of all time."""
+    """Give the metrics of a row: its numbers, a size by its sides, each activity's share of all time."""
+    if row["event"] == "pictures":
+        import wandb
+
+        return {"pictures": [wandb.Image(str(path)) for path in row["files"]]}
     numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+    if row["event"] == "evaluation":  # its loss is that of other images
+        renamed = {"val_loss" if key == "loss" else key: value for key, value in numbers.items()}
+        return compared({key: value for key, value in renamed.items() if key in COMPARED})
     height, width = row["size"]
     spent = {key.removesuffix("_seconds"): value for key, value in numbers.items() if key.endswith("_seconds")}
     shares = {f"share_{key}": value / sum(spent.values()) for key, value in spent.items()}

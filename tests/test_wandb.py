@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import struct
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from runs import command, equal, options, rows, start, stop_midway, weights
 
+from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import read_json
 from mae_curriculum.reporting import ACTIVITIES
 from mae_curriculum.wandb_log import AXES
@@ -57,7 +59,7 @@ def read_back(run: Path) -> tuple[set[str], list[dict[str, Any]], dict[str, str]
 
 def test_a_run_with_two_restarts_is_one_run_and_one_curve(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = options(run, epochs=12, tracking__wandb="offline", saving__every_minutes=0.01)
+    flags = options(run, epochs=12, tracking__wandb="offline", saving__every_minutes=0.01, knn__every_epochs=4)
     stop_midway(run, "pretrain", *flags)
     process = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *flags)
     while len(rows(run, "start")) < 2 or rows(run, "step")[-1]["time"] < rows(run, "start")[1]["time"]:
@@ -71,6 +73,9 @@ def test_a_run_with_two_restarts_is_one_run_and_one_curve(finished: Path, tmp_pa
 
     ids, logged, axes, text = read_back(run)
     steps = [row for row in logged if "loss" in row]
+    evaluated = {row["step"]: row["knn"] for row in rows(run, "evaluation")}
+    assert {row["_step"]: row["knn"] for row in logged if "knn" in row} == evaluated
+    assert len(evaluated) == 3
     told = rows(run, "step")
     assert ids == {read_json(run / "wandb.json")["id"]}
     assert [row["_step"] for row in steps] == [row["step"] + 1 for row in told]
@@ -85,13 +90,21 @@ def test_a_run_with_two_restarts_is_one_run_and_one_curve(finished: Path, tmp_pa
 
 
 def test_wandb_changes_no_bit_and_missing_keys_and_servers_end_nothing(finished: Path, tmp_path: Path) -> None:
-    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "k" * 40}
-    for name, environment, words in (("key", {}, "no W&B key here"), ("net", nowhere, "W&B does not answer")):
-        run = tmp_path / name
-        begun = time.monotonic()
-        done = command("pretrain", *options(run, tracking__wandb="online"), HOME=str(tmp_path), **environment)
-        assert done.returncode == 0
-        assert words in done.stderr
-        assert time.monotonic() - begun < 60
-        assert equal(weights(run), weights(finished))
-        assert list((run / "wandb").glob("*run-*/*.wandb"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls, and never answers
+        nowhere = {"WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "WANDB_API_KEY": "k" * 40}
+        malformed = {"WANDB_API_KEY": "short"}
+        cases: list[tuple[str, dict[str, str], str]]
+        cases = [("key", {}, "no W&B key here"), ("bad", malformed, "logged offline"), ("net", nowhere, "not answer")]
+        for name, environment, words in cases:
+            run, begun = tmp_path / name, time.monotonic()
+            flags = options(run, tracking__wandb="online")
+            done = command("pretrain", *flags, HOME=str(tmp_path), **environment)
+            assert done.returncode == 0
+            assert words in done.stderr
+            assert time.monotonic() - begun < 60
+            assert equal(weights(run), weights(finished))
+
+
+def test_a_project_that_wandb_would_refuse_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--tracking.project", "a/b"]) == 2
+    assert "tracking.project: up to 128 characters" in capsys.readouterr().err
