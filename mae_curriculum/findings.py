@@ -208,7 +208,7 @@ def troubles(run: Told) -> list[str]:
     """Tell what went wrong in a run, kind by kind."""
     told = []
     if skipped := [row["step"] for row in run.history.rows("skipped")]:
-        told.append(f"{len(skipped)} steps skipped, the first at {skipped[0]:,}: their gradient was not finite")
+        told.append(f"{len(skipped)} steps skipped, the first at {skipped[0]:,}: their loss or gradient was not finite")
     if broken := {str(row["image"]): row["reason"] for row in run.history.rows("broken_image")}:
         named = "; ".join(f"{name} ({reason})" for name, reason in [*broken.items()][:MOST_NAMED])
         more = f"; and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""

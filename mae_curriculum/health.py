@@ -9,11 +9,11 @@ from typing import Any
 from mae_curriculum.checkpoint import put_in_place, write_aside, write_state
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data import BROKEN_LIMIT
-from mae_curriculum.tracking import Journal, Stopwatch
+from mae_curriculum.tracking import Journal, Stopwatch, finite_or_none
 from mae_curriculum.training import Step, Training
 
 MOST_SKIPPED = 5
-"""Steps in a row without a finite gradient that end a run: one may be a bad batch, five are a run that has diverged."""
+"""Steps in a row without finite loss or gradient that end a run: one may be a bad batch, five tell that it diverged."""
 
 MOST_WAITING, LEAST_WAIT_SECONDS = 0.05, 5.0
 """Share of a stage's time that it may wait for data without a warning; of less than these seconds nobody need know."""
@@ -73,16 +73,19 @@ class Health:
                 self._skipped.clear()
                 continue
             self._skipped.append(step.moment.step)
-            names = [[self._training.images.name(i) for i in ids] for ids in self._training.world.gather(step.ids)]
-            self._journal.write("skipped", step=step.moment.step, stage=step.moment.stage, images_by_rank=names)
+            mine = (finite_or_none(step.loss_share), [self._training.images.name(index) for index in step.ids])
+            losses, names = zip(*self._training.world.gather(mine), strict=True)
+            facts = {"stage": step.moment.stage, "losses_by_rank": losses, "images_by_rank": names}
+            self._journal.write("skipped", step=step.moment.step, **facts)
             self._say(
-                f"warning: the gradient of step {step.moment.step} was not finite; it is skipped, and the journal "
-                "names its images. If there are more, lower optim.base_lr, or set optim.clip_norm or precision float32"
+                f"warning: the loss or gradient of step {step.moment.step} was not finite; it is skipped, and the "
+                "journal names its images. If there are more, lower optim.base_lr, or set optim.clip_norm or precision "
+                "float32"
             )
             if len(self._skipped) == MOST_SKIPPED:
                 self._capture(exact=not any(map(math.isfinite, norms[index:])))
                 raise ConfigError(
-                    f"the gradient was not finite in {MOST_SKIPPED} steps in a row, up to step {step.moment.step} "
+                    f"loss or gradient was not finite in {MOST_SKIPPED} steps in a row, up to step {step.moment.step} "
                     f"({names[0][0]} and others, which journal.jsonl names); "
                     "lower optim.base_lr, or set optim.clip_norm or precision float32, in another --run; the newest "
                     "checkpoint is from before"

@@ -71,6 +71,7 @@ def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
 def begin(run: Run, training: Training[Any], *, step: int, **facts: Any) -> None:
     """Write in the journal that this job begins, or goes on with, the run."""
     world, clock = training.world, training.clock
+    run.journal.go_on(training.origin)
     run.journal.write(
         "start",
         step=step,

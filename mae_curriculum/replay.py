@@ -30,7 +30,7 @@ def replay(config: ReplayConfig) -> int:
     """Print the loss and the gradient of each image that has no finite ones, and of the step; returns the exit code."""
     capture = config.run / CAPTURE
     if not capture.exists():
-        raise ConfigError(f"{capture} is not there: pretrainings leave one that end by steps without finite gradient")
+        raise ConfigError(f"{capture} is not there: a pretraining leaves one if steps without finite loss end it")
     path = RunFolder(config.run).config
     if "mask_ratio" not in path.read_text():
         raise ConfigError(f"{config.run} is no pretraining, and only those are replayed")

@@ -12,7 +12,7 @@ from mae_curriculum.distributed import World
 from mae_curriculum.gauges import EnergyMeter, memory_bytes, peak_flops
 from mae_curriculum.health import Health
 from mae_curriculum.table import side, spell_seconds
-from mae_curriculum.tracking import Journal, Progress, Stopwatch
+from mae_curriculum.tracking import Journal, Progress, Stopwatch, finite_or_none
 from mae_curriculum.training import Step, Training
 
 ACTIVITIES = ("train", "wait", "save", "evaluate", "pictures")
@@ -26,15 +26,13 @@ class Reporter:
     """Reports on a run's steps."""
 
     def __init__(self, training: Training[Any], journal: Journal, stopwatch: Stopwatch, *, first_step: int) -> None:
-        """Go on reporting from a step; what the journal has, from a job that was killed, is not written again."""
+        """Go on reporting from a step."""
         clock, world = training.clock, training.world
         self.progress = Progress(
             total_images=clock.total_images, done_images=clock.images(first_step), shown=world.is_main
         )
         self._training, self._journal, self._stopwatch, self._first_step = training, journal, stopwatch, first_step
-        newest = newest_step(journal, training.origin)
-        self._written: int = newest.get("step", -1)
-        self._joules: float = newest.get("energy_joules") or 0.0
+        self._joules: float = journal.newest.get("step", {}).get("energy_joules") or 0.0
         self._energy = EnergyMeter(world.device)
         self._loads = [training.load(span.size) for span in clock.spans] if training.load else None
         self._peak = peak_flops(world.device, world.dtype(training.config.precision))
@@ -65,13 +63,12 @@ class Reporter:
         row = {
             **self._position(moment),
             "loss": loss,
-            "gradient_norm": norms[-1] if math.isfinite(norms[-1]) else None,
-            "update_ratio": None if (ratio := self._unread[-1].update_ratio) is None else float(ratio),
+            "gradient_norm": finite_or_none(norms[-1]),
+            "update_ratio": finite_or_none(self._unread[-1].update_ratio),
             "lr": max(group["lr"] for group in training.optimizer.param_groups),
             **self._costs(moment),
         }
-        if moment.step > self._written:
-            self._journal.write("step", **row)
+        self._journal.write("step", **row)
         self._facts = " | loss {} lr {lr:.2e} | {images_per_second:.0f} images/s, {} left".format(
             "none" if loss is None else f"{loss:.4f}", spell_seconds(row["seconds_left"]), **row
         )
@@ -125,17 +122,6 @@ class Reporter:
             return None
         seen = images_by_stage(self._training.clock, done)
         return sum(count * load.flops for count, load in zip(seen, self._loads, strict=True))
-
-
-def newest_step(journal: Journal, origin: str) -> dict[str, Any]:
-    """Find the newest row of a step of a run that began with the same images and weights; empty if there is none."""
-    newest: dict[str, Any] = {}
-    for row in journal.rows():
-        if row["event"] == "start" and row.get("origin") != origin:
-            newest = {}
-        elif row["event"] == "step":
-            newest = row
-    return newest
 
 
 def area(clock: Clock, moment: Moment) -> float:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import sys
@@ -10,13 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 from tqdm import tqdm
 
 from mae_curriculum.config import ConfigError, exempt
 
 Mode = Literal["online", "offline", "disabled"]
+
+ONCE = ("step", "stage", "evaluation", "pictures", "skipped", "spike")
+"""Events that follow from the position in the run: a job that does steps again, after a kill, writes none again."""
 
 MOST_IMAGES = 64
 """In one picture: more would make it longer than viewers take."""
@@ -83,17 +87,24 @@ class Journal:
     path: Path | None
     followers: list[Callable[[dict[str, Any]], object]] = field(default_factory=list)
     """They are told of each row, too."""
+    newest: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The newest row of each event of `ONCE`, once `go_on` has read them."""
     _unwritten: list[str] = field(default_factory=list)
     """Lines that a full disk refused: they are written with the next one that it takes."""
 
     def write(self, event: str, **facts: Any) -> None:
         """Append an event with the time of day, in one write, so that a line is whole or missing.
 
-        A line that cannot be written is no reason to end a run: it waits, and the user is told.
+        A line that cannot be written is no reason to end a run: it waits, and the user is told. An event of `ONCE` that
+        the journal has of this step or a later one is not written again.
         """
         if self.path is None:
             return
         row = {"event": event, "time": round(time.time(), 3), **facts}
+        if event in ONCE:
+            if event in self.newest and row["step"] <= self.newest[event]["step"]:
+                return
+            self.newest[event] = row
         self._unwritten.append(json.dumps(row) + "\n")
         try:
             append_whole(self.path, "".join(self._unwritten).encode())
@@ -103,6 +114,17 @@ class Journal:
             self._unwritten.clear()
         for follower in self.followers:
             follower(row)
+
+    def go_on(self, origin: str) -> None:
+        """Read what is not to be written again: the newest rows of a run with the same origin: images and weights."""
+        same = False
+        for row in self.rows():
+            if row["event"] == "start":
+                same = row.get("origin") == origin
+                if not same:
+                    self.newest.clear()
+            elif same and row["event"] in ONCE:
+                self.newest[row["event"]] = row
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Read all rows, oldest first; a line that a kill or a full disk cut is left out."""
@@ -125,6 +147,11 @@ class Journal:
                     row: dict[str, Any] = json.loads(line)
                     return row
         raise LookupError(f"no '{event}' in {self.path}")
+
+
+def finite_or_none(value: SupportsFloat | None) -> float | None:
+    """Give a number as JSON can hold it."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def append_whole(path: Path, content: bytes) -> None:

@@ -123,7 +123,7 @@ class Step:
     loss_share: Tensor
     """This rank's share of the batch's mean loss."""
     gradient_norm: Tensor
-    """Norm of the whole gradient before clipping; where it is not finite the step was skipped."""
+    """Norm of the whole gradient before clipping; not finite where loss or gradient is not and the step is skipped."""
     ids: list[int]
     """This rank's images."""
     broken: dict[str, str]
@@ -215,7 +215,7 @@ def update_(
     lr: float,
     measured: bool = False,
 ) -> Step:
-    """Make one optimizer step, unless its gradient is not finite: then weights and moments stay as they are.
+    """Make one optimizer step, unless its loss or gradient is not finite: then weights and moments stay as they are.
 
     measured  measure how much it changes the weights.
     """
@@ -233,7 +233,9 @@ def update_(
         with nullcontext() if part == len(parts) or world.size == 1 else training.parallel.no_sync():
             with world.autocast(config.precision):
                 loss = training.parallel(*inputs).sum() / moment.batch_images
-            (loss * world.size).backward()  # gradients are averaged over the ranks; the loss is a sum over them
+            # gradients are averaged over the ranks, the loss is a sum over them; one that is not finite, on any rank,
+            # makes the whole gradient so, and the step is skipped by all of them
+            (loss * (world.size + 0 * loss.detach())).backward()
         total += loss.detach()
         broken |= batch.broken
         ids += batch.ids.tolist()

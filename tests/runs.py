@@ -65,6 +65,12 @@ def torchrun(*arguments: object, package: str = "mae_curriculum") -> Finished:
     return _finish([*launcher, *map(str, arguments)], {})
 
 
+def spoiled(kind: str, step: int, *arguments: object, processes: int = 1) -> Finished:
+    """Run `python -m mae_curriculum ...` with a step that goes wrong, as `spoiled.py` tells."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--"]
+    return _finish([*launcher * (processes > 1), "tests/spoiled.py", kind, str(step), *map(str, arguments)], {})
+
+
 def _finish(arguments: list[str], environment: dict[str, str]) -> Finished:
     return subprocess.run(
         [sys.executable, *arguments],

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import command, options, picture_folder, pictures, rows
+from runs import command, options, picture_folder, pictures, rows, spoiled, weights
 
 from mae_curriculum.checkpoint import load_state
 from mae_curriculum.health import CAPTURE, is_spike
@@ -13,24 +13,35 @@ from mae_curriculum.health import CAPTURE, is_spike
 
 @pytest.fixture(scope="module")
 def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that came to an end since its learning rate is absurd."""
+    """A run that came to an end since a weight became NaN in its step 3."""
     folder = tmp_path_factory.mktemp("diverged")
     images = picture_folder(folder / "images", 2, 99)
-    flags = options(folder / "run", **pictures(images), optim__base_lr=1e30, optim__warmup=0.0)
-    done = command("pretrain", *flags)
+    done = spoiled("weight", 3, "pretrain", *options(folder / "run", **pictures(images)))
     assert done.returncode == 2
     assert "not finite in 5 steps in a row" in done.stderr
-    assert done.stderr.count("warning: the gradient of step") == 5
+    assert done.stderr.count("warning: the loss or gradient of step") == 5
     return folder / "run"
 
 
 def test_steps_without_a_finite_gradient_are_named_with_their_images_and_end_a_run_after_five(diverged: Path) -> None:
     skipped = rows(diverged, "skipped")
     assert len(skipped) == 5
-    steps = [row["step"] for row in skipped]
-    assert steps == list(range(steps[0], steps[0] + 5))
+    assert [row["step"] for row in skipped] == [3, 4, 5, 6, 7]
     assert all(len(row["images_by_rank"]) == 1 and len(row["images_by_rank"][0]) == 64 for row in skipped)
-    assert rows(diverged, "error")[0]["reason"].startswith("the gradient was not finite")
+    assert rows(diverged, "error")[0]["reason"].startswith("loss or gradient was not finite")
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_a_step_skipped_by_all(tmp_path: Path) -> None:
+    flags = options(tmp_path / "run", epochs=1)
+    done = spoiled("loss", 7, "pretrain", *flags, processes=2)
+    assert done.returncode == 0
+    (warning,) = (line for line in done.stderr.splitlines() if "not finite" in line)
+    assert warning.startswith("warning: the loss or gradient of step 7 was not finite; it is skipped")
+    (row,) = rows(tmp_path / "run", "skipped")
+    assert (row["step"], row["stage"], [*map(len, row["images_by_rank"])]) == (7, 0, [32, 32])
+    assert [loss is None for loss in row["losses_by_rank"]] == [False, True]
+    assert all(weight.isfinite().all() for weight in weights(tmp_path / "run").values())
+    assert all(row["loss"] < 9 for row in rows(tmp_path / "run", "step"))
 
 
 def test_a_capture_replays_the_step_with_the_weights_it_had(diverged: Path) -> None:

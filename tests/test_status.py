@@ -51,7 +51,7 @@ def test_runs_that_finished_stopped_failed_died_and_go_on_are_told_apart(
     }
     assert cells["finished"][1:4] == ["3/3", "100.0%", "-"]
     assert float(cells["alive"][4]) > 0
-    assert "failed: the gradient was not finite in 5 steps in a row" in told
+    assert "failed: loss or gradient was not finite in 5 steps in a row" in told
     assert "died: no word of why (on " in told
 
 

@@ -17,6 +17,7 @@ from runs import command, equal, newest_state, options, rows, start, stop_midway
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import RunFolder, step_of
+from mae_curriculum.tracking import ONCE
 
 PYTHON = [sys.executable, "-m", "mae_curriculum"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mae_curriculum"]
@@ -69,6 +70,7 @@ def kill_until_done(program: list[str], run: Path, *arguments: str, kills: int, 
 def test_killed_at_random_moments_a_run_ends_with_the_bits_of_one_that_was_not(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = options(run, saving__every_minutes=1e-9, data__workers=2, micro_batch=32, tracking__every_steps=2)
+    arguments += ["--knn.every_epochs", "1", "--tracking.pictures", "1"]
     whole = tmp_path / "whole"
     assert command("pretrain", *options(whole, micro_batch=32)).returncode == 0
     kills = kill_until_done(PYTHON, run, "pretrain", *arguments, kills=5, seed=0)
@@ -77,6 +79,9 @@ def test_killed_at_random_moments_a_run_ends_with_the_bits_of_one_that_was_not(f
     assert equal(weights(run), weights(whole))
     first, second = newest_state(run)["optimizer"]["state"], newest_state(whole)["optimizer"]["state"]
     assert all(equal(first[key], second[key]) for key in second)
+    told = {event: [row["step"] for row in rows(run, event)] for event in ONCE}
+    assert all(steps == sorted({*steps}) for steps in told.values())
+    assert len(told["evaluation"]) == len(told["pictures"]) == 3
 
 
 def test_two_processes_killed_together_end_with_the_bits_of_two_that_were_not(tmp_path: Path) -> None:

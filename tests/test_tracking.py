@@ -7,6 +7,8 @@ import pytest
 
 from mae_curriculum.tracking import Journal, Progress, Stopwatch
 
+STEPPED = ("step", "evaluation", "save")
+
 
 def test_inner_activities_stop_the_outer_clock() -> None:
     watch = Stopwatch()
@@ -44,6 +46,24 @@ def test_the_journal_is_appended_to_and_its_last_row_of_a_kind_found(tmp_path: P
         Journal(tmp_path / "journal.jsonl").last("end")
 
 
+def test_what_is_done_again_after_a_kill_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+
+    def session(origin: str, *steps: int) -> None:
+        journal = Journal(path)
+        journal.go_on(origin)
+        journal.write("start", step=steps[0], origin=origin)
+        for step in steps:
+            journal.write("step", step=step)
+            journal.write("evaluation", step=10 * step)
+            journal.write("save", step=step)
+
+    for origin, *steps in (("a", 0, 1, 2), ("a", 1, 2, 3), ("b", 0, 1)):
+        session(origin, *steps)
+    told = {event: [row["step"] for row in Journal(path).rows() if row["event"] == event] for event in STEPPED}
+    assert told == {"step": [0, 1, 2, 3, 0, 1], "evaluation": [0, 10, 20, 30, 0, 10], "save": [0, 1, 2, 1, 2, 3, 0, 1]}
+
+
 def test_where_there_is_no_terminal_progress_is_a_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(total_images=100, done_images=20, shown=True)
     for images in (40, 60, 100):
@@ -70,8 +90,8 @@ def test_lines_that_a_full_disk_refuses_are_written_later(
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as stream:
         stream.write(bytes(10**6))  # as much as there is room for
-    journal.write("step", text="x" * 8000)
-    journal.write("step", text="y")
+    journal.write("step", step=1, text="x" * 8000)
+    journal.write("step", step=2, text="y")
     assert "2 lines of the journal wait" in capsys.readouterr().err
     assert len((disk / "journal.jsonl").read_text().splitlines()) == 1
     filler.unlink()

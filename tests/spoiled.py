@@ -1,0 +1,41 @@
+"""A program like `python -m mae_curriculum`, on the last rank of which one training step goes wrong.
+
+`python tests/spoiled.py loss|weight STEP VERB ...`: the step's loss is infinite, with a finite gradient, or one weight
+is NaN from that step on.
+"""
+
+import math
+import os
+import sys
+from itertools import count
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from mae_curriculum.__main__ import main
+from mae_curriculum.model import MaskedAutoencoder
+
+kind, spoiled_step, *words = sys.argv[1:]
+steps = count()
+
+
+def spoil_weight(model: nn.Module, _: Any) -> None:
+    if isinstance(model, MaskedAutoencoder) and next(steps) == int(spoiled_step):
+        with torch.no_grad():
+            next(model.decoder_embed.parameters()).view(-1)[0] = math.nan
+
+
+def spoil_loss(model: nn.Module, _: Any, losses: Any) -> Any:
+    broken = isinstance(model, MaskedAutoencoder) and next(steps) == int(spoiled_step)
+    return losses + math.inf if broken else None
+
+
+if __name__ == "__main__":
+    if int(os.environ.get("RANK", 0)) == int(os.environ.get("WORLD_SIZE", 1)) - 1:
+        if kind == "weight":
+            register_module_forward_pre_hook(spoil_weight)
+        else:
+            register_module_forward_hook(spoil_loss)
+    sys.exit(main(words))
