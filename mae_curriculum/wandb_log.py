@@ -2,12 +2,12 @@
 
 A thread of its own brings rows over, so that neither the import, nor a server that does not answer, nor a key that is
 missing holds up a step. Without network or key the files lie in RUN/wandb, for `wandb sync RUN/wandb/offline-run-*`.
+What W&B has of the run is W&B's to tell, so that a killed job leaves no hole there: the server, or else its files.
 """
 
 import json
 import sys
 import uuid
-from importlib.util import find_spec
 from itertools import chain, takewhile
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,6 +17,7 @@ from typing import Any
 from mae_curriculum.checkpoint import RunFolder, read_json, write_json
 from mae_curriculum.config import ConfigError, plain
 from mae_curriculum.tracking import Journal, Mode, TrackingConfig
+from mae_curriculum.wandb_files import newest_step
 
 AXES = ("images", "epochs", "flops", "train_seconds")
 """Against which curves are drawn: curricula compare at equal images and at equal cost."""
@@ -30,6 +31,9 @@ INIT_SECONDS = 15.0
 FINISH_SECONDS, CLOSE_SECONDS = 10.0, 15.0
 """For what is left to be uploaded at the end, and for the end in all: a job that was asked to stop has about 30."""
 
+EXIT_CODES = {"end": 0, "stop": 75, "error": 2}
+"""By how a job ended: W&B shows the run as finished, preempted or failed. It is failed, too, without any word."""
+
 Row = dict[str, Any]
 
 
@@ -41,14 +45,19 @@ class WandbLog:
 
         config  the run's settings, as W&B shows them.
         """
-        if find_spec("wandb") is None:
-            raise ConfigError("tracking.wandb needs the package wandb: pip install wandb, or --tracking.wandb disabled")
+        try:
+            import wandb  # noqa: F401 -- not by the thread, while the loader's processes are forked
+        except ImportError as error:
+            wanted = "tracking.wandb needs the package wandb: pip install wandb, or --tracking.wandb disabled"
+            raise ConfigError(wanted) from error
         self._folder, self._tracking, self._config = folder, tracking, config
         self._rows: SimpleQueue[Row | None] = SimpleQueue()
         self._thread: Thread | None = None
         self._began: float | None = None
         """When this job wrote its first row: those before are other jobs'."""
         self._given_up = False
+        self._ending = ""
+        """The event that ended this job: end, stop or error."""
 
     def take(self, row: Row) -> None:
         """Take a row of the journal over. W&B begins with the first step, once the loader's processes are forked.
@@ -59,6 +68,8 @@ class WandbLog:
             return
         self._began = self._began or row["time"]
         self._rows.put(row)
+        if row["event"] in EXIT_CODES:
+            self._ending = row["event"]
         if self._thread is None and row["event"] == "step":
             self._thread = Thread(target=self._work, daemon=True)
             self._thread.start()
@@ -75,15 +86,26 @@ class WandbLog:
             try:
                 self._bring_all(run)
             finally:
-                run.finish()
+                self._finish(run)
         except Exception as error:  # W&B is no reason to end a run; the journal has it all
             self._given_up = True
-            print(f"warning: W&B is given up: {type(error).__name__} {error}", file=sys.stderr, flush=True)
+            say(f"warning: W&B is given up: {type(error).__name__} {error}")
+
+    def _finish(self, run: Any) -> None:
+        """End this job's part of the run, with the state that W&B is to show."""
+        if self._ending == "stop":
+            run.mark_preempting()
+        try:
+            run.finish(EXIT_CODES.get(self._ending, 1))
+        except TimeoutError:
+            folder = Path(run.settings.sync_dir)
+            rest = f"`wandb sync --include-online {folder}` brings" if self._ending == "end" else "its next job brings"
+            say(f"warning: W&B has not taken all of this run in {FINISH_SECONDS:.0f} s; {rest} the rest")
 
     def _bring_all(self, run: Any) -> None:
         """Bring rows over in the order of the journal, those of one step together, as W&B wants them."""
-        state = read_state(self._folder)
-        known = state["step"]
+        known = last_known(run, self._folder)
+        state = read_state(self._folder) | {"step": known}
         journal = Journal(self._folder.journal).rows()
         earlier = takewhile(lambda row: row["time"] < (self._began or 0), journal)
         later = iter(self._rows.get, None)
@@ -92,11 +114,11 @@ class WandbLog:
             position = position_of(row)
             if position is None:
                 bring_facts(run, row)
-            elif position >= state["step"]:
+            elif position > known:
                 if position > state["step"] and metrics:
                     run.log(metrics, step=state["step"], commit=True)
                     metrics = {}
-                    write_json(state_path(self._folder), state)  # only what was logged counts, should a kill come now
+                    write_json(state_path(self._folder), state)
                 state["step"] = position
                 metrics |= metrics_of(row)
         if metrics:
@@ -126,6 +148,8 @@ def begin_wandb(folder: RunFolder, tracking: TrackingConfig, config: Any) -> Any
         console="off",
         init_timeout=INIT_SECONDS,
         finish_timeout=FINISH_SECONDS,
+        finish_timeout_raises=True,
+        reinit="create_new",  # whatever else this process does with W&B, such as another seed's run
         # nothing of this machine or account goes there but what is told below
         disable_code=True,
         disable_git=True,
@@ -136,23 +160,31 @@ def begin_wandb(folder: RunFolder, tracking: TrackingConfig, config: Any) -> Any
         x_transaction_log_flush_interval=1.0,  # seconds: what a kill can cost
     )
     mode: Mode = tracking.wandb
+    wandb.setup(wandb.Settings(silent=True))
     try:
         if mode == "online" and not wandb.login(prompt=False, verify=False):
-            print("warning: no W&B key here, so W&B is logged offline; `wandb login` stores one", file=sys.stderr)
+            say("warning: no W&B key here, so W&B is logged offline; `wandb login` stores one")
             mode = "offline"
         run = begin(mode)
     except Exception as error:  # no answer, a key that is none, ...
         if mode == "offline":
             raise
-        print(f"warning: W&B does not answer ({error}); it is logged offline", file=sys.stderr, flush=True)
+        say(f"warning: W&B does not answer ({error}); it is logged offline")
         wandb.teardown()  # what was begun holds the run's id
         run = begin("offline")
+    if not run.offline:
+        say(f"W&B: {run.url}")
     for axis in AXES:
         run.define_metric(axis, hidden=True)
         for name in COMPARED:
             run.define_metric(f"{name}_by_{axis}", step_metric=axis)
     run.define_metric("*", step_metric=AXES[0])
     return run
+
+
+def say(line: str) -> None:
+    """Print a line for the user."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def position_of(row: Row) -> int | None:
@@ -172,6 +204,9 @@ def bring_facts(run: Any, row: Row) -> None:
             run.config.update({f"start_at_{step}": without_home(row)}, allow_val_change=True)
         case {"event": "end"}:
             run.summary.update({key: value for key, value in row.items() if isinstance(value, int | float)})
+            run.summary["ending"] = "finished"
+        case {"event": "stop" | "error", "reason": reason}:
+            run.summary["ending"] = without_home(reason)
 
 
 def metrics_of(row: Row) -> Row:
@@ -196,8 +231,16 @@ def compared(metrics: Row) -> Row:
     return metrics | {f"{name}_by_{axis}": metrics[name] for name in known for axis in AXES}
 
 
+def last_known(run: Any, folder: RunFolder) -> int:
+    """Tell the last step of the run that W&B has: by its server, its files, or if they were cleared away, our word."""
+    if not run.offline:
+        return int(run.starting_step) - 1
+    step = newest_step(folder.path)
+    return int(read_state(folder)["step"]) if step is None else step
+
+
 def state_path(folder: RunFolder) -> Path:
-    """Tell where the run's id at W&B stands, which it keeps for ever, and how many of its steps are there."""
+    """Tell where the run's id at W&B stands, which it keeps for ever, and up to which step it was told to W&B."""
     return folder.path / "wandb.json"
 
 

@@ -43,6 +43,9 @@ TINY = {
 }
 
 
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
 def spell(settings: dict[str, Any], **changes: Any) -> list[str]:
     """Spell settings as flags; `a__b` in `changes` stands for `a.b`."""
     settings = settings | {key.replace("__", "."): value for key, value in changes.items()}
@@ -56,22 +59,16 @@ def options(run: Path | None = None, **changes: Any) -> list[str]:
 
 def command(*arguments: object, package: str = "mae_curriculum", **environment: str) -> Finished:
     """Run `python -m mae_curriculum ...` as a user would, with one thread so that tests do not fight for cores."""
-    return _finish(["-m", package, *map(str, arguments)], environment)
+    return run_python(["-m", package, *map(str, arguments)], environment)
 
 
 def torchrun(*arguments: object, package: str = "mae_curriculum") -> Finished:
     """Run a command as two processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", package, "--"]
-    return _finish([*launcher, *map(str, arguments)], {})
+    return run_python([*TORCHRUN, "-m", package, "--", *map(str, arguments)], {})
 
 
-def spoiled(kind: str, step: int, *arguments: object, processes: int = 1) -> Finished:
-    """Run `python -m mae_curriculum ...` with a step that goes wrong, as `spoiled.py` tells."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--"]
-    return _finish([*launcher * (processes > 1), "tests/spoiled.py", kind, str(step), *map(str, arguments)], {})
-
-
-def _finish(arguments: list[str], environment: dict[str, str]) -> Finished:
+def run_python(arguments: list[str], environment: dict[str, str]) -> Finished:
+    """Run `python ...` with these arguments, its environment changed so."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -83,12 +80,12 @@ def _finish(arguments: list[str], environment: dict[str, str]) -> Finished:
     )
 
 
-def start(program: list[str], *arguments: object) -> subprocess.Popen[str]:
+def start(program: list[str], *arguments: object, **environment: str) -> subprocess.Popen[str]:
     """Start a command as the leader of a process group of its own."""
     return subprocess.Popen(
         [*program, *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -96,9 +93,9 @@ def start(program: list[str], *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def stop_midway(run: Path, *arguments: object, package: str = "mae_curriculum") -> str:
+def stop_midway(run: Path, *arguments: object, package: str = "mae_curriculum", **environment: str) -> str:
     """Start a command, stop it by SIGTERM once `run` has reported a step, as a scheduler does; returns its stderr."""
-    process = start([sys.executable, "-m", package], *arguments)
+    process = start([sys.executable, "-m", package], *arguments, **environment)
     while not (run / "journal.jsonl").exists() or not rows(run, "step"):
         time.sleep(0.05)
         assert process.poll() is None

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import command, options, picture_folder, pictures, rows, spoiled, weights
+from runs import TORCHRUN, command, options, picture_folder, pictures, rows, run_python, weights
 
 from mae_curriculum.checkpoint import load_state
 from mae_curriculum.health import CAPTURE, is_spike
@@ -16,7 +16,7 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that came to an end since a weight became NaN in its step 3."""
     folder = tmp_path_factory.mktemp("diverged")
     images = picture_folder(folder / "images", 2, 99)
-    done = spoiled("weight", 3, "pretrain", *options(folder / "run", **pictures(images)))
+    done = run_python(["tests/spoiled.py", "weight", "3", "pretrain", *options(folder / "run", **pictures(images))], {})
     assert done.returncode == 2
     assert "not finite in 5 steps in a row" in done.stderr
     assert done.stderr.count("warning: the loss or gradient of step") == 5
@@ -33,7 +33,7 @@ def test_steps_without_a_finite_gradient_are_named_with_their_images_and_end_a_r
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_a_step_skipped_by_all(tmp_path: Path) -> None:
     flags = options(tmp_path / "run", epochs=1)
-    done = spoiled("loss", 7, "pretrain", *flags, processes=2)
+    done = run_python([*TORCHRUN, "--", "tests/spoiled.py", "loss", "7", "pretrain", *flags], {})
     assert done.returncode == 0
     (warning,) = (line for line in done.stderr.splitlines() if "not finite" in line)
     assert warning.startswith("warning: the loss or gradient of step 7 was not finite; it is skipped")

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mae_curriculum"
 ROWS = [
-    "config distributed frequency positions schedule decode augment targets table gauges curves",
+    "config distributed frequency positions schedule decode augment targets table gauges curves wandb_files",
     "curriculum model sources optim checkpoint tracking stopping cli spelling",
     "data flops weights results saver lock history wandb_log",
     "inference training summary reconstruction told",

@@ -1,44 +1,27 @@
-"""W&B's own client, offline: its files are read back."""
+"""W&B's own client: what it keeps offline is read back, and what it tells a server."""
 
 import json
 import os
 import signal
 import socket
-import struct
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import command, equal, options, rows, start, stop_midway, weights
+from runs import command, equal, options, rows, run_python, start, stop_midway, weights
+from wandb_server import serve
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import read_json
 from mae_curriculum.reporting import ACTIVITIES
+from mae_curriculum.wandb_files import records
 from mae_curriculum.wandb_log import AXES
 
-internal = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-
-BLOCK = 32 * 1024
-
-
-def records(path: Path) -> Iterator[Any]:
-    """Read a .wandb file: 7 bytes, then a LevelDB log of blocks whose records may be in parts."""
-    content, place, parts = path.read_bytes(), 7, b""
-    while place + 7 <= len(content):
-        if BLOCK - place % BLOCK < 7:  # no room for another record's head
-            place += BLOCK - place % BLOCK
-            continue
-        length, kind = struct.unpack("<4xHB", content[place : place + 7])
-        parts += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = internal.Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
+pytest.importorskip("wandb")
+KEY = "k" * 40
 
 
 def read_back(run: Path) -> tuple[set[str], list[dict[str, Any]], dict[str, str], str]:
@@ -57,25 +40,42 @@ def read_back(run: Path) -> tuple[set[str], list[dict[str, Any]], dict[str, str]
     return ids, logged, axes, text
 
 
-def test_a_run_with_two_restarts_is_one_run_and_one_curve(finished: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    flags = options(run, epochs=12, tracking__wandb="offline", saving__every_minutes=0.01, knn__every_epochs=4)
-    stop_midway(run, "pretrain", *flags)
-    process = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *flags)
-    while len(rows(run, "start")) < 2 or rows(run, "step")[-1]["time"] < rows(run, "start")[1]["time"]:
-        time.sleep(0.02)
+def kill_with_wandb(run: Path, *flags: str, **environment: str) -> None:
+    """Start a run that was stopped, and kill it by SIGKILL, W&B's own process too, once W&B was told of a step."""
+    told = read_json(run / "wandb.json")["step"]
+    process = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *flags, **environment)
+    while read_json(run / "wandb.json")["step"] < told + 15:
+        time.sleep(0.01)
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in (process.pid, *map(int, children)):
+        os.kill(pid, signal.SIGKILL)
     process.communicate()
-    done = command("pretrain", *flags, WANDB_API_KEY="k" * 40, SECRET="hush-hush")
+
+
+def test_a_run_with_two_restarts_is_one_run_and_one_curve(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = options(run, epochs=16, tracking__wandb="offline", saving__every_minutes=0.01, knn__every_epochs=4)
+    stop_midway(run, "pretrain", *flags)
+    kill_with_wandb(run, *flags)
+    done = command("pretrain", *flags, WANDB_API_KEY=KEY, SECRET="hush-hush")
     assert done.returncode == 0
     assert "W&B" not in done.stderr
 
     ids, logged, axes, text = read_back(run)
+    with serve() as server:
+        for folder in sorted((run / "wandb").glob("offline-run-*")):
+            environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+            program = [sys.executable, "-m", "wandb", "sync", str(folder)]
+            subprocess.run(program, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    (bucket,) = server.buckets.values()
+    assert [row["_step"] for row in bucket.history] == [row["_step"] for row in logged]
+    assert [row.get("loss") for row in bucket.history] == [row.get("loss") for row in logged]
+    assert bucket.exit_codes[-1] == 0
     steps = [row for row in logged if "loss" in row]
     evaluated = {row["step"]: row["knn"] for row in rows(run, "evaluation")}
     assert {row["_step"]: row["knn"] for row in logged if "knn" in row} == evaluated
-    assert len(evaluated) == 3
+    assert len(evaluated) == 4
     told = rows(run, "step")
     assert ids == {read_json(run / "wandb.json")["id"]}
     assert [row["_step"] for row in steps] == [row["step"] + 1 for row in told]
@@ -85,13 +85,55 @@ def test_a_run_with_two_restarts_is_one_run_and_one_curve(finished: Path, tmp_pa
         assert sum(row[f"share_{name}"] for name in ACTIVITIES) == pytest.approx(1)
     assert {axes[f"loss_by_{axis}"] for axis in AXES} == set(AXES)
     assert axes["*"] == "images"
-    for secret in ("k" * 40, "hush-hush", str(Path.home()) + "/"):
+    for secret in (KEY, "hush-hush", str(Path.home()) + "/"):
         assert secret not in text
+
+
+def test_online_a_run_is_one_curve_whatever_the_server_had_not_taken(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = options(run, epochs=16, tracking__wandb="online", saving__every_minutes=0.01)
+    with serve() as server:
+        environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        stop_midway(run, "pretrain", *flags, **environment)
+        (bucket,) = server.buckets.values()
+        assert (bucket.exit_codes, bucket.preempting) == ([75], True)
+        kill_with_wandb(run, *flags, **environment)
+        done = command("pretrain", *flags, **environment)
+        assert done.returncode == 0
+        assert f"W&B: {server.url}/" in done.stderr
+    assert bucket.exit_codes == [75, 0]
+    assert [row["_step"] for row in bucket.history if "loss" in row] == [row["step"] + 1 for row in rows(run, "step")]
+    assert [*server.buckets] == [read_json(run / "wandb.json")["id"]]
+
+
+def test_a_server_that_is_gone_halfway_ends_nothing(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with serve() as server:
+        flags = options(run, tracking__wandb="online", tracking__pictures=1)
+        environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        process = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *flags, **environment)
+        while not server.buckets:
+            time.sleep(0.01)
+            assert process.poll() is None
+    told = process.communicate()[1]
+    assert process.returncode == 0
+    assert "warning: W&B has not taken all of this run in 10 s; `wandb sync --include-online" in told
+    assert equal(weights(run), weights(finished))
+
+
+def test_a_run_that_fails_is_shown_as_failed(tmp_path: Path) -> None:
+    with serve() as server:
+        flags = options(tmp_path / "run", tracking__wandb="online", tracking__every_steps=1)
+        environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        assert run_python(["tests/spoiled.py", "weight", "3", "pretrain", *flags], environment).returncode == 2
+    (bucket,) = server.buckets.values()
+    assert bucket.exit_codes == [2]
+    assert bucket.summary["ending"].startswith("loss or gradient was not finite in 5 steps in a row")
 
 
 def test_wandb_changes_no_bit_and_missing_keys_and_servers_end_nothing(finished: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls, and never answers
-        nowhere = {"WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "WANDB_API_KEY": "k" * 40}
+        nowhere = {"WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "WANDB_API_KEY": KEY}
         malformed = {"WANDB_API_KEY": "short"}
         cases: list[tuple[str, dict[str, str], str]]
         cases = [("key", {}, "no W&B key here"), ("bad", malformed, "logged offline"), ("net", nowhere, "not answer")]
