@@ -1,4 +1,4 @@
-"""The history of a run, read off its journal: its sessions, what a kill cost it, where it stands."""
+"""The history of a run, read off its journal: its sessions, what a kill cost it, how it stands."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from mae_curriculum.checkpoint import RunFolder
+from mae_curriculum.lock import holder_of
 from mae_curriculum.tracking import Journal
 
 Row = dict[str, Any]
@@ -109,6 +111,16 @@ class History:
         """Give the newest row of an event, or None."""
         found = (session.newest(event) for session in reversed(self.sessions))
         return next((row for row in found if row), None)
+
+
+def standing(folder: RunFolder, history: History) -> str:
+    """Tell how a run stands: finished, running, failed, stopped or died."""
+    if folder.summary.exists():
+        return "finished"
+    if holder_of(folder.lock):
+        return "running"
+    known = {"error": "failed", "stop": "stopped"}
+    return next((state for event, state in known.items() if history.last.newest(event)), "died")
 
 
 def read_history(journal: Path, *, tell_step: Callable[[Row], object] = lambda _: None) -> History | None:

@@ -14,8 +14,7 @@ import yaml
 from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import ConfigError, leaves, read_yaml
 from mae_curriculum.curves import EVALUATIONS, Column, Curves, Measure
-from mae_curriculum.history import History, Row, read_history
-from mae_curriculum.lock import holder_of
+from mae_curriculum.history import History, Row, read_history, standing
 
 STAGE_AXES = ("steps", "images", "flops", "train_seconds")
 """What is told of a stage."""
@@ -61,15 +60,8 @@ class Told:
 
     @cached_property
     def state(self) -> str:
-        """Running, finished, failed, stopped or died."""
-        if self.folder.summary.exists():
-            return "finished"
-        if holder_of(self.folder.lock):
-            return "running"
-        for event, state in (("error", "failed"), ("stop", "stopped")):
-            if self.history.last.newest(event):
-                return state
-        return "died"
+        """How it stands."""
+        return standing(self.folder, self.history)
 
     @property
     def began(self) -> float:

@@ -12,7 +12,7 @@ from mae_curriculum.history import read_history
 from mae_curriculum.results import as_percent, spread
 from mae_curriculum.table import as_table
 from slurm.cluster import read_submission
-from slurm.status import standing
+from slurm.status import stands
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,10 @@ def over_seeds(figures: Sequence[dict[str, Any]]) -> str:
 
 
 def stand(run: Path, queue: Mapping[str, str]) -> str:
-    """Say how a run stands that is not done."""
-    folder = RunFolder(run)
-    if not folder.journal.exists() and read_submission(run) is None:
+    """Say how a run stands that is not done; one of several seeds, as the newest of them does."""
+    journals = [journal for place in (".", "seed-*") for journal in run.glob(f"{place}/journal.jsonl")]
+    if not journals and read_submission(run) is None:
         return "to do"
-    return standing(folder, read_history(folder.journal), queue)[0]
+    begun = [journal for journal in journals if not RunFolder(journal.parent).summary.exists()]
+    folder = RunFolder(max(begun, key=lambda journal: journal.stat().st_mtime).parent if begun else run)
+    return stands(folder, read_history(folder.journal), queue)[0]

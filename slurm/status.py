@@ -9,8 +9,7 @@ from pathlib import Path
 
 from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import ConfigError
-from mae_curriculum.history import History, read_history
-from mae_curriculum.lock import holder_of
+from mae_curriculum.history import History, read_history, standing
 from mae_curriculum.table import as_table, spell_seconds
 from slurm.cluster import SUBMISSION, read_submission
 
@@ -61,7 +60,7 @@ def find_runs(places: tuple[Path, ...]) -> list[RunFolder]:
 def describe(folder: RunFolder, queue: Mapping[str, str]) -> tuple[list[str], str | None]:
     """Give a run's cells of the table, and the line that tells its last error."""
     history = read_history(folder.journal)
-    state, error = standing(folder, history, queue)
+    state, error = stands(folder, history, queue)
     told = error and f"{folder.path}: {error}"
     if history is None:
         return [str(folder.path), state, *["-"] * (len(COLUMNS) - 2)], told
@@ -81,24 +80,24 @@ def describe(folder: RunFolder, queue: Mapping[str, str]) -> tuple[list[str], st
     return cells, told
 
 
-def standing(folder: RunFolder, history: History | None, queue: Mapping[str, str]) -> tuple[str, str | None]:
-    """Tell a run's state: finished, running, what SLURM says of its job, failed, stopped, died; and the last error."""
-    if folder.summary.exists() or (folder.path / "results.json").exists():
-        return "finished", None
-    if holder_of(folder.lock):
-        return "running", None
+def stands(folder: RunFolder, history: History | None, queue: Mapping[str, str]) -> tuple[str, str | None]:
+    """Tell how a run stands, or what SLURM says of its job; and the last error."""
+    done = (folder.path / "results.json").exists()  # a command that evaluates trains no run, and writes no journal
+    state = standing(folder, history) if history else "finished" if done else "failed"
+    if state in ("finished", "running"):
+        return state, None
     start = history.last.start if history else {}
     submission = read_submission(folder.path) or {}
     for job in (submission.get("job"), start.get("job")):
         if str(job) in queue:
             return queue[str(job)], None
-    if history and history.last.newest("stop") and not history.last.newest("error"):
-        return "stopped", None
+    if state == "stopped":
+        return state, None
     error = history and history.last.newest("error")
     log = start.get("log") or submission.get("log")
     reason = error["reason"] if error else last_error(log) or "no word of why"
     where = f"log: {log}" if log else f"on {start.get('host', 'an unknown host')}"
-    return "failed" if error or not history else "died", f"{reason} ({where})"
+    return state, f"{reason} ({where})"
 
 
 def ask_queue() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A pretraining and its evaluations: here, and as dependent jobs of a real cluster."""
 
+import os
 import subprocess
 import sys
 import time
@@ -12,8 +13,10 @@ import yaml
 from runs import ROOT, command, equal, options, rows, weights
 from slurm_cluster import Cluster
 
-from mae_curriculum.checkpoint import read_json
+from mae_curriculum.checkpoint import RunFolder, read_json, write_json
+from mae_curriculum.tracking import Journal
 from slurm.__main__ import main
+from slurm.outcome import stand
 
 
 def write(place: Path, **changes: Any) -> Path:
@@ -140,3 +143,17 @@ def wait_for(fact: Callable[[], bool], seconds: float = 240) -> None:
     while not fact():
         assert time.monotonic() < until
         time.sleep(0.3)
+
+
+def test_a_run_of_several_seeds_stands_as_the_newest_that_is_not_done(tmp_path: Path) -> None:
+    assert stand(tmp_path, {}) == "to do"
+    for seed, ending in ((0, "end"), (1, "stop")):
+        folder = RunFolder(tmp_path / f"seed-{seed}")
+        folder.path.mkdir()
+        journal = Journal(folder.journal)
+        journal.write("start", step=0, steps=9)
+        journal.write(ending, step=9, reason="SIGTERM")
+    assert stand(tmp_path, {}) == "stopped"
+    write_json(tmp_path / "seed-0" / "summary.json", {})
+    os.utime(tmp_path / "seed-1" / "journal.jsonl", (0, 0))
+    assert stand(tmp_path, {}) == "stopped"
