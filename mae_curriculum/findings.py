@@ -44,6 +44,7 @@ ACTIVITIES = {
     "wait": "waiting for data",
     "save": "saving",
     "evaluate": "evaluating",
+    "pictures": "drawing",
     "rest": "set-up and the rest",
     "lost": "lost: work done again after a kill",
     "away": "away: between one job and the next",
@@ -111,7 +112,8 @@ def stage_table(run: Told) -> Table:
 
 def seconds_by_activity(run: Told) -> dict[str, float]:
     """Split the time from a run's first start to its last sign of life."""
-    seconds = {name: float(run.newest.get(f"{name}_seconds", 0)) for name in ("train", "wait", "save", "evaluate")}
+    measured = ("train", "wait", "save", "evaluate", "pictures")
+    seconds = {name: float(run.newest.get(f"{name}_seconds", 0)) for name in measured}
     after = {"lost": run.history.lost_seconds, "away": run.history.away_seconds}
     rest = run.history.last.last_sign - run.began - sum(seconds.values()) - sum(after.values())
     return {**seconds, "rest": max(0.0, rest), **after}

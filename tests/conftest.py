@@ -14,6 +14,17 @@ from slurm_cluster import Cluster, slurm_cluster, why_no_cluster
 torch.set_num_threads(1)  # the models of the tests are too small for more
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep what shares a cluster, and each file's tests, in one of the processes that test; first what takes longest."""
+
+    def uses_cluster(item: pytest.Item) -> bool:
+        return "cluster" in getattr(item, "fixturenames", ())
+
+    items.sort(key=uses_cluster, reverse=True)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("cluster" if uses_cluster(item) else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretraining from beginning to end, in one go; nobody may change it."""
