@@ -15,7 +15,7 @@ torch.set_num_threads(1)  # the models of the tests are too small for more
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what shares a cluster, and each file's tests, in one of the processes that test; first what takes longest."""
+    """Keep what shares a cluster, and each file's tests, in one process, the slowest first."""
 
     def uses_cluster(item: pytest.Item) -> bool:
         return "cluster" in getattr(item, "fixturenames", ())
