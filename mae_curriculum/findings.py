@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mae_curriculum import tracking
 from mae_curriculum.curves import Column, stands_at
 from mae_curriculum.history import Row
 from mae_curriculum.results import as_percent
@@ -45,6 +46,7 @@ ACTIVITIES = {
     "save": "saving",
     "evaluate": "evaluating",
     "pictures": "drawing",
+    "report": "reporting",
     "rest": "set-up and the rest",
     "lost": "lost: work done again after a kill",
     "away": "away: between one job and the next",
@@ -112,8 +114,7 @@ def stage_table(run: Told) -> Table:
 
 def seconds_by_activity(run: Told) -> dict[str, float]:
     """Split the time from a run's first start to its last sign of life."""
-    measured = ("train", "wait", "save", "evaluate", "pictures")
-    seconds = {name: float(run.newest.get(f"{name}_seconds", 0)) for name in measured}
+    seconds = {name: float(run.newest.get(f"{name}_seconds", 0)) for name in tracking.ACTIVITIES}
     after = {"lost": run.history.lost_seconds, "away": run.history.away_seconds}
     rest = run.history.last.last_sign - run.began - sum(seconds.values()) - sum(after.values())
     return {**seconds, "rest": max(0.0, rest), **after}

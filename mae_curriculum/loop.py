@@ -74,7 +74,8 @@ def train_(
         reporting = is_reported(clock, done, every_steps=config.tracking.every_steps)
         if not (reporting or stopping or evaluating or spare(done)):  # the end is always reported
             continue
-        reporter.report()
+        with stopwatch("report"):
+            reporter.report()
         if failure := saver.failure():
             tell_failure(run, progress, failure)
             next_save = min(next_save, time.monotonic() + RETRY_SECONDS)

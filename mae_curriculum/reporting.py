@@ -12,11 +12,8 @@ from mae_curriculum.distributed import World
 from mae_curriculum.gauges import EnergyMeter, memory_bytes, peak_flops
 from mae_curriculum.health import Health
 from mae_curriculum.table import side, spell_seconds
-from mae_curriculum.tracking import Journal, Progress, Stopwatch, finite_or_none
+from mae_curriculum.tracking import ACTIVITIES, Journal, Progress, Stopwatch, finite_or_none
 from mae_curriculum.training import Step, Training
-
-ACTIVITIES = ("train", "wait", "save", "evaluate", "pictures")
-"""What a run spends its time on, as its stopwatch calls it."""
 
 PACE_REPORTS = 10
 """Over about so many reports the pace is averaged by which the end is foretold."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mae_curriculum.curriculum import Clock
-from mae_curriculum.tracking import Stopwatch
+from mae_curriculum.tracking import ACTIVITIES, Stopwatch
 
 FlopsOfSize = Callable[[tuple[int, int]], int]
 """Training FLOPs of one image of a size (height, width)."""
@@ -30,13 +30,9 @@ def summarise(
         "flops": flops,
         "baseline_flops": baseline_flops,
         "speedup_flops": baseline_flops / flops,
-        "train_seconds": train_seconds,
         "baseline_train_seconds": baseline_seconds * baseline.total_steps,
         "speedup_seconds": baseline_seconds * baseline.total_steps / train_seconds,
-        "wait_seconds": stopwatch.total("wait"),
-        "save_seconds": stopwatch.total("save"),
-        "evaluate_seconds": stopwatch.total("evaluate"),
-        "pictures_seconds": stopwatch.total("pictures"),
+        **{f"{name}_seconds": stopwatch.total(name) for name in ACTIVITIES},
         "stages": [
             {
                 "size": list(span.size),

@@ -19,6 +19,9 @@ from mae_curriculum.config import ConfigError, exempt
 
 Mode = Literal["online", "offline", "disabled"]
 
+ACTIVITIES = ("train", "wait", "save", "evaluate", "pictures", "report")
+"""What a run spends its time on, as its stopwatch calls it."""
+
 ONCE = ("step", "stage", "evaluation", "pictures", "skipped", "spike")
 """Events that follow from the position in the run: a job that does steps again, after a kill, writes none again."""
 

@@ -27,6 +27,8 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mae_curriculum."):
             found.add(str(node.module).split(".")[1])
+        if isinstance(node, ast.ImportFrom) and node.module == "mae_curriculum":
+            found |= {alias.name for alias in node.names}
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("mae_curriculum.")}
     return found

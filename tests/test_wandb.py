@@ -16,7 +16,7 @@ from wandb_server import serve
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import read_json
-from mae_curriculum.reporting import ACTIVITIES
+from mae_curriculum.tracking import ACTIVITIES
 from mae_curriculum.wandb_files import records
 from mae_curriculum.wandb_log import AXES
 
