@@ -80,11 +80,13 @@ def describe_cost(settings: Any, config: SubmitConfig) -> str:
     facts = work_out(PlanConfig(**own, devices=processes, rate=config.rate))
     hours, unit = facts["hours"], "GPU" if config.gpus_per_node else "process"
     requeues = math.ceil(hours * 3600 / limit) - 1 if (limit := time_limit(config.time)) else 0
+    saving = settings.saving
+    staying = saving.keep + (settings.epochs // saving.keep_every_epochs if saving.keep_every_epochs else 0)
     return (
         f"# {facts['steps']:,} steps, {hours:.3g} h at {config.rate:g} images/s at full size: "
         f"{hours * processes:.3g} {unit}-hours, without curriculum {facts['baseline_hours'] * processes:.3g}\n"
         f"# at least {requeues} requeues at {config.time} a start; a checkpoint takes "
-        f"{facts['checkpoint_bytes'] / 1e9:.3g} GB, and {settings.saving.keep} of them stay"
+        f"{facts['checkpoint_bytes'] / 1e9:.3g} GB, and up to {staying} of them stay"
     )
 
 

@@ -149,7 +149,8 @@ def test_the_script_holds_what_was_asked_for(cluster: Cluster, tmp_path: Path) -
     asked += ["--partition", "gpu", "--account", "lab", "--qos", "long", "--constraint", "a100", "--exclusive=true"]
     asked += ["--time", "1-12:00:00", "--mail_user", "me@example.org", "--mail_type", "END"]
     asked += ["--sbatch", "{reservation: tuesday}", "--setup", "[module load cuda, conda activate mae]"]
-    command = ["--", "mae_curriculum", "pretrain", *options(tmp_path / "run")]
+    saved = {"saving__keep": 1, "saving__keep_every_epochs": 1}
+    command = ["--", "mae_curriculum", "pretrain", *options(tmp_path / "run", **saved)]
     done = subprocess.run(
         [sys.executable, "-m", "slurm", "submit", "--dry_run=true", *asked, *command],
         cwd=ROOT,
@@ -164,6 +165,7 @@ def test_the_script_holds_what_was_asked_for(cluster: Cluster, tmp_path: Path) -
     expected += " constraint=a100 exclusive time=1-12:00:00 mail-user=me@example.org mail-type=END reservation=tuesday"
     assert {f"#SBATCH --{word}" for word in [*expected.split(), "requeue"]} <= set(lines)
     assert lines.index("module load cuda") < lines.index("conda activate mae")
+    assert "up to 4 of them stay" in done.stdout
     assert not folder.exists()  # a dry run leaves nothing
 
 
