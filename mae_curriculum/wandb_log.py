@@ -130,14 +130,16 @@ def begin_wandb(folder: RunFolder, tracking: TrackingConfig, config: Any) -> Any
     """Begin or go on with the W&B run of a run folder; offline if the server does not answer or wants a key."""
     import wandb  # only now: it takes a second, and most runs do without
 
+    state = read_state(folder)
+
     def begin(mode: Mode) -> Any:
         return wandb.init(
-            id=read_state(folder)["id"],
+            id=state["id"],
             resume="allow",
             mode=mode,
             project=tracking.project,
             entity=tracking.entity,
-            name=folder.path.name,
+            name=None if state["step"] else name_of(folder),  # later it may have been given another there
             dir=folder.path,
             config=without_home(plain(config)),
             settings=settings,
@@ -180,6 +182,11 @@ def begin_wandb(folder: RunFolder, tracking: TrackingConfig, config: Any) -> Any
             run.define_metric(f"{name}_by_{axis}", step_metric=axis)
     run.define_metric("*", step_metric=AXES[0])
     return run
+
+
+def name_of(folder: RunFolder) -> str:
+    """Name a run by the end of its folder's path: those of a pipeline's variants or of several seeds share the last."""
+    return "/".join(folder.path.resolve().parts[1:][-3:])
 
 
 def say(line: str) -> None:

@@ -97,11 +97,13 @@ def test_online_a_run_is_one_curve_whatever_the_server_had_not_taken(tmp_path: P
         stop_midway(run, "pretrain", *flags, **environment)
         (bucket,) = server.buckets.values()
         assert (bucket.exit_codes, bucket.preempting) == ([75], True)
+        assert str(run).endswith(f"/{bucket.name}")
+        bucket.name = "what a user calls it"
         kill_with_wandb(run, *flags, **environment)
         done = command("pretrain", *flags, **environment)
         assert done.returncode == 0
         assert f"W&B: {server.url}/" in done.stderr
-    assert bucket.exit_codes == [75, 0]
+    assert (bucket.exit_codes, bucket.name) == ([75, 0], "what a user calls it")
     assert [row["_step"] for row in bucket.history if "loss" in row] == [row["step"] + 1 for row in rows(run, "step")]
     assert [*server.buckets] == [read_json(run / "wandb.json")["id"]]
 

@@ -13,6 +13,7 @@ from typing import Any
 class Bucket:
     """A run, as W&B calls it here."""
 
+    name: str | None = None
     config: str = "{}"
     lines: dict[str, list[str]] = field(default_factory=dict)
     """Of each file that is streamed: history, events, summary."""
@@ -35,7 +36,7 @@ class Bucket:
         return {
             "id": name,
             "name": name,
-            "displayName": name,
+            "displayName": self.name,
             "config": self.config,
             "summaryMetrics": self.lines.get("wandb-summary.json", ["{}"])[-1],
             "historyLineCount": len(history),
@@ -73,6 +74,7 @@ class Server:
         if "upsertBucket" in query:
             new = variables["name"] not in self.buckets
             bucket = self.buckets.setdefault(variables["name"], Bucket())
+            bucket.name = variables.get("displayName") or bucket.name
             bucket.config = variables.get("config") or bucket.config
             return {"upsertBucket": {"bucket": bucket.facts(variables["name"]), "inserted": new}}
         if "createRunFiles" in query:
