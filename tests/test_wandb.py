@@ -55,7 +55,8 @@ def kill_with_wandb(run: Path, *flags: str, **environment: str) -> None:
 
 def test_a_run_with_two_restarts_is_one_run_and_one_curve(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = options(run, epochs=16, tracking__wandb="offline", saving__every_minutes=0.01, knn__every_epochs=4)
+    changes = {"saving__every_minutes": 0.01, "knn__every_epochs": 4, "tracking__pictures": 1}
+    flags = options(run, epochs=16, tracking__wandb="offline", **changes)
     stop_midway(run, "pretrain", *flags)
     kill_with_wandb(run, *flags)
     done = command("pretrain", *flags, WANDB_API_KEY=KEY, SECRET="hush-hush")
@@ -76,6 +77,9 @@ def test_a_run_with_two_restarts_is_one_run_and_one_curve(tmp_path: Path) -> Non
     evaluated = {row["step"]: row["knn"] for row in rows(run, "evaluation")}
     assert {row["_step"]: row["knn"] for row in logged if "knn" in row} == evaluated
     assert len(evaluated) == 4
+    drawn = [row["_step"] for row in bucket.history if "pictures" in row]
+    assert drawn == [row["step"] for row in rows(run, "pictures")]
+    assert len(drawn) == 3
     told = rows(run, "step")
     assert ids == {read_json(run / "wandb.json")["id"]}
     assert [row["_step"] for row in steps] == [row["step"] + 1 for row in told]
