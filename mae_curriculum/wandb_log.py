@@ -53,8 +53,8 @@ class WandbLog:
         self._folder, self._tracking, self._config = folder, tracking, config
         self._rows: SimpleQueue[Row | None] = SimpleQueue()
         self._thread: Thread | None = None
-        self._began: float | None = None
-        """When this job wrote its first row: those before are other jobs'."""
+        self._first: Row = {}
+        """The first row that this job wrote: those before are other jobs'."""
         self._given_up = False
         self._ending = ""
         """The event that ended this job: end, stop or error."""
@@ -66,7 +66,7 @@ class WandbLog:
         """
         if self._given_up:
             return
-        self._began = self._began or row["time"]
+        self._first = self._first or row
         self._rows.put(row)
         if row["event"] in EXIT_CODES:
             self._ending = row["event"]
@@ -104,26 +104,27 @@ class WandbLog:
 
     def _bring_all(self, run: Any) -> None:
         """Bring rows over in the order of the journal, those of one step together, as W&B wants them."""
-        known = last_known(run, self._folder)
-        state = read_state(self._folder) | {"step": known}
-        journal = Journal(self._folder.journal).rows()
-        earlier = takewhile(lambda row: row["time"] < (self._began or 0), journal)
-        later = iter(self._rows.get, None)
+        step = known = last_known(run, self._folder)
         metrics: Row = {}
+
+        def log() -> None:
+            if metrics:
+                run.log(metrics, step=step, commit=True)
+                write_json(state_path(self._folder), {"id": run.id, "step": step})
+
+        journal = Journal(self._folder.journal).rows()
+        earlier = takewhile(lambda row: any(row[key] != self._first[key] for key in ("event", "time")), journal)
+        later = iter(self._rows.get, None)
         for row in chain((row for row in earlier if (position_of(row) or 0) > known), later):
             position = position_of(row)
             if position is None:
                 bring_facts(run, row)
-            elif position > known:
-                if position > state["step"] and metrics:
-                    run.log(metrics, step=state["step"], commit=True)
-                    metrics = {}
-                    write_json(state_path(self._folder), state)
-                state["step"] = position
+            elif position > step:
+                log()
+                step, metrics = position, metrics_of(row)
+            elif position == step and metrics:
                 metrics |= metrics_of(row)
-        if metrics:
-            run.log(metrics, step=state["step"], commit=True)
-        write_json(state_path(self._folder), state)
+        log()
 
 
 def begin_wandb(folder: RunFolder, tracking: TrackingConfig, config: Any) -> Any:
