@@ -41,7 +41,7 @@ from mae_curriculum.training import (
     TrainingConfig,
     check_channels,
     lay_out_clock,
-    measure_seconds,
+    seconds_a_step,
     without_curriculum,
     wrap,
 )
@@ -159,7 +159,7 @@ def finetune_once(
             return None
         evaluation = measure(training, val, inference)
         baseline = lay_out(without_curriculum(config), training.model, len(train.images), world)
-        baseline_seconds = measure_seconds(training, baseline)
+        baseline_seconds = seconds_a_step(training, baseline, stopwatch)
         flops = partial(training_flops, training.model)
         costs = summarise(training.clock, baseline, flops, stopwatch, baseline_seconds=baseline_seconds)
         return world.on_main(lambda: finish(run, world, evaluation, val.classes, costs))

@@ -34,7 +34,7 @@ from mae_curriculum.training import (
     TrainingConfig,
     check_channels,
     lay_out_clock,
-    measure_seconds,
+    seconds_a_step,
     without_curriculum,
     wrap,
 )
@@ -201,7 +201,7 @@ def finish(
         baseline,
         partial(training_flops, model),
         stopwatch,
-        baseline_seconds=measure_seconds(training, baseline),
+        baseline_seconds=seconds_a_step(training, baseline, stopwatch),
     )
     if world.is_main:
         summary |= {"knn": accuracy, "knn_untrained": accuracy_untrained, "loss": run.journal.last("step")["loss"]}

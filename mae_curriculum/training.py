@@ -273,8 +273,13 @@ def step_if_finite_(optimizer: Optimizer, norm: Tensor) -> None:
         optimizer.step()
 
 
-def measure_seconds(training: Training[Any], clock: Clock) -> float:
-    """Measure the training seconds of a clock's step on a few steps with learning rate 0, after some to warm up."""
+def seconds_a_step(training: Training[Any], clock: Clock, spent: Stopwatch) -> float:
+    """Tell the training seconds of a clock's step: spent, if the run had these very stages, else measured.
+
+    A few steps are taken for it with learning rate 0, after some to warm up.
+    """
+    if clock.spans == training.clock.spans:
+        return spent.total("train") / clock.total_steps
     uncounted, counted = min(3, clock.total_steps - 1), min(20, max(5, clock.total_steps // 20))
     stopwatch = Stopwatch()
     steps = run_steps_(training, clock, stopwatch, first_step=0, still=True)

@@ -57,6 +57,13 @@ def test_a_run_ends_with_a_summary_of_its_worth_and_its_savings(finished: Path) 
     assert sum(stage["train_seconds"] for stage in summary["stages"]) == pytest.approx(summary["train_seconds"])
 
 
+def test_a_run_without_curriculum_saves_nothing(tmp_path: Path) -> None:
+    flags = options(tmp_path / "run", curriculum="configs/curriculum/none.yaml", epochs=1)
+    assert main(["pretrain", *flags]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["speedup_flops"], summary["speedup_seconds"]) == (1, pytest.approx(1))
+
+
 def test_a_run_says_what_it_does(finished: Path) -> None:
     text = (finished.parent / "finished.txt").read_text()
     assert "stage 1 of 3: 24 px, 40 steps of 64 images" in text
