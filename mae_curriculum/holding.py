@@ -50,9 +50,7 @@ def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
         locks.append(stack.enter_context(hold(folder.lock, tell=dead.append)))
         folder.claim(config)
         if config.tracking.wandb != "disabled":
-            log = WandbLog(folder, config.tracking, config)
-            journal.followers.append(log.take)
-            stack.callback(log.close)
+            stack.callback(WandbLog(folder, config.tracking, config).close)
         for holder in dead:
             journal.write("lock_taken_over", **{key: holder.get(key) for key in ("host", "pid", "last_beat")})
 

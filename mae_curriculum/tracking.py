@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,8 +88,6 @@ class Journal:
     """An append-only file of events, one JSON object a line. None writes nothing: only the main process keeps it."""
 
     path: Path | None
-    followers: list[Callable[[dict[str, Any]], object]] = field(default_factory=list)
-    """They are told of each row, too."""
     newest: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The newest row of each event of `ONCE`, once `go_on` has read them."""
     _unwritten: list[str] = field(default_factory=list)
@@ -115,8 +113,6 @@ class Journal:
             print(f"warning: {error}; {len(self._unwritten)} lines of the journal wait", file=sys.stderr, flush=True)
         else:
             self._unwritten.clear()
-        for follower in self.followers:
-            follower(row)
 
     def go_on(self, origin: str) -> None:
         """Read what is not to be written again: the newest rows of a run with the same origin: images and weights."""
@@ -130,17 +126,11 @@ class Journal:
                 self.newest[row["event"]] = row
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Read all rows, oldest first; a line that a kill or a full disk cut is left out."""
+        """Read all rows, oldest first."""
         if self.path is None or not self.path.exists():
             return
         with self.path.open(errors="replace") as lines:
-            for line in lines:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(row, dict) and "event" in row:
-                    yield row
+            yield from filter(None, map(as_row, lines))
 
     def last(self, event: str) -> dict[str, Any]:
         """Read the newest row of an event; raises LookupError if there is none."""
@@ -155,6 +145,15 @@ class Journal:
 def finite_or_none(value: SupportsFloat | None) -> float | None:
     """Give a number as JSON can hold it."""
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def as_row(line: str) -> dict[str, Any] | None:
+    """Read a line of a journal; None for one that a kill or a full disk cut."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "event" in row else None
 
 
 def append_whole(path: Path, content: bytes) -> None:

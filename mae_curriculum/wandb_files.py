@@ -12,13 +12,9 @@ WHOLE, LAST = 1, 4
 """Kinds of a log's entry: a whole record, or its last part."""
 
 
-def newest_step(run: Path) -> int | None:
-    """Tell the last step that the newest of a run folder's W&B files hold; None where none holds any."""
-    paths = sorted(run.glob("wandb/*run-*/*.wandb"), key=lambda path: path.parent.name.split("run-")[-1])
-    for path in reversed(paths):
-        if steps := [record.history.step.num for record in records(path) if record.HasField("history")]:
-            return int(max(steps))
-    return None
+def newest_step(path: Path) -> int:
+    """Tell the last step that a .wandb file holds; 0 if it holds none."""
+    return max((record.history.step.num for record in records(path) if record.HasField("history")), default=0)
 
 
 def records(path: Path) -> Iterator[Any]:

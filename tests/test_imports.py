@@ -10,7 +10,7 @@ ROWS = [
     "config distributed frequency positions schedule decode augment targets table gauges curves wandb_files",
     "curriculum model sources optim checkpoint tracking stopping cli spelling",
     "data flops weights results saver lock wandb_log",
-    "inference training summary reconstruction history",
+    "inference training summary reconstruction history wandb_bring",
     "knn holding health pictures told",
     "reporting charts findings",
     "loop",

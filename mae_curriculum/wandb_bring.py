@@ -1,0 +1,292 @@
+"""The process beside a run that brings its journal to W&B: one run there for each run folder, for ever.
+
+A run that was never online lies in RUN/wandb, for `wandb sync RUN/wandb/offline-run-*`. Of one that was, W&B's server
+alone can tell how far it came, and `wandb sync` would send again what it has: then the next job that reaches the server
+brings what is missing, from the journal.
+"""
+
+import fcntl
+import json
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from mae_curriculum.checkpoint import RunFolder, read_json, write_json
+from mae_curriculum.tracking import TrackingConfig, as_row
+from mae_curriculum.wandb_files import newest_step
+from mae_curriculum.wandb_log import REST, without_home
+
+AXES = ("images", "epochs", "flops", "train_seconds")
+"""Against which curves are drawn: curricula compare at equal images and at equal cost."""
+
+COMPARED = ("loss", "val_loss", "knn", "accuracy")
+"""Drawn against each axis; other metrics against images."""
+
+INIT_SECONDS, FINISH_SECONDS = 10.0, 10.0
+"""For W&B's server to answer at the beginning, and to take what is left at the end."""
+
+POLL_SECONDS = 1.0
+"""Between two looks at the journal."""
+
+EXIT_CODES = {"end": 0, "stop": 75, "error": 2}
+"""By how a job ended: W&B shows the run as finished, preempted or failed. It is failed, too, without any word."""
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Bring the journal over until the run says that it is over, or is gone."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # they are for the run, which says when it is over
+    run = open(0, "rb", buffering=0)  # noqa: SIM115 -- open as long as this process lives
+    told = json.loads(run.readline())
+    over = Event()
+
+    def listen() -> None:
+        run.read(1)
+        over.set()
+
+    Thread(target=listen, daemon=True).start()
+    folder, tracking = RunFolder(Path(told["folder"])), TrackingConfig(**told["tracking"])
+    try:
+        with (folder.path / "wandb.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the process of a job that was killed may still be at it
+            if is_needed(folder, tracking, over):
+                bring(folder, tracking, told["config"], over)
+    except Exception as error:  # W&B is no reason to end a run; the journal has it all
+        say(f"warning: W&B is given up: {type(error).__name__} {error}")
+
+
+def is_needed(folder: RunFolder, tracking: TrackingConfig, over: Event) -> bool:
+    """Wait for a row that W&B has not, or for the end."""
+    state = read_state(folder)
+    known = state["delivered" if tracking.wandb == "online" else "step"]
+    return any((position_of(row) or 0) > known for row in follow(folder.journal, over))
+
+
+def bring(folder: RunFolder, tracking: TrackingConfig, config: Row, over: Event) -> None:
+    """Bring rows over in the order of the journal, those of one step together, as W&B wants them."""
+    begun = begin_wandb(folder, tracking, config)
+    if begun is None:
+        return
+    run, known = begun
+    step, metrics, ending, starts = known, Row(), "", 0
+
+    def log() -> None:
+        if metrics:
+            run.log(metrics, step=step, commit=True)
+            update_state(folder, step=step)
+
+    for row in follow(folder.journal, over):
+        position = position_of(row)
+        if position is None:
+            starts += row["event"] == "start"
+            ending = "" if row["event"] == "start" else row["event"] if row["event"] in EXIT_CODES else ending
+            bring_facts(run, row, starts)
+        elif position > step:
+            log()
+            step, metrics = position, metrics_of(row)
+        elif position == step and metrics:
+            metrics |= metrics_of(row)
+    log()
+    if ending == "stop":
+        run.mark_preempting()
+    try:
+        run.finish(EXIT_CODES.get(ending, 1))
+    except TimeoutError:
+        say(f"warning: W&B has not taken all of this run in {FINISH_SECONDS:.0f} s; {REST}")
+    else:
+        if not run.offline:
+            update_state(folder, delivered=step)
+
+
+def follow(journal: Path, over: Event) -> Iterator[Row]:
+    """Read the rows of a journal from its beginning, and those that come, until it is over."""
+    while not journal.exists():
+        if over.wait(POLL_SECONDS):
+            return
+    rest = ""
+    with journal.open(errors="replace") as lines:
+        while True:
+            last = over.is_set()  # before reading: all that was written until then is read
+            for part in lines:
+                rest += part
+                if rest.endswith("\n"):
+                    if row := as_row(rest):
+                        yield row
+                    rest = ""
+            if last:
+                return
+            over.wait(POLL_SECONDS)
+
+
+def begin_wandb(folder: RunFolder, tracking: TrackingConfig, config: Row) -> tuple[Any, int] | None:
+    """Begin or go on with the W&B run of a run folder; offline if the server does not answer or wants a key.
+
+    Returns  the run and the last step of it that W&B has; None where only the server could tell, and does not.
+    """
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    state, earlier = read_state(folder), [*folder.path.glob("wandb/*run-*/*.wandb")]
+    begin = partial(
+        wandb.init,
+        id=state["id"],
+        resume="allow",
+        project=tracking.project,
+        entity=tracking.entity,
+        name=None if state["step"] else name_of(folder),  # later it may have been given another there
+        dir=folder.path,
+        config=config,
+        settings=settings(),
+    )
+    run = begin_online(begin) if tracking.wandb == "online" else None
+    if run is not None:
+        say(f"W&B: {run.url}")
+        for path in earlier:  # all that they hold is brought by this job, or the next: none is to be synced any more
+            path.with_name(f"{path.name}.synced").touch()
+        known = int(run.starting_step) - 1
+        update_state(folder, online=True)
+    elif state["online"]:
+        say("note: W&B's server has a part of this run; the next job that reaches it brings what is missing there")
+        return None
+    else:
+        known = known_offline(folder, state)
+        run = begin(mode="offline")
+        (new,) = {*folder.path.glob("wandb/*run-*/*.wandb")}.difference(earlier)
+        update_state(folder, file=str(new.relative_to(folder.path)), base=known)
+    for axis in AXES:
+        run.define_metric(axis, hidden=True)
+        for name in COMPARED:
+            run.define_metric(f"{name}_by_{axis}", step_metric=axis)
+    run.define_metric("*", step_metric=AXES[0])
+    return run, known
+
+
+def begin_online(begin: Callable[..., Any]) -> Any:
+    """Begin a run at W&B's server; None if it does not answer or wants a key."""
+    import wandb
+
+    try:
+        if wandb.login(prompt=False, verify=False):
+            return begin(mode="online")
+        say("warning: no W&B key here, so W&B is logged offline; `wandb login` stores one")
+    except Exception as error:  # no answer, a key that is none, ...
+        say(f"warning: W&B does not answer ({error}); it is logged offline")
+        wandb.teardown()  # what was begun holds the run's id
+    return None
+
+
+def settings() -> Any:
+    """Give W&B's own settings."""
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        init_timeout=INIT_SECONDS,
+        finish_timeout=FINISH_SECONDS,
+        finish_timeout_raises=True,
+        # nothing of this machine or account goes there but what the journal tells
+        disable_code=True,
+        disable_git=True,
+        save_code=False,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        x_transaction_log_flush_interval=1.0,  # seconds: what a kill can cost
+    )
+
+
+def known_offline(folder: RunFolder, state: Row) -> int:
+    """Tell the last step that the offline files hold: the newest, or what was there before it; ours if it is gone."""
+    newest = state["file"] and folder.path / state["file"]
+    if newest and newest.exists():
+        return int(max(state["base"], newest_step(newest)))
+    return int(state["step"])
+
+
+def name_of(folder: RunFolder) -> str:
+    """Name a run by the end of its folder's path: those of a pipeline's variants or of several seeds share the last."""
+    return "/".join(folder.path.resolve().parts[1:][-3:])
+
+
+def say(line: str) -> None:
+    """Print a line for the user, below the bar where there is one."""
+    print("\n" * sys.stderr.isatty() + line, file=sys.stderr, flush=True)
+
+
+def position_of(row: Row) -> int | None:
+    """Tell at which optimizer step W&B shows a row: W&B itself would count from 0 in each job. None for other rows."""
+    match row:
+        case {"event": "step", "step": step}:
+            return int(step) + 1
+        case {"event": "evaluation" | "pictures", "step": step}:
+            return int(step)
+    return None
+
+
+def bring_facts(run: Any, row: Row, starts: int) -> None:
+    """Tell W&B what a row tells of the whole run; `starts` counts its jobs."""
+    match row:
+        case {"event": "start"}:
+            run.config.update({f"start_{starts}": without_home(row)}, allow_val_change=True)
+            run.summary["ending"] = None
+        case {"event": "end"}:
+            run.summary.update({key: value for key, value in row.items() if isinstance(value, int | float)})
+            run.summary["ending"] = "finished"
+        case {"event": "stop" | "error", "reason": reason}:
+            run.summary["ending"] = without_home(reason)
+
+
+def metrics_of(row: Row) -> Row:
+    """Give the metrics of a row: its numbers, a size by its sides, each activity's share of all time."""
+    if row["event"] == "pictures":
+        import wandb
+
+        return {"pictures": [wandb.Image(path) for path in row["files"]]}
+    numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+    if row["event"] == "evaluation":  # its loss is that of other images
+        renamed = {"val_loss" if key == "loss" else key: value for key, value in numbers.items()}
+        return compared({key: value for key, value in renamed.items() if key in COMPARED})
+    height, width = row["size"]
+    spent = {key.removesuffix("_seconds"): value for key, value in numbers.items() if key.endswith("_seconds")}
+    shares = {f"share_{key}": value / sum(spent.values()) for key, value in spent.items()}
+    return compared({**numbers, "size": height, "width": width, **shares})
+
+
+def compared(metrics: Row) -> Row:
+    """Add those metrics that are drawn against each axis."""
+    known = [name for name in COMPARED if metrics.get(name) is not None]
+    return metrics | {f"{name}_by_{axis}": metrics[name] for name in known for axis in AXES}
+
+
+def read_state(folder: RunFolder) -> Row:
+    """Read what stands in RUN/wandb.json.
+
+    id         of the run at W&B, for ever
+    step       the last step that it was told
+    online     whether its server has any of the run
+    delivered  the last step that the server has taken for sure
+    file       the newest file of an offline job
+    base       the last step that W&B had before that file
+    """
+    path, state = folder.path / "wandb.json", {"step": 0, "online": False, "delivered": 0, "file": None, "base": 0}
+    if not path.exists():
+        write_json(path, {"id": uuid.uuid4().hex[:12]})
+    known: Row = read_json(path)
+    return state | known
+
+
+def update_state(folder: RunFolder, **changes: Any) -> None:
+    """Change what stands there."""
+    write_json(folder.path / "wandb.json", read_state(folder) | changes)
+
+
+if __name__ == "__main__":
+    main()
