@@ -157,7 +157,8 @@ def finetune_once(
         )
         if not reached_end:
             return None
-        evaluation = measure(training, val, inference)
+        with stopwatch("evaluate"):
+            evaluation = measure(training, val, inference)
         baseline = lay_out(without_curriculum(config), training.model, len(train.images), world)
         baseline_seconds = seconds_a_step(training, baseline, stopwatch)
         flops = partial(training_flops, training.model)

@@ -27,12 +27,12 @@ class Measure:
 
 
 MEASURES = (
-    Measure("loss", "Loss", "Of the masked patches. Losses at different image sizes do not compare."),
+    Measure("loss", "Loss", "In pretraining, of the masked patches. Losses at different sizes do not compare."),
     Measure("size", "Image size", "Height of what the encoder sees: the curriculum.", "px"),
     Measure("magnitude", "RandAugment magnitude", "How strongly images are augmented, 0 to 10."),
     Measure("lr", "Learning rate"),
     Measure("gradient_norm", "Gradient norm", "Before clipping. Spikes tell of trouble."),
-    Measure("update_ratio", "Update ratio", "Length of a step's change against that of the weights."),
+    Measure("update_ratio", "Update ratio", "Length of a step's change against the weights', at regular reports."),
     Measure("images_per_second", "Throughput", "Over training and waiting for data.", "images/s"),
     Measure("tokens_per_second", "Tokens", "Patches that the encoder sees.", "tokens/s"),
     Measure("mfu", "Model FLOPs utilisation", "Share of what the devices could do.", "%", 100),
@@ -44,6 +44,7 @@ MEASURES = (
 EVALUATIONS = (
     Measure("knn", "kNN accuracy", "Images classified by their nearest neighbours' classes.", "%", 100),
     Measure("accuracy", "Accuracy", "", "%", 100),
+    Measure("loss", "Validation loss", "Of images that are not trained on."),
 )
 """What rows of evaluations may tell."""
 

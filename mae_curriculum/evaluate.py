@@ -53,6 +53,6 @@ def evaluate(config: EvaluateConfig) -> int:
             "neighbours": config.knn.neighbours,
             "accuracy": spread([accuracy]),
         }
-        world.on_main(lambda: record("knn", result, config, run=config.run, checkpoint=config.checkpoint))
         world.say(f"kNN accuracy {accuracy:.4f} of {config.checkpoint} ({weights.origin}) on {data.source}")
+        world.on_main(lambda: record("knn", result, config, run=config.run, checkpoint=config.checkpoint))
     return 0

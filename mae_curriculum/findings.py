@@ -25,6 +25,7 @@ from mae_curriculum.spelling import (
 from mae_curriculum.told import Told
 
 SETTINGS = {
+    "checkpoint": "begun from",
     "data.source": "images",
     "model.name": "model",
     "model.image_size": "image size",
@@ -39,6 +40,16 @@ SETTINGS = {
     "seed": "seed",
 }
 """Told of every run; others only where runs differ."""
+
+STARTS = {
+    "device": "device",
+    "world_size": "processes",
+    "host": "host",
+    "job": "job of the scheduler",
+    "commit": "version of the code",
+    "command": "command",
+}
+"""Told of each run's newest start."""
 
 ACTIVITIES = {
     "train": "training",
@@ -83,10 +94,7 @@ def what_was_run(runs: Sequence[Told]) -> Table:
     rows = [row(name, (run.settings.get(key) for run in runs)) for key, name in SETTINGS.items()]
     others = [row(key, (run.settings.get(key) for run in runs)) for key in keys]
     rows += [cells for cells in others if cells[0].endswith(" *")]
-    rows += [
-        row(name, (run.history.last.start.get(key) for run in runs))
-        for key, name in {"device": "device", "world_size": "processes", "host": "host"}.items()
-    ]
+    rows += [row(name, (run.history.last.start.get(key) for run in runs)) for key, name in STARTS.items()]
     rows.append(["began", *(spell_date(run.began) for run in runs)])
     told = [cells for cells in rows if {*cells[1:]} != {UNKNOWN}]
     return Table("A star marks where runs differ." if len(runs) > 1 else "", ["", *(run.name for run in runs)], told)
@@ -162,6 +170,7 @@ def cost_table(runs: Sequence[Told]) -> Table:
 
 def comparison(runs: Sequence[Told], baseline: Told) -> Table:
     """Hold runs against a baseline at equal images, FLOPs and training seconds: as far as both got."""
+    key, title = ("accuracy", "accuracy") if baseline.evaluations("accuracy")[0].size else ("knn", "kNN")
     rows = []
     for run in runs:
         for axis, name in COMPARED.items():
@@ -170,10 +179,10 @@ def comparison(runs: Sequence[Told], baseline: Told) -> Table:
             if not math.isfinite(point):
                 continue
             cells = [run.name, name, _AMOUNTS[axis](point)]
-            for told in ([_loss_at(each, axis, point) for each in both], [_knn_at(each, axis, point) for each in both]):
-                cells += told
+            cells += [_loss_at(each, axis, point) for each in both]
+            cells += [_evaluated_at(each, key, axis, point) for each in both]
             rows.append(cells)
-    head = ["run", "at equal", "namely", "loss", "of baseline", "kNN", "of baseline"]
+    head = ["run", "at equal", "namely", "loss", "of baseline", title, "of baseline"]
     return Table(f"Held against {baseline.name}, as far as both got", head, rows)
 
 
@@ -182,7 +191,7 @@ def less(run: Told, baseline: Told | None, key: str) -> str:
     if baseline is None or run is baseline or {run.state, baseline.state} != {"finished"}:
         return ""
     mine, its = run.newest.get(key), baseline.newest.get(key)
-    if not mine or not its:
+    if not mine or not its or f"{its / mine:.2f}" == "1.00":
         return ""
     return f"{its / mine:.2f}× less" if mine <= its else f"{mine / its:.2f}× more"
 
@@ -220,7 +229,7 @@ def troubles(run: Told) -> list[str]:
         told.append(f"{len(failed)} saves failed, the last one so: {failed[-1]['reason']}")
     if spikes := [*run.history.rows("spike")]:
         told.append(f"{len(spikes)} spikes of the loss, the last one at step {spikes[-1]['step']:,}")
-    waits = run.history.rows("waiting")
+    waits = {row["stage"]: row for row in run.history.rows("waiting")}.values()
     told += [f"stage {row['stage'] + 1} waited for data {row['share']:.0%} of its time" for row in waits]
     told += [f"damaged checkpoint put aside: {row['name']}" for row in run.history.rows("damaged_checkpoint")]
     return told
@@ -281,9 +290,9 @@ def _loss_at(run: Told, axis: str, point: float) -> str:
     return UNKNOWN if loss is None else f"{loss:.4f}{at_size}"
 
 
-def _knn_at(run: Told, axis: str, point: float) -> str:
+def _evaluated_at(run: Told, key: str, axis: str, point: float) -> str:
     """Tell the accuracy at a point, between two evaluations on the straight line between them."""
-    steps, accuracies = run.evaluations("knn")
+    steps, accuracies = run.evaluations(key)
     places = run.place(steps, axis)
     known = len(places) and places[0] <= point
     return spell_share(float(np.interp(point, places, accuracies))) if known else UNKNOWN

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
-from mae_curriculum.checkpoint import put_in_place, write_aside, write_state
+from mae_curriculum.checkpoint import RunFolder, put_in_place, write_aside, write_state
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data import BROKEN_LIMIT
 from mae_curriculum.tracking import Journal, Stopwatch, finite_or_none
@@ -37,6 +37,8 @@ class Health:
         self._skipped: list[int] = []
         """The steps that were skipped last, in a row."""
         self._losses: deque[float] = deque(maxlen=SPIKE_REPORTS)
+        self._before = Stopwatch(dict(stopwatch.seconds))
+        """What earlier jobs took: with other workers, maybe, and on another machine."""
         self._waited: set[int] = set()
         """Stages of whose waiting the user has been warned."""
 
@@ -84,11 +86,13 @@ class Health:
             )
             if len(self._skipped) == MOST_SKIPPED:
                 self._capture(exact=not any(map(math.isfinite, norms[index:])))
+                journal = self._journal.path
+                saved = journal is None or RunFolder(journal.parent).checkpoints
                 raise ConfigError(
                     f"loss or gradient was not finite in {MOST_SKIPPED} steps in a row, up to step {step.moment.step} "
                     f"({names[0][0]} and others, which journal.jsonl names); "
-                    "lower optim.base_lr, or set optim.clip_norm or precision float32, in another --run; the newest "
-                    "checkpoint is from before"
+                    "lower optim.base_lr, or set optim.clip_norm or precision float32, in another --run; "
+                    + ("the newest checkpoint is from before" if saved else "there is no checkpoint yet")
                 )
 
     def _capture(self, *, exact: bool) -> None:
@@ -112,7 +116,8 @@ class Health:
         self._losses.append(loss)
 
     def _warn_of_waiting(self, stage: int) -> None:
-        waited, trained = (self._stopwatch.total(f"{name}/{stage}") for name in ("wait", "train"))
+        clocks = [f"{name}/{stage}" for name in ("wait", "train")]
+        waited, trained = (self._stopwatch.total(clock) - self._before.total(clock) for clock in clocks)
         share = waited / (waited + trained)
         if stage not in self._waited and share > MOST_WAITING and waited > LEAST_WAIT_SECONDS:
             self._waited.add(stage)

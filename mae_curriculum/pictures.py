@@ -50,7 +50,7 @@ def draw_reconstructions(path: Path, images: Reconstruction, names: Sequence[str
     tile_h, tile_w = (TILE_INCHES * length / max(h, w) for length in (h, w))
     columns, blocks = min(COLUMNS, len(names)), -(-len(names) // COLUMNS)
     figure = _figure(max(5.0, columns * (tile_w + 0.1) + 1.8), blocks * (4 * tile_h + 0.5) + 1.8, layout="compressed")
-    figure.suptitle(readable(title), parse_math=False)
+    figure.suptitle(drawable(title), parse_math=False)
     gap = max(1, w // 24)
     parts = [
         (f"input\n{side((h, w))} px", _in_colour(images.seen)),
@@ -68,7 +68,7 @@ def draw_reconstructions(path: Path, images: Reconstruction, names: Sequence[str
         axis.tick_params(length=0)
         if row % 4 == 0:
             middles = [place * (w + gap) + (w - 1) / 2 for place in range(len(names[block]))]
-            labels = [readable(name, most_letters=MOST_LETTERS) for name in names[block]]
+            labels = [drawable(name, most_letters=MOST_LETTERS) for name in names[block]]
             axis.set_xticks(middles, labels, fontsize=7, parse_math=False)
             axis.xaxis.tick_top()
     shrink = min(1.0, 4 / columns)
@@ -115,7 +115,7 @@ def draw_plan(path: Path, plan: Plan) -> None:
     curve_count = 3 if randaug is None else 4
     photos_inches, curves_inches = 2.6 if plan.photos else 0.1, 1.5 * curve_count + 0.5
     figure = _figure(9, photos_inches + curves_inches + 0.4)
-    figure.suptitle(readable(plan.title), parse_math=False)
+    figure.suptitle(drawable(plan.title), parse_math=False)
     top, bottom = figure.subfigures(2, 1, height_ratios=[photos_inches, curves_inches])
     _draw_photos(top, plan.photos)
     axes = bottom.subplots(curve_count, 1, sharex=True)
@@ -204,7 +204,7 @@ def draw_losses(path: Path, curves: Sequence[Curve]) -> None:
         axis.set(xlabel=label, xlim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="loss (a dot: a stage begins)")
-    names = [readable(curve.name) for curve in curves]
+    names = [drawable(curve.name) for curve in curves]
     legend: Any = figure.legend(axes[0].get_lines(), names, loc="outside lower center")
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -217,7 +217,7 @@ def check_png(key: str, path: Path | None) -> None:
         raise ConfigError(f"{key}: the picture is a PNG file, so its name ends in .png; got {path.name}")
 
 
-def readable(name: str, *, most_letters: int = 120) -> str:
+def drawable(name: str, *, most_letters: int = 120) -> str:
     """Make a text that can be drawn and printed of a file's name, whatever bytes are in it; of a long one, the end."""
     text = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
     return text if len(text) <= most_letters else "…" + text[1 - most_letters :]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import ConfigError
-from mae_curriculum.pictures import Curve, check_png, draw_losses, readable
+from mae_curriculum.pictures import Curve, check_png, draw_losses, drawable
 from mae_curriculum.tracking import Journal
 
 
@@ -27,7 +27,7 @@ class PlotConfig:
 def plot(config: PlotConfig) -> int:
     """Draw the picture; returns the exit code."""
     draw_losses(config.out, [read_curve(run) for run in config.runs])
-    print(readable(str(config.out)))
+    print(drawable(str(config.out)))
     return 0
 
 

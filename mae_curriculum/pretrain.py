@@ -194,7 +194,8 @@ def finish(
     """Measure what the run is worth and what it saved; write and say it."""
     world, model = training.world, training.model
     untrained = build_model(config.model, seed=config.seed).to(world.device)
-    accuracy, accuracy_untrained = measure(model), measure(untrained)
+    with stopwatch("evaluate"):
+        accuracy, accuracy_untrained = measure(model), measure(untrained)
     baseline = build_clock(without_curriculum(config), model, images_per_epoch=len(training.images))
     summary = summarise(
         training.clock,

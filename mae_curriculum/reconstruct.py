@@ -10,7 +10,7 @@ from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import ConfigError, load_part
 from mae_curriculum.curriculum import Curriculum
 from mae_curriculum.decode import BrokenImageError, read_image
-from mae_curriculum.pictures import check_png, draw_reconstructions, readable
+from mae_curriculum.pictures import check_png, draw_reconstructions, drawable
 from mae_curriculum.reconstruction import reconstruct_images, why_no_reconstruction
 from mae_curriculum.sources import DataConfig
 from mae_curriculum.tracking import MOST_IMAGES
@@ -60,8 +60,10 @@ def reconstruct(config: ReconstructConfig) -> int:
     folder = RunFolder(config.checkpoint)
     default = folder.path / "pictures" if folder.config.exists() else Path()
     out = config.out or default / "reconstruction.png"
-    draw_reconstructions(
-        out, found, [path.name for path in config.images], title=f"{config.checkpoint.name} ({weights.origin})"
-    )
-    print(readable(str(out)))
+    names = [path.name for path in config.images]
+    try:
+        draw_reconstructions(out, found, names, title=f"{config.checkpoint.name} ({weights.origin})")
+    except OSError as error:
+        raise ConfigError(f"{drawable(str(out))} cannot be written ({error.strerror}); choose another --out") from error
+    print(drawable(str(out)))
     return 0

@@ -142,7 +142,9 @@ def read_run(path: Path, name: str) -> Told:
     """Read a run's folder; raises ConfigError if it is none."""
     folder, curves = RunFolder(path), Curves()
     if not folder.journal.exists():
-        raise ConfigError(f"no run in {readable(path)}; a run's folder has a journal.jsonl")
+        seeds = ", ".join(sorted(each.name for each in path.glob("seed-*")))
+        here = f", but in {seeds} of it" if seeds else ""
+        raise ConfigError(f"no run in {readable(path)}{here}; a run's folder has a journal.jsonl")
     history = read_history(folder.journal, tell_step=curves.take)
     if history is None:
         raise ConfigError(f"{readable(path)}: no job has begun this run; its journal has no start")

@@ -184,7 +184,7 @@ class Progress:
                 total=total_images,
                 initial=done_images,
                 dynamic_ncols=True,
-                bar_format="{percentage:3.0f}%|{bar:20}| {postfix}",
+                bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
             )
             if terminal
             else None
@@ -194,7 +194,7 @@ class Progress:
         """Show that `images` have been seen in all, with a few facts; `newest` if these are more than the step."""
         step, self._images = images - self._images, images
         if self._bar is not None:
-            self._bar.set_postfix_str(facts, refresh=False)
+            self._bar.set_description_str(facts, refresh=False)
             self._bar.update(step)
         elif self._shown and newest and (time.monotonic() - self._last_line > 60 or images == self._total):
             self._last_line = time.monotonic()

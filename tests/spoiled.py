@@ -1,7 +1,7 @@
 """A program like `python -m mae_curriculum`, on the last rank of which one training step goes wrong.
 
-`python tests/spoiled.py loss|weight STEP VERB ...`: the step's loss is infinite, with a finite gradient, or one weight
-is NaN from that step on.
+`python tests/spoiled.py loss|spike|weight STEP VERB ...`: the step's loss is infinite, with a finite gradient, or nine
+times too large, or one weight is NaN from that step on.
 """
 
 import math
@@ -29,7 +29,9 @@ def spoil_weight(model: nn.Module, _: Any) -> None:
 
 def spoil_loss(model: nn.Module, _: Any, losses: Any) -> Any:
     broken = isinstance(model, MaskedAutoencoder) and next(steps) == int(spoiled_step)
-    return losses + math.inf if broken else None
+    if not broken:
+        return None
+    return 9 * losses if kind == "spike" else losses + math.inf
 
 
 if __name__ == "__main__":

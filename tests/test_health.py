@@ -8,7 +8,9 @@ from PIL import Image
 from runs import TORCHRUN, command, options, picture_folder, pictures, rows, run_python, weights
 
 from mae_curriculum.checkpoint import load_state
+from mae_curriculum.findings import troubles
 from mae_curriculum.health import CAPTURE, is_spike
+from mae_curriculum.told import read_runs
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +21,7 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_python(["tests/spoiled.py", "weight", "3", "pretrain", *options(folder / "run", **pictures(images))], {})
     assert done.returncode == 2
     assert "not finite in 5 steps in a row" in done.stderr
+    assert "there is no checkpoint yet" in done.stderr
     assert done.stderr.count("warning: the loss or gradient of step") == 5
     return folder / "run"
 
@@ -78,6 +81,21 @@ def test_a_stage_that_waits_for_data_is_named_with_the_knob_to_turn(tmp_path: Pa
     assert "raise data.workers (0 for each process now)" in warning
     (row,) = rows(tmp_path / "run", "waiting")
     assert 0.05 < row["share"] < 1
+
+
+def test_a_loss_that_spikes_is_named_with_the_knob_to_turn(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["pretrain", *options(run, epochs=1, tracking__every_steps=1)]
+    done = run_python(["tests/spoiled.py", "spike", "15", *words], {})
+    assert done.returncode == 0
+    (warning,) = (line for line in done.stderr.splitlines() if "times what it was" in line)
+    assert warning.startswith("warning: the loss is ")
+    assert "at step 15" in warning
+    assert "lower optim.base_lr" in warning
+    (row,) = rows(run, "spike")
+    losses = [row["loss"] for row in rows(run, "step")]
+    assert (row["step"], row["loss"], row["before"]) == (15, losses[15], min(losses[5:15]))
+    assert "1 spikes of the loss, the last one at step 15" in troubles(read_runs([run])[0])
 
 
 def test_a_loss_twice_the_least_of_ten_is_a_spike() -> None:

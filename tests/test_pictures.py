@@ -14,7 +14,7 @@ from runs import command, equal, options, picture_folder, pictures, rows, stop_m
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import RunFolder
-from mae_curriculum.pictures import draw_reconstructions, readable
+from mae_curriculum.pictures import draw_reconstructions, drawable
 from mae_curriculum.plot import read_curve
 from mae_curriculum.reconstruction import Reconstruction
 
@@ -64,9 +64,9 @@ def test_a_picture_that_does_not_fit_on_the_disk_leaves_the_one_before(
     assert [path.read_text() for path in disk.iterdir()] == ["before"]
 
 
-def test_names_become_readable() -> None:
-    assert readable("a\udcff\n😀.jpg") == "a\ufffd\ufffd😀.jpg"
-    assert readable("photograph_000123.jpg", most_letters=12) == "…_000123.jpg"
+def test_names_become_drawable() -> None:
+    assert drawable("a\udcff\n😀.jpg") == "a\ufffd\ufffd😀.jpg"
+    assert drawable("photograph_000123.jpg", most_letters=12) == "…_000123.jpg"
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,7 @@ def test_a_page_tells_of_a_real_run_and_its_restart(tmp_path: Path, finished: Pa
     assert "vit_tiny_patch16_224" in told
     assert "Held against finished" in told
     assert "epochs * 3 8" in told  # the baseline comes first
+    assert re.search(r"command \* \S+__main__.py pretrain --data.workers 0 ", told)
     assert re.search(r"steps 180 of 180", told)
 
 
@@ -126,6 +127,19 @@ def test_runs_are_compared_as_far_as_both_got(tmp_path: Path) -> None:
         ["long", "images", "1,920", loss, loss, UNKNOWN, UNKNOWN],
         ["long", "training time", "14.5 s", loss, loss, UNKNOWN, UNKNOWN],
     ]
+
+
+def test_runs_of_classifiers_are_compared_by_their_own_accuracy(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name) for name in "ab"]
+    for path, accuracy in zip(paths, (0.5, 0.75), strict=True):
+        with (path / "journal.jsonl").open("a") as journal:
+            evaluation = {"event": "evaluation", "time": BEGAN + 999, "step": 50, "accuracy": accuracy, "loss": 0.5}
+            journal.write(json.dumps(evaluation) + "\n")
+    run, baseline = read_runs(paths)
+    told = comparison([run], baseline)
+    assert told.head[-2:] == ["accuracy", "of baseline"]
+    assert [row[-2:] for row in told.rows] == [["50.0 %", "75.0 %"]] * 2
+    assert "Validation loss" in words_of(report(*paths))
 
 
 def test_runs_are_named_apart_and_told_once(tmp_path: Path) -> None:
