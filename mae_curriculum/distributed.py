@@ -179,11 +179,11 @@ def job_end() -> float | None:
 
 
 def job_facts() -> dict[str, Any]:
-    """Tell what runs where: command, commit, host, process, the scheduler's number of the job, the file of its output.
+    """Tell what runs where: command, commit, host, process, the scheduler's job and its nodes, the file of its output.
 
     None stands for what is not known; the commit is where the code lies in its repository.
     """
-    output = Path("/proc/self/fd/2")
+    array, output = os.environ.get("SLURM_ARRAY_JOB_ID"), Path("/proc/self/fd/2")
     log = str(output.readlink()) if output.is_symlink() else ""
     return {
         "command": shlex.join(sys.argv),
@@ -191,6 +191,8 @@ def job_facts() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "job": os.environ.get("SLURM_JOB_ID"),
+        "array_task": array and f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}",
+        "nodes": os.environ.get("SLURM_JOB_NODELIST"),
         "log": log if Path(log).is_file() else None,
     }
 

@@ -34,7 +34,7 @@ class WandbLog:
 
         config  the run's settings, as W&B shows them.
         """
-        if find_spec("wandb") is None:
+        if getattr(find_spec("wandb"), "origin", None) is None:  # a folder of that name is a package, too
             raise ConfigError("tracking.wandb needs the package wandb: pip install wandb, or --tracking.wandb disabled")
         told = {"folder": str(folder.path), "tracking": plain(tracking), "config": without_home(plain(config))}
         self._process = subprocess.Popen(

@@ -131,6 +131,8 @@ def test_arrays_wait_for_the_pretrainings_they_evaluate_and_go_on_alone(cluster:
     starts = [len(rows(study / f"seed={seed}" / "pretrain", "start")) for seed in (0, 1)]
     assert starts == [2, 1]
     assert rows(journal.parent, "stop")[0]["reason"] == "SIGUSR1"
+    begun = rows(journal.parent, "start")[0]
+    assert (begun["array_task"], begun["nodes"][:4]) == (f"{array}_0", "node")
     assert all("±" in cell for name, cell in cells(submit()).items() if name not in ("variant", "pretrain"))
     assert all(read_json(Path(run) / "submission.json")["job"] == job for run, job in numbers.items())
 
