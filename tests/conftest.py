@@ -1,7 +1,9 @@
 """What several test files use: a finished run, a small disk, a SLURM cluster."""
 
+import fcntl
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,14 +17,9 @@ torch.set_num_threads(1)  # the models of the tests are too small for more
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what shares a cluster, and each file's tests, in one process, the slowest first."""
-
-    def uses_cluster(item: pytest.Item) -> bool:
-        return "cluster" in getattr(item, "fixturenames", ())
-
-    items.sort(key=uses_cluster, reverse=True)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("cluster" if uses_cluster(item) else item.path.stem))
+    """Begin with the file that takes longest; the others that want a cluster come last, as there is one at a time."""
+    last = ("test_doctor", "test_pipeline")
+    items.sort(key=lambda item: (item.path.stem in last) - (item.path.stem == "test_slurm"))
 
 
 @pytest.fixture(scope="session")
@@ -53,13 +50,15 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", disk], check=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of two nodes."""
+    """A cluster of two nodes, one at a time."""
     if why := why_no_cluster():
         (pytest.fail if os.environ.get("REQUIRE_SLURM") else pytest.skip)(why)
-    with slurm_cluster(tmp_path_factory.mktemp("cluster")) as started:
-        yield started
+    with (Path(tempfile.gettempdir()) / "slurm-test.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with slurm_cluster(tmp_path_factory.mktemp("cluster")) as started:
+            yield started
 
 
 @pytest.fixture(scope="session")
