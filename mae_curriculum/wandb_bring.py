@@ -11,6 +11,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -55,7 +56,8 @@ def main() -> None:
     folder, tracking = RunFolder(Path(told["folder"])), TrackingConfig(**told["tracking"])
     try:
         with (folder.path / "wandb.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the process of a job that was killed may still be at it
+            with suppress(OSError):  # where the file system has no such locks, there is none
+                fcntl.flock(lock, fcntl.LOCK_EX)  # the process of a job that was killed may still be at it
             if is_needed(folder, tracking, over):
                 bring(folder, tracking, told["config"], over)
     except Exception as error:  # W&B is no reason to end a run; the journal has it all
@@ -63,10 +65,14 @@ def main() -> None:
 
 
 def is_needed(folder: RunFolder, tracking: TrackingConfig, over: Event) -> bool:
-    """Wait for a row that W&B has not, or for the end."""
-    state = read_state(folder)
-    known = state["delivered" if tracking.wandb == "online" else "step"]
-    return any((position_of(row) or 0) > known for row in follow(folder.journal, over))
+    """Wait for a row that W&B has not, or for the end; tells whether there is anything to bring."""
+    state, ending = read_state(folder), ""
+    known = state["delivered"] if tracking.wandb == "online" else known_offline(folder, state)
+    for row in follow(folder.journal, over):
+        if (position_of(row) or 0) > known:
+            return True
+        ending = ending_after(row, ending)
+    return ending not in ("", state["ending"])
 
 
 def bring(folder: RunFolder, tracking: TrackingConfig, config: Row, over: Event) -> None:
@@ -75,25 +81,12 @@ def bring(folder: RunFolder, tracking: TrackingConfig, config: Row, over: Event)
     if begun is None:
         return
     run, known = begun
-    step, metrics, ending, starts = known, Row(), "", 0
-
-    def log() -> None:
-        if metrics:
-            run.log(metrics, step=step, commit=True)
-            update_state(folder, step=step)
-
-    for row in follow(folder.journal, over):
-        position = position_of(row)
-        if position is None:
-            starts += row["event"] == "start"
-            ending = "" if row["event"] == "start" else row["event"] if row["event"] in EXIT_CODES else ending
-            bring_facts(run, row, starts)
-        elif position > step:
-            log()
-            step, metrics = position, metrics_of(row)
-        elif position == step and metrics:
-            metrics |= metrics_of(row)
-    log()
+    try:
+        ending = bring_rows(run, folder, follow(folder.journal, over), known)
+    except Exception:
+        with suppress(Exception):
+            run.finish(1)
+        raise
     if ending == "stop":
         run.mark_preempting()
     try:
@@ -101,8 +94,44 @@ def bring(folder: RunFolder, tracking: TrackingConfig, config: Row, over: Event)
     except TimeoutError:
         say(f"warning: W&B has not taken all of this run in {FINISH_SECONDS:.0f} s; {REST}")
     else:
+        update_state(folder, ending=ending)
         if not run.offline:
-            update_state(folder, delivered=step)
+            update_state(folder, delivered=read_state(folder)["step"])
+
+
+def bring_rows(run: Any, folder: RunFolder, rows: Iterator[Row], known: int) -> str:
+    """Bring rows over that are beyond a known step; returns how the last job ended, as `ending_after` tells it.
+
+    The last rows of a job that was killed are left to the next job, which may have more to tell of that step.
+    """
+    step, metrics, ending, starts = known, Row(), "", 0
+    update_state(folder, step=max(0, known))
+
+    def log() -> None:
+        if metrics:
+            run.log(metrics, step=step, commit=True)
+            update_state(folder, step=step)
+
+    for row in rows:
+        position, ending = position_of(row), ending_after(row, ending)
+        if position is None:
+            starts += row["event"] == "start"
+            bring_facts(run, row, starts)
+        elif position > step:
+            log()
+            step, metrics = position, metrics_of(row, folder)
+        elif position == step and metrics:
+            metrics |= metrics_of(row, folder)
+    if ending:
+        log()
+    return ending
+
+
+def ending_after(row: Row, ending: str) -> str:
+    """Tell how a run's last job ended, after another row: end, stop, error, or not yet known."""
+    if row["event"] == "start":
+        return ""
+    return str(row["event"]) if row["event"] in EXIT_CODES else ending
 
 
 def follow(journal: Path, over: Event) -> Iterator[Row]:
@@ -133,7 +162,7 @@ def begin_wandb(folder: RunFolder, tracking: TrackingConfig, config: Row) -> tup
     import wandb
 
     wandb.setup(wandb.Settings(silent=True))
-    state, earlier = read_state(folder), [*folder.path.glob("wandb/*run-*/*.wandb")]
+    state, earlier = read_state(folder), files_of(folder)
     begin = partial(
         wandb.init,
         id=state["id"],
@@ -148,17 +177,19 @@ def begin_wandb(folder: RunFolder, tracking: TrackingConfig, config: Row) -> tup
     run = begin_online(begin) if tracking.wandb == "online" else None
     if run is not None:
         say(f"W&B: {run.url}")
-        for path in earlier:  # all that they hold is brought by this job, or the next: none is to be synced any more
-            path.with_name(f"{path.name}.synced").touch()
+        mark_synced(earlier)  # all that they hold is brought by this job, or the next
         known = int(run.starting_step) - 1
         update_state(folder, online=True)
     elif state["online"]:
         say("note: W&B's server has a part of this run; the next job that reaches it brings what is missing there")
         return None
     else:
-        known = known_offline(folder, state)
+        if tracking.wandb == "online":
+            say("it is logged offline, for `wandb sync`")
+        mark_synced(files_of(folder) - earlier)  # what was begun online in vain
+        earlier, known = files_of(folder), known_offline(folder, state)
         run = begin(mode="offline")
-        (new,) = {*folder.path.glob("wandb/*run-*/*.wandb")}.difference(earlier)
+        (new,) = files_of(folder) - earlier
         update_state(folder, file=str(new.relative_to(folder.path)), base=known)
     for axis in AXES:
         run.define_metric(axis, hidden=True)
@@ -175,9 +206,9 @@ def begin_online(begin: Callable[..., Any]) -> Any:
     try:
         if wandb.login(prompt=False, verify=False):
             return begin(mode="online")
-        say("warning: no W&B key here, so W&B is logged offline; `wandb login` stores one")
+        say("warning: no W&B key here; `wandb login` stores one")
     except Exception as error:  # no answer, a key that is none, ...
-        say(f"warning: W&B does not answer ({error}); it is logged offline")
+        say(f"warning: W&B does not take this run now: {error}")
         wandb.teardown()  # what was begun holds the run's id
     return None
 
@@ -203,6 +234,17 @@ def settings() -> Any:
     )
 
 
+def files_of(folder: RunFolder) -> set[Path]:
+    """List W&B's own files of a run."""
+    return {*folder.path.glob("wandb/*run-*/*.wandb")}
+
+
+def mark_synced(files: set[Path]) -> None:
+    """Keep `wandb sync` from sending files, as it does itself once they are sent."""
+    for path in files:
+        path.with_name(f"{path.name}.synced").touch()
+
+
 def known_offline(folder: RunFolder, state: Row) -> int:
     """Tell the last step that the offline files hold: the newest, or what was there before it; ours if it is gone."""
     newest = state["file"] and folder.path / state["file"]
@@ -213,7 +255,7 @@ def known_offline(folder: RunFolder, state: Row) -> int:
 
 def name_of(folder: RunFolder) -> str:
     """Name a run by the end of its folder's path: those of a pipeline's variants or of several seeds share the last."""
-    return "/".join(folder.path.resolve().parts[1:][-3:])
+    return "/".join(Path(without_home(str(folder.path.resolve()))).parts[-3:]).lstrip("/")
 
 
 def say(line: str) -> None:
@@ -244,12 +286,13 @@ def bring_facts(run: Any, row: Row, starts: int) -> None:
             run.summary["ending"] = without_home(reason)
 
 
-def metrics_of(row: Row) -> Row:
+def metrics_of(row: Row, folder: RunFolder) -> Row:
     """Give the metrics of a row: its numbers, a size by its sides, each activity's share of all time."""
     if row["event"] == "pictures":
         import wandb
 
-        return {"pictures": [wandb.Image(path) for path in row["files"]]}
+        paths = [folder.path / "pictures" / Path(path).name for path in row["files"]]  # wherever the folder was then
+        return {"pictures": [wandb.Image(str(path)) for path in paths if path.exists()]}
     numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
     if row["event"] == "evaluation":  # its loss is that of other images
         renamed = {"val_loss" if key == "loss" else key: value for key, value in numbers.items()}
@@ -275,8 +318,10 @@ def read_state(folder: RunFolder) -> Row:
     delivered  the last step that the server has taken for sure
     file       the newest file of an offline job
     base       the last step that W&B had before that file
+    ending     how the last job ended that it was told of
     """
-    path, state = folder.path / "wandb.json", {"step": 0, "online": False, "delivered": 0, "file": None, "base": 0}
+    path = folder.path / "wandb.json"
+    state: Row = {"step": 0, "online": False, "delivered": 0, "file": None, "base": 0, "ending": ""}
     if not path.exists():
         write_json(path, {"id": uuid.uuid4().hex[:12]})
     known: Row = read_json(path)

@@ -57,7 +57,10 @@ class WandbLog:
                     os.kill(pid, signal.SIGKILL)
             seconds = f"{CLOSE_SECONDS:.0f} s"
             print(f"warning: W&B has not taken all of this run in {seconds}; {REST}", file=sys.stderr, flush=True)
-        self._process.communicate()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -67,8 +70,11 @@ class WandbLog:
 
 def children(pid: int) -> list[int]:
     """List the processes that a process has started, where the system tells."""
-    listed = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(word) for path in listed for word in path.read_text().split()]
+    found: list[int] = []
+    with suppress(OSError):  # a thread may end meanwhile
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += map(int, path.read_text().split())
+    return found
 
 
 def without_home(tree: Any) -> Any:

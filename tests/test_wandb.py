@@ -16,7 +16,7 @@ from wandb_server import serve
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import RunFolder, read_json
-from mae_curriculum.tracking import ACTIVITIES
+from mae_curriculum.tracking import ACTIVITIES, Journal
 from mae_curriculum.wandb_bring import AXES, known_offline
 from mae_curriculum.wandb_files import records
 from mae_curriculum.wandb_log import children, without_home
@@ -184,7 +184,11 @@ def test_wandb_changes_no_bit_and_missing_keys_and_servers_end_nothing(finished:
         nowhere = {"WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "WANDB_API_KEY": KEY}
         malformed = {"WANDB_API_KEY": "short"}
         cases: list[tuple[str, dict[str, str], str]]
-        cases = [("key", {}, "no W&B key here"), ("bad", malformed, "logged offline"), ("net", nowhere, "not answer")]
+        cases = [
+            ("key", {}, "no W&B key"),
+            ("bad", malformed, "must have 40+"),
+            ("net", nowhere, "brings the rest"),
+        ]
         for name, environment, words in cases:
             run = tmp_path / name
             flags = options(run, tracking__wandb="online")
@@ -193,6 +197,49 @@ def test_wandb_changes_no_bit_and_missing_keys_and_servers_end_nothing(finished:
             assert words in done.stderr
             assert time.time() - rows(run, "end")[0]["time"] < 20
             assert equal(weights(run), weights(finished))
+
+
+def test_a_run_whose_server_never_answers_lies_offline_whole(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = {"WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "WANDB_API_KEY": KEY}
+        done = command("pretrain", *options(run, epochs=60, tracking__wandb="online"), **environment)
+    assert "warning: W&B does not take this run now" in done.stderr
+    assert "it is logged offline" in done.stderr
+    assert "given up" not in done.stderr
+    assert [row["_step"] for row in read_back(run)[1]] == [row["step"] + 1 for row in rows(run, "step")]
+    assert [path.parent.name[:4] for path in (run / "wandb").glob("*run-*/*.synced")] == ["run-"]
+
+
+def test_what_a_killed_job_began_to_tell_of_a_step_the_next_one_ends(tmp_path: Path) -> None:
+    journal, told = Journal(tmp_path / "journal.jsonl"), {"size": [8, 8], "train_seconds": 1.0}
+
+    def bring() -> None:
+        facts = {"folder": str(tmp_path), "tracking": {"wandb": "offline"}, "config": {}}
+        program = [sys.executable, "-m", "mae_curriculum.wandb_bring"]
+        words = f"{json.dumps(facts)}\nover\n"
+        done = subprocess.run(program, input=words, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+
+    def steps(key: str) -> list[int]:
+        return [row["_step"] for row in read_back(tmp_path)[1] if key in row]
+
+    journal.write("start", step=0)
+    for step in (4, 9):
+        journal.write("step", step=step, loss=1.0, **told)
+    bring()
+    assert steps("loss") == [5]
+    journal.write("start", step=5)
+    journal.write("evaluation", step=10, knn=0.5)
+    journal.write("pictures", step=10, files=["elsewhere/pictures/gone.png"])
+    bring()  # killed again
+    assert steps("loss") == [5]
+    journal.write("start", step=10)
+    journal.write("end", knn=0.5)
+    for _ in range(2):
+        bring()
+    assert (steps("loss"), steps("knn")) == ([5, 10], [10])
+    assert len([*(tmp_path / "wandb").glob("offline-run-*")]) == 3
 
 
 def test_a_project_that_wandb_would_refuse_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
