@@ -5,7 +5,6 @@ Started by torchrun or SLURM, or alone: the environment is read here and nowhere
 
 import os
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -179,15 +178,14 @@ def job_end() -> float | None:
 
 
 def job_facts() -> dict[str, Any]:
-    """Tell what runs where: command, commit, host, process, the scheduler's job and its nodes, the file of its output.
+    """Tell what runs where: command, host, process, the scheduler's job and its nodes, the file of its output.
 
-    None stands for what is not known; the commit is where the code lies in its repository.
+    None stands for what is not known.
     """
     array, output = os.environ.get("SLURM_ARRAY_JOB_ID"), Path("/proc/self/fd/2")
     log = str(output.readlink()) if output.is_symlink() else ""
     return {
         "command": shlex.join(sys.argv),
-        "commit": _commit(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "job": os.environ.get("SLURM_JOB_ID"),
@@ -195,14 +193,6 @@ def job_facts() -> dict[str, Any]:
         "nodes": os.environ.get("SLURM_JOB_NODELIST"),
         "log": log if Path(log).is_file() else None,
     }
-
-
-def _commit() -> str | None:
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-    words = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def _environment() -> tuple[int, int, int]:

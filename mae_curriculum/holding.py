@@ -16,7 +16,8 @@ from mae_curriculum.saver import RETRY_SECONDS, Saver
 from mae_curriculum.stopping import Stop
 from mae_curriculum.tracking import Journal, Progress, Stopwatch
 from mae_curriculum.training import Training, TrainingConfig
-from mae_curriculum.wandb_log import WandbLog
+from mae_curriculum.version import code_version
+from mae_curriculum.wandb_log import WandbLog, require_wandb
 
 LAST_ATTEMPTS, HURRIED_ATTEMPTS = 20, 3
 """How often the last save of a run is tried, and one at a stop, where little time is left."""
@@ -44,6 +45,8 @@ def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
     locks: list[Callable[[], None]] = []
 
     def claim() -> None:
+        if config.tracking.wandb != "disabled":
+            require_wandb()
         folder.refuse_others(config)
         folder.path.mkdir(parents=True, exist_ok=True)
         dead: list[dict[str, Any]] = []
@@ -79,6 +82,7 @@ def begin(run: Run, training: Training[Any], *, step: int, **facts: Any) -> None
         device=str(world.device),
         digest=digest(training.config),
         origin=training.origin,
+        commit=code_version(),
         **job_facts(),
         **facts,
     )

@@ -30,12 +30,10 @@ class WandbLog:
     """The process that brings a run's journal to W&B."""
 
     def __init__(self, folder: RunFolder, tracking: TrackingConfig, config: Any) -> None:
-        """Start it; raises ConfigError if wandb is not installed.
+        """Start it.
 
         config  the run's settings, as W&B shows them.
         """
-        if getattr(find_spec("wandb"), "origin", None) is None:  # a folder of that name is a package, too
-            raise ConfigError("tracking.wandb needs the package wandb: pip install wandb, or --tracking.wandb disabled")
         told = {"folder": str(folder.path), "tracking": plain(tracking), "config": without_home(plain(config))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mae_curriculum.wandb_bring"],
@@ -66,6 +64,12 @@ class WandbLog:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has given up, and said why
             self._process.stdin.write(f"{line}\n".encode())
+
+
+def require_wandb() -> None:
+    """Raise ConfigError if wandb is not installed."""
+    if getattr(find_spec("wandb"), "origin", None) is None:  # a folder of that name is a package, too
+        raise ConfigError("tracking.wandb needs the package wandb: pip install wandb, or --tracking.wandb disabled")
 
 
 def children(pid: int) -> list[int]:

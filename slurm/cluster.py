@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from mae_curriculum.checkpoint import read_json, write_json
 from mae_curriculum.config import ConfigError
-
-ROOT = Path(__file__).parent.parent
+from mae_curriculum.version import ROOT, VERSION, code_version
 
 SUBMISSION = "submission.json"
 """In a run folder: the number of the job last submitted for it, and its log."""
@@ -83,9 +82,11 @@ def new_folder(config: ClusterConfig, name: str) -> Path:
 
 
 def copy_code(folder: Path) -> None:
-    """Take a snapshot of the code, so that later edits change no queued job."""
+    """Take a snapshot of the code and its version, so that later edits change no queued job."""
     for package in ("mae_curriculum", "finetune", "slurm"):
         shutil.copytree(ROOT / package, folder / "code" / package, ignore=shutil.ignore_patterns("__pycache__"))
+    if version := code_version():
+        (folder / "code" / VERSION).write_text(version)
 
 
 def make_executor(config: ClusterConfig, name: str, folder: Path, **parameters: Any) -> Any:

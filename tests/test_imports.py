@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mae_curriculum"
 ROWS = [
-    "config distributed frequency positions schedule decode augment targets table gauges curves wandb_files",
+    "config distributed frequency positions schedule decode augment targets table gauges curves wandb_files version",
     "curriculum model sources optim checkpoint tracking stopping cli spelling",
     "data flops weights results saver lock wandb_log",
     "inference training summary reconstruction history wandb_bring",

@@ -14,6 +14,7 @@ from runs import ROOT, equal, options, rows, torchrun, weights
 from slurm_cluster import Cluster
 
 from mae_curriculum.checkpoint import RunFolder, step_of
+from mae_curriculum.version import code_version
 from slurm.__main__ import main
 
 
@@ -119,6 +120,7 @@ def test_a_job_runs_the_code_and_the_settings_of_its_submission(cluster: Cluster
     wait_for((run / "summary.json").exists, folder)
     wait_for(lambda: "COMPLETED" in cluster.ask("sacct", "-n", "-X", "-o", "state", "--name", "mine"), folder)
     assert "kNN accuracy" in "".join(path.read_text() for path in job.glob("*.out"))
+    assert rows(run, "start")[0]["commit"] == code_version()
 
 
 def test_a_job_that_fails_is_not_started_again(cluster: Cluster, tmp_path: Path) -> None:

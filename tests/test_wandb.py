@@ -242,6 +242,15 @@ def test_what_a_killed_job_began_to_tell_of_a_step_the_next_one_ends(tmp_path: P
     assert len([*(tmp_path / "wandb").glob("offline-run-*")]) == 3
 
 
+def test_without_wandb_a_run_that_wants_it_is_refused_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mae_curriculum.wandb_log.find_spec", lambda _: None)
+    assert main(["pretrain", *options(tmp_path / "run", tracking__wandb="offline")]) == 2
+    assert "pip install wandb" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_project_that_wandb_would_refuse_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "--tracking.project", "a/b"]) == 2
     assert "tracking.project: up to 128 characters" in capsys.readouterr().err
