@@ -1,6 +1,5 @@
 """How a classifier does on images that it did not learn from, and its best weights."""
 
-import sys
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,6 +11,7 @@ from finetune.labels import Labelled
 from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.holding import Run
 from mae_curriculum.inference import Inference
+from mae_curriculum.tracking import say
 from mae_curriculum.training import Training
 from mae_curriculum.weights import read_facts, save_weights
 
@@ -67,7 +67,7 @@ def keep_best(run: Run, training: Training[Classifier], accuracy: float, *, step
             save_weights(run.folder.path / BEST, model.net.state_dict(), vit_config(name, model.net), facts)
         except OSError as error:
             run.journal.write("save_failed", step=step, reason=str(error))
-            print(f"warning: the best weights so far could not be written: {error}", file=sys.stderr, flush=True)
+            say(f"warning: the best weights so far could not be written: {error}")
 
 
 def best_accuracy(folder: RunFolder) -> float | None:

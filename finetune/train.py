@@ -141,10 +141,11 @@ def finetune_once(
             world.say(told)
         inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
 
-        def evaluate(step: int) -> None:
+        def evaluate(step: int) -> Evaluation:
             evaluation = measure(training, val, inference)
             run.journal.write("evaluation", step=step, accuracy=evaluation.accuracy, loss=evaluation.loss)
             world.on_main(lambda: keep_best(run, training, evaluation.accuracy, step=step))
+            return evaluation
 
         reached_end = train_(
             training,
@@ -158,7 +159,7 @@ def finetune_once(
         if not reached_end:
             return None
         with stopwatch("evaluate"):
-            evaluation = measure(training, val, inference)
+            evaluation = evaluate(training.clock.total_steps)
         baseline = lay_out(without_curriculum(config), training.model, len(train.images), world)
         baseline_seconds = seconds_a_step(training, baseline, stopwatch)
         flops = partial(training_flops, training.model)

@@ -43,8 +43,8 @@ def train_(
 ) -> bool:
     """Train from a step to the end, reporting and saving on the way; tells whether the end was reached.
 
-    evaluate  measures the model after so many steps, every `evaluate_every_epochs` equivalent epochs and at the end;
-              None for never. It is done before the step is saved, so a killed run does it again.
+    evaluate  measures the model after so many steps, every `evaluate_every_epochs` equivalent epochs until the end,
+              where the caller does; None for never. It is done before the step is saved, so a killed run does it again.
     draw      pictures the model after so many steps, at the end of each stage; likewise.
     """
     config, world, clock, journal = training.config, training.world, training.clock, run.journal
@@ -63,7 +63,7 @@ def train_(
         asked, longest = time.monotonic(), max(longest, time.monotonic() - asked)
         reason = stop.reason(needed_seconds=longest + 2 * saver.seconds)
         stopping = agree(reason is not None)
-        evaluating = is_due(clock, done, every_epochs=evaluate_every_epochs)
+        evaluating = not at_end and is_due(clock, done, every_epochs=evaluate_every_epochs)
         stage = clock.spans[step.moment.stage]
         stage_over = done == stage.end_step
         if stage_over and not stopping:

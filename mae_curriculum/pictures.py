@@ -17,6 +17,7 @@ from torch import Tensor
 from mae_curriculum.checkpoint import write_whole
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum import Clock, Moment
+from mae_curriculum.curves import Column
 from mae_curriculum.reconstruction import Reconstruction
 from mae_curriculum.summary import FlopsOfSize
 from mae_curriculum.table import side
@@ -181,10 +182,10 @@ class Curve:
     """The loss of a run on its way: a value for each report, in order."""
 
     name: str
-    loss: Sequence[float]
-    images: Sequence[float]
-    flops: Sequence[float]
-    train_seconds: Sequence[float]
+    loss: Column
+    images: Column
+    flops: Column
+    train_seconds: Column
     stage_firsts: Sequence[int]
     """The first report of each stage."""
 

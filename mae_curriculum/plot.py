@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_curriculum.checkpoint import RunFolder
+import numpy as np
+
 from mae_curriculum.config import ConfigError
 from mae_curriculum.pictures import Curve, check_png, draw_losses, drawable
-from mae_curriculum.tracking import Journal
+from mae_curriculum.told import Told, read_runs
 
 
 @dataclass(frozen=True)
@@ -26,27 +27,18 @@ class PlotConfig:
 
 def plot(config: PlotConfig) -> int:
     """Draw the picture; returns the exit code."""
-    draw_losses(config.out, [read_curve(run) for run in config.runs])
+    draw_losses(config.out, [curve_of(run) for run in read_runs(config.runs)])
     print(drawable(str(config.out)))
     return 0
 
 
-def read_curve(run: Path) -> Curve:
-    """Read the loss of a run off its journal; raises ConfigError if there is none, or if FLOPs were not counted."""
-    folder = RunFolder(run)
-    if not folder.config.exists():
-        raise ConfigError(f"{run} is no run folder: it has no config.yaml")
-    reports = [row for row in Journal(folder.journal).rows() if row["event"] == "step" and row["loss"] is not None]
-    if not reports:
-        raise ConfigError(f"{run} has reported no loss yet")
-    if reports[0].get("flops") is None:
-        raise ConfigError(f"{run} counted no FLOPs; plot takes runs of pretraining and fine-tuning")
-    stages = [report["stage"] for report in reports]
-    return Curve(
-        str(run),
-        loss=[report["loss"] for report in reports],
-        images=[report["images"] for report in reports],
-        flops=[report["flops"] for report in reports],
-        train_seconds=[report["train_seconds"] for report in reports],
-        stage_firsts=[stages.index(stage) for stage in sorted(set(stages))],
-    )
+def curve_of(run: Told) -> Curve:
+    """Give the loss of a run by its reports; raises ConfigError if there is none, or if FLOPs were not counted."""
+    known = np.isfinite(run.curves["loss"])
+    if not known.any():
+        raise ConfigError(f"{run.path} has reported no loss yet")
+    if not np.isfinite(run.curves["flops"]).any():
+        raise ConfigError(f"{run.path} counted no FLOPs; plot takes runs of pretraining and fine-tuning")
+    columns = {axis: run.curves[axis][known] for axis in ("loss", "images", "flops", "train_seconds")}
+    firsts = np.searchsorted(run.curves["step"][known], [stage.first_step for stage in run.stages])
+    return Curve(run.name, **columns, stage_firsts=[int(first) for first in firsts if first < known.sum()])

@@ -1,7 +1,6 @@
 """Pretraining: its settings, what is set up for it, and the summary at its end; the loop stands in `training.py`."""
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,7 @@ from mae_curriculum.reconstruction import choose_spread, reconstruct_images, why
 from mae_curriculum.sources import Images, download, identify, open_images
 from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import side
-from mae_curriculum.tracking import Stopwatch
+from mae_curriculum.tracking import Stopwatch, say
 from mae_curriculum.training import (
     Load,
     Training,
@@ -179,7 +178,7 @@ def picture_keeper(
             run.journal.write("pictures", step=step, files=[str(path)])
         except Exception as error:  # whatever it is, a picture is worth no run
             run.journal.write("picture_failed", step=step, reason=str(error))
-            print(f"warning: no picture of step {step}: {error}", file=sys.stderr, flush=True)
+            say(f"warning: no picture of step {step}: {error}")
 
     return lambda step: world.on_main(partial(draw, step)) if count else None
 
@@ -207,6 +206,8 @@ def finish(
     if world.is_main:
         summary |= {"knn": accuracy, "knn_untrained": accuracy_untrained, "loss": run.journal.last("step")["loss"]}
         summary["digest"] = digest(config)
+        if accuracy is not None:
+            run.journal.write("evaluation", step=training.clock.total_steps, knn=accuracy)
         write_json(run.folder.summary, summary)
         run.journal.write("end", **summary)
         world.say(describe(summary))

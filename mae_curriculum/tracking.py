@@ -110,7 +110,7 @@ class Journal:
         try:
             append_whole(self.path, "".join(self._unwritten).encode())
         except OSError as error:
-            print(f"warning: {error}; {len(self._unwritten)} lines of the journal wait", file=sys.stderr, flush=True)
+            say(f"warning: {error}; {len(self._unwritten)} lines of the journal wait")
         else:
             self._unwritten.clear()
 
@@ -172,6 +172,12 @@ def append_whole(path: Path, content: bytes) -> None:
             raise
 
 
+def say(line: str) -> None:
+    """Print a line for the user, above the bar where there is one."""
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
 class Progress:
     """The progress of a run on the terminal: a bar, or where the output is no terminal, a line a minute."""
 
@@ -198,14 +204,12 @@ class Progress:
             self._bar.update(step)
         elif self._shown and newest and (time.monotonic() - self._last_line > 60 or images == self._total):
             self._last_line = time.monotonic()
-            print(f"{images / self._total:4.0%} {facts}", file=sys.stderr, flush=True)
+            say(f"{images / self._total:4.0%} {facts}")
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        elif self._shown:
-            print(line, file=sys.stderr, flush=True)
+        if self._shown:
+            say(line)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

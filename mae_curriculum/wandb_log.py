@@ -17,7 +17,7 @@ from typing import Any
 
 from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import ConfigError, plain
-from mae_curriculum.tracking import TrackingConfig
+from mae_curriculum.tracking import TrackingConfig, say
 
 REST = "the same command brings the rest"
 """A run that goes on does so anyway; of one that is over nothing else is done."""
@@ -54,7 +54,7 @@ class WandbLog:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             seconds = f"{CLOSE_SECONDS:.0f} s"
-            print(f"warning: W&B has not taken all of this run in {seconds}; {REST}", file=sys.stderr, flush=True)
+            say(f"warning: W&B has not taken all of this run in {seconds}; {REST}")
         if self._process.stdin is not None:
             self._process.stdin.close()
         with suppress(subprocess.TimeoutExpired):

@@ -15,8 +15,9 @@ from runs import command, equal, options, picture_folder, pictures, rows, stop_m
 from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.pictures import draw_reconstructions, drawable
-from mae_curriculum.plot import read_curve
+from mae_curriculum.plot import curve_of
 from mae_curriculum.reconstruction import Reconstruction
+from mae_curriculum.told import read_runs
 
 ODD_NAMES = ["plain.jpg", "$x_$ 100% \\frac{", "two\nlines", "\udcff\udc80.png", "😀 文字.jpg", "x" * 300, "", "%s {0}"]
 
@@ -219,7 +220,7 @@ def test_plan_draws_the_curriculum(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_plot_draws_several_runs(finished: Path, pictured: Path, tmp_path: Path) -> None:
     assert main(["plot", str(finished), str(pictured), "--out", str(tmp_path / "loss.png")]) == 0
     assert size_of(tmp_path / "loss.png")[0] == 1440
-    curve, summary = read_curve(finished), json.loads((finished / "summary.json").read_text())
+    curve, summary = curve_of(*read_runs([finished])), json.loads((finished / "summary.json").read_text())
     assert (curve.images[-1], curve.flops[-1], curve.loss[-1]) == (
         summary["images"],
         summary["flops"],
@@ -232,14 +233,15 @@ def test_plot_draws_several_runs(finished: Path, pictured: Path, tmp_path: Path)
 
 def test_runs_without_losses_are_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", str(tmp_path)]) == 2
-    assert "is no run folder: it has no config.yaml" in capsys.readouterr().err
+    assert "a run's folder has a journal.jsonl" in capsys.readouterr().err
     run = tmp_path / "run"
     run.mkdir()
-    shutil.copy(finished / "config.yaml", run)
+    start = json.dumps(rows(finished, "start")[0]) + "\n"
+    (run / "journal.jsonl").write_text(start)
     assert main(["plot", str(run)]) == 2
     assert "has reported no loss yet" in capsys.readouterr().err
     assert main(["plot", "--runs", "[]"]) == 2
     assert "runs: give one or more run folders" in capsys.readouterr().err
-    (run / "journal.jsonl").write_text('{"event": "step", "step": 1, "loss": 0.5, "flops": null}\n')
+    (run / "journal.jsonl").write_text(f'{start}{{"event": "step", "step": 1, "loss": 0.5, "flops": null}}\n')
     assert main(["plot", str(run)]) == 2
     assert "counted no FLOPs; plot takes runs of pretraining and fine-tuning" in capsys.readouterr().err
