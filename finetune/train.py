@@ -176,7 +176,7 @@ def finish(
         "accuracy": evaluation.accuracy,
         "best_accuracy": best_accuracy(run.folder),
         "images_evaluated": int(counts.sum()),
-        "loss": run.journal.last("step")["loss"],
+        "loss": run.journal.last("step", having="loss")["loss"],
         "class_accuracy": {
             name: float(share) if count else None
             for name, share, count in zip(classes, right / counts, counts, strict=True)

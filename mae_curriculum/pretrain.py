@@ -204,7 +204,11 @@ def finish(
         baseline_seconds=seconds_a_step(training, baseline, stopwatch),
     )
     if world.is_main:
-        summary |= {"knn": accuracy, "knn_untrained": accuracy_untrained, "loss": run.journal.last("step")["loss"]}
+        summary |= {
+            "knn": accuracy,
+            "knn_untrained": accuracy_untrained,
+            "loss": run.journal.last("step", having="loss")["loss"],
+        }
         summary["digest"] = digest(config)
         if accuracy is not None:
             run.journal.write("evaluation", step=training.clock.total_steps, knn=accuracy)
