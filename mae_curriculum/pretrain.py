@@ -208,8 +208,8 @@ def finish(
             "knn": accuracy,
             "knn_untrained": accuracy_untrained,
             "loss": run.journal.last("step", having="loss")["loss"],
+            "digest": digest(config),
         }
-        summary["digest"] = digest(config)
         if accuracy is not None:
             run.journal.write("evaluation", step=training.clock.total_steps, knn=accuracy)
         write_json(run.folder.summary, summary)
