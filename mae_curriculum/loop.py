@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -56,53 +56,57 @@ def train_(
     # the first save comes early, so that a time limit finds it known what saves take
     next_save = time.monotonic() + min(60 * config.saving.every_minutes, FIRST_SAVE_SECONDS)
     asked, longest = time.monotonic(), 0.0
-    for step in run_steps_(training, clock, stopwatch, first_step=first_step):
-        done = step.moment.step + 1
-        at_end = done == clock.total_steps
-        reporter.take(step)
-        asked, longest = time.monotonic(), max(longest, time.monotonic() - asked)
-        reason = stop.reason(needed_seconds=longest + 2 * saver.seconds)
-        stopping = agree(reason is not None)
-        evaluating = not at_end and is_due(clock, done, every_epochs=evaluate_every_epochs)
-        stage = clock.spans[step.moment.stage]
-        stage_over = done == stage.end_step
-        if stage_over and not stopping:
-            with stopwatch(f"train/{stage.index}"):
-                world.synchronise()  # what the device still has to do is training
-            with stopwatch("pictures"):
+    with closing(progress):  # a message after it has a line of its own
+        for step in run_steps_(training, clock, stopwatch, first_step=first_step):
+            done = step.moment.step + 1
+            at_end = done == clock.total_steps
+            reporter.take(step)
+            asked, longest = time.monotonic(), max(longest, time.monotonic() - asked)
+            reason = stop.reason(needed_seconds=longest + 2 * saver.seconds)
+            stopping = agree(reason is not None)
+            evaluating = not at_end and is_due(clock, done, every_epochs=evaluate_every_epochs)
+            stage = clock.spans[step.moment.stage]
+            stage_over = done == stage.end_step
+            if stage_over and not stopping:
+                with stopwatch(f"train/{stage.index}"):
+                    world.synchronise()  # what the device still has to do is training
+                with stopwatch("pictures"):
+                    draw(done)
+            reporting = is_reported(clock, done, every_steps=config.tracking.every_steps)
+            if not (reporting or stopping or evaluating or spare(done)):  # the end is always reported
+                continue
+            with stopwatch("report"):
+                reporter.report()
+            if failure := saver.failure():
+                tell_failure(run, progress, failure)
+                next_save = min(next_save, time.monotonic() + RETRY_SECONDS)
+            if evaluating and not stopping:
+                saver.wait()  # the loader's processes are forked, which other threads had better not be at work during
+                with stopwatch("evaluate"):
+                    evaluate(done)
+            due = world.any(time.monotonic() > next_save)
+            if due or stopping or at_end or spare(done):
+                with stopwatch("save"):
+                    begin_save(training, run, stopwatch, spare, step=done)
+                    if stopping or at_end:
+                        world.on_main(
+                            partial(save_for_sure, training, run, stopwatch, spare, stop, progress, step=done)
+                        )
+                next_save = time.monotonic() + 60 * config.saving.every_minutes
+            if stage_over and stopping:  # little time may be left: what is safe goes first
                 draw(done)
-        reporting = is_reported(clock, done, every_steps=config.tracking.every_steps)
-        if not (reporting or stopping or evaluating or spare(done)):  # the end is always reported
-            continue
-        with stopwatch("report"):
-            reporter.report()
-        if failure := saver.failure():
-            tell_failure(run, progress, failure)
-            next_save = min(next_save, time.monotonic() + RETRY_SECONDS)
-        if evaluating and not stopping:
-            saver.wait()  # the loader's processes are forked, which other threads had better not be at work during
-            with stopwatch("evaluate"):
+            if evaluating and stopping:
                 evaluate(done)
-        due = world.any(time.monotonic() > next_save)
-        if due or stopping or at_end or spare(done):
-            with stopwatch("save"):
-                begin_save(training, run, stopwatch, spare, step=done)
-                if stopping or at_end:
-                    world.on_main(partial(save_for_sure, training, run, stopwatch, spare, stop, progress, step=done))
-            next_save = time.monotonic() + 60 * config.saving.every_minutes
-        if stage_over and stopping:  # little time may be left: what is safe goes first
-            draw(done)
-        if evaluating and stopping:
-            evaluate(done)
-        if stopping and not at_end:
-            progress.close()
-            why = next(filter(None, world.gather(reason)), "a signal")
-            journal.write("stop", step=done, reason=why)
-            progress.say(f"{why}: saved and stopped at step {done} of {clock.total_steps}; the same command continues")
-            agree.finish()
-            return False
+            if stopping and not at_end:
+                progress.close()
+                why = next(filter(None, world.gather(reason)), "a signal")
+                journal.write("stop", step=done, reason=why)
+                progress.say(
+                    f"{why}: saved and stopped at step {done} of {clock.total_steps}; the same command continues"
+                )
+                agree.finish()
+                return False
     agree.finish()
-    progress.close()
     return True
 
 
