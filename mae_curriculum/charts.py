@@ -5,6 +5,7 @@ Bokeh is used since its JavaScript (1.3 MB) comes with the package and can stand
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def draw_charts(runs: Sequence[Told]) -> Iterator[Chart]:
     points = min(MOST_POINTS, POINTS // max(1, sum(map(len, told.values()))))
     for number, (measure, places) in enumerate((each, where) for each, where in told.items() if where):
         curves = [_curve(place, runs[place], measure, seconds, points) for place in places]
-        yield Chart(measure, curves, _draw(curves, marks, height=HEIGHT if number else FIRST_HEIGHT))
+        yield Chart(measure, curves, _draw(measure, curves, marks, height=HEIGHT if number else FIRST_HEIGHT))
 
 
 def time_unit(runs: Sequence[Told]) -> tuple[float, str]:
@@ -133,7 +134,7 @@ def _in_unit(columns: Columns, seconds: float) -> Columns:
     return {axis: column / seconds if axis in TIMES else column for axis, column in columns.items()}
 
 
-def _draw(curves: Sequence[Curve], marks: Sequence[Marks], *, height: int) -> dict[str, Any]:
+def _draw(measure: Measure, curves: Sequence[Curve], marks: Sequence[Marks], *, height: int) -> dict[str, Any]:
     """Draw a chart; its colours, ranges and axis are set on the page."""
     plot: Any = figure(height=height, sizing_mode="stretch_width", toolbar_location=None, tools="")
     plot.x_range, plot.y_range = Range1d(), Range1d()
@@ -152,7 +153,8 @@ def _draw(curves: Sequence[Curve], marks: Sequence[Marks], *, height: int) -> di
         source = _source(curve.columns)
         look: dict[str, Any] = {"source": source, "line_dash": DASHES[curve.run // COLOURS % len(DASHES)]}
         faint = 0.45 if "mean" in curve.columns else 1.0
-        plot.line("steps", "value", name=f"run-{curve.run}", line_width=1.6, line_alpha=faint, **look)
+        draw = partial(plot.step, mode="before") if measure.stepped else plot.line
+        draw("steps", "value", name=f"run-{curve.run}", line_width=1.6, line_alpha=faint, **look)
         if "mean" in curve.columns:
             plot.line("steps", "mean", name=f"mean-{curve.run}", line_width=1.8, **look)
         if len(curve.columns["value"]) <= FEW_POINTS:

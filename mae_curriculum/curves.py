@@ -24,18 +24,20 @@ class Measure:
     unit: str = ""
     scale: float = 1.0
     """From the journal's unit to the chart's."""
+    stepped: bool = False
+    """Whether a value is that of all steps since the row before."""
 
 
 MEASURES = (
     Measure("loss", "Loss", "In pretraining, of the masked patches. Losses at different sizes do not compare."),
-    Measure("size", "Image size", "Height of what the encoder sees: the curriculum.", "px"),
+    Measure("size", "Image size", "Height of what the encoder sees: the curriculum.", "px", stepped=True),
     Measure("magnitude", "RandAugment magnitude", "How strongly images are augmented, 0 to 10."),
     Measure("lr", "Learning rate"),
     Measure("gradient_norm", "Gradient norm", "Before clipping. Spikes tell of trouble."),
-    Measure("update_ratio", "Update ratio", "Length of a step's change against the weights', at regular reports."),
+    Measure("update_ratio", "Update ratio", "Length of a step's change against the weights'."),
     Measure("images_per_second", "Throughput", "Over training and waiting for data.", "images/s"),
     Measure("tokens_per_second", "Tokens", "Patches that the encoder sees.", "tokens/s"),
-    Measure("mfu", "Model FLOPs utilisation", "Share of what the devices could do.", "%", 100),
+    Measure("mfu", "Model FLOPs utilisation", "Against the data sheet's peak, or one measured at the start.", "%", 100),
     Measure("memory_bytes", "Device memory", "", "GiB", 2**-30),
     Measure("energy_joules", "Energy", "", "kWh", 1 / 3.6e6),
 )
@@ -123,7 +125,7 @@ def _parts(values: Column, count: int) -> NDArray[np.intp]:
     return np.linspace(0, len(values), count // 2).astype(np.intp)
 
 
-def stands_at(values: Column, positions: Column, point: float) -> float | None:
-    """Tell the mean of a curve's last rows up to a point of an axis; None if there are none."""
-    before = values[(positions <= point) & np.isfinite(values)][-LAST_ROWS:]
-    return float(before.mean()) if len(before) else None
+def newest_mean(values: Column) -> float | None:
+    """Tell the mean of a curve's last rows; None if there are none."""
+    last = values[np.isfinite(values)][-LAST_ROWS:]
+    return float(last.mean()) if len(last) else None

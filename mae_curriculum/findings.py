@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mae_curriculum import tracking
-from mae_curriculum.curves import Column, stands_at
+from mae_curriculum.curves import Column, newest_mean
 from mae_curriculum.history import Row
 from mae_curriculum.results import as_percent
 from mae_curriculum.spelling import (
@@ -66,6 +66,9 @@ ACTIVITIES = {
 
 COMPARED = {"images": "images", "flops": "FLOPs", "train_seconds": "training time"}
 """What a run is held against the baseline at equal amounts of."""
+
+LOSS_SETTINGS = ("data.source", "model.patch_size", "model.mask_ratio", "model.target", "mixup", "cutmix", "smoothing")
+"""Losses compare where these are the same."""
 
 MOST_NAMED = 5
 """Broken images that are named; the journal names all."""
@@ -169,21 +172,29 @@ def cost_table(runs: Sequence[Told]) -> Table:
 
 
 def comparison(runs: Sequence[Told], baseline: Told) -> Table:
-    """Hold runs against a baseline at equal images, FLOPs and training seconds: as far as both got."""
+    """Hold runs against a baseline at equal images, FLOPs and training seconds: as far as both got.
+
+    Losses of other images, targets or masks do not compare, nor do accuracies on other images.
+    """
     key, title = ("accuracy", "accuracy") if baseline.evaluations("accuracy")[0].size else ("knn", "kNN")
-    rows = []
+    rows, apart = [], False
     for run in runs:
+        both = [run, baseline]
+        others = [name for name in LOSS_SETTINGS if run.settings.get(name) != baseline.settings.get(name)]
+        apart |= bool(others)
         for axis, name in COMPARED.items():
-            both = [run, baseline]
             point = min(_last(each.positions(axis)) for each in both)
             if not math.isfinite(point):
                 continue
             cells = [run.name, name, _AMOUNTS[axis](point)]
-            cells += [_loss_at(each, axis, point) for each in both]
-            cells += [_evaluated_at(each, key, axis, point) for each in both]
+            cells += [UNKNOWN if others else _loss_at(each, axis, point) for each in both]
+            unlike = "data.source" in others
+            cells += [UNKNOWN if unlike else _evaluated_at(each, key, axis, point) for each in both]
             rows.append(cells)
     head = ["run", "at equal", "namely", "loss", "of baseline", title, "of baseline"]
-    return Table(f"Held against {baseline.name}, as far as both got", head, rows)
+    caption = f"Held against {baseline.name}, as far as both got"
+    caption += "; what is of other images, targets or masks does not compare" if apart else ""
+    return Table(caption, head, rows)
 
 
 def less(run: Told, baseline: Told | None, key: str) -> str:
@@ -284,9 +295,11 @@ def _last(positions: Column) -> float:
 
 def _loss_at(run: Told, axis: str, point: float) -> str:
     positions = run.positions(axis)
-    loss = stands_at(run.curves["loss"], positions, point)
-    sizes = run.curves["size"][positions <= point]
-    at_size = f" at {sizes[-1]:.0f} px" if len(sizes) and math.isfinite(sizes[-1]) else ""
+    sizes, before = run.curves["size"], positions <= point
+    size = sizes[before][-1] if before.any() else math.nan
+    alike = before & ((sizes == size) | math.isnan(size))  # losses at different sizes do not compare
+    loss = newest_mean(run.curves["loss"][alike])
+    at_size = f" at {size:.0f} px" if math.isfinite(size) else ""
     return UNKNOWN if loss is None else f"{loss:.4f}{at_size}"
 
 

@@ -1,5 +1,6 @@
 """What a device can do and what it uses: peak arithmetic, memory, energy."""
 
+import math
 import re
 import resource
 import sys
@@ -25,8 +26,8 @@ PEAK_BFLOAT16 = {
 }
 """FLOP/s of dense matrix products in bfloat16, from NVIDIA's data sheets; the first in a device's name counts."""
 
-SIDES = {"cpu": 1024, "cuda": 8192}
-"""Of the square matrices by which the peak of other devices is measured: a fraction of a second of work."""
+SIDES, PEAK_SECONDS = {"cpu": 1024, "cuda": 8192}, 0.5
+"""Of the square matrices by which the peak of other devices is measured; how long."""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -38,9 +39,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
                 return peak
     side = SIDES.get(device.type, SIDES["cpu"])
     matrix = torch.ones((side, side), device=device, dtype=dtype)
-    seconds = []
-    for _ in range(5):
-        begun = time.perf_counter()
+    seconds = [math.inf]
+    end = time.perf_counter() + PEAK_SECONDS
+    while (begun := time.perf_counter()) < end:
         float((matrix @ matrix)[0, 0])  # waits for the device
         seconds.append(time.perf_counter() - begun)
     return 2 * side**3 / min(seconds)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
-from mae_curriculum.checkpoint import RunFolder, put_in_place, write_aside, write_state
+from mae_curriculum.checkpoint import RunFolder, put_in_place, step_of, write_aside, write_state
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data import BROKEN_LIMIT
 from mae_curriculum.tracking import Journal, Stopwatch, finite_or_none
@@ -20,6 +20,8 @@ MOST_WAITING, LEAST_WAIT_SECONDS = 0.05, 5.0
 
 SPIKE, SPIKE_REPORTS = 2.0, 10
 """A loss so many times the least of so many reports before is told: at a change of size it moves by less."""
+
+CURES = "lower optim.base_lr, or set optim.clip_norm or precision float32"
 
 CAPTURE = "capture.pt"
 """In the run folder: the weights before the first of the steps that ended the run, for `replay`."""
@@ -36,11 +38,18 @@ class Health:
         self._broken: dict[str, str] = {}
         self._skipped: list[int] = []
         """The steps that were skipped last, in a row."""
+        self._skips = 0
+        """Steps that were skipped, in this job."""
         self._losses: deque[float] = deque(maxlen=SPIKE_REPORTS)
         self._before = Stopwatch(dict(stopwatch.seconds))
         """What earlier jobs took: with other workers, maybe, and on another machine."""
         self._waited: set[int] = set()
         """Stages of whose waiting the user has been warned."""
+
+    @property
+    def is_skipping(self) -> bool:
+        """Whether the last step that was examined was skipped."""
+        return bool(self._skipped)
 
     def examine(self, steps: list[Step], norms: list[float], loss: float | None) -> None:
         """Look at some steps, their gradients' norms and mean loss; raises ConfigError if the run had better end."""
@@ -79,21 +88,28 @@ class Health:
             losses, names = zip(*self._training.world.gather(mine), strict=True)
             facts = {"stage": step.moment.stage, "losses_by_rank": losses, "images_by_rank": names}
             self._journal.write("skipped", step=step.moment.step, **facts)
+            guilty = [rank for rank, loss in enumerate(losses) if loss is None]
+            self._skips += 1
             self._say(
-                f"warning: the loss or gradient of step {step.moment.step} was not finite; it is skipped, and the "
-                "journal names its images. If there are more, lower optim.base_lr, or set optim.clip_norm or precision "
-                "float32"
+                f"warning: step {step.moment.step} in stage {step.moment.stage + 1} is skipped, {self._skips} so far: "
+                f"{f'the loss of rank {guilty[0]}' if guilty else 'its gradient'} was not finite"
+                + (f". The journal names its images; if there are more, {CURES}" if self._skips == 1 else "")
             )
             if len(self._skipped) == MOST_SKIPPED:
                 self._capture(exact=not any(map(math.isfinite, norms[index:])))
-                journal = self._journal.path
-                saved = journal is None or RunFolder(journal.parent).checkpoints
                 raise ConfigError(
                     f"loss or gradient was not finite in {MOST_SKIPPED} steps in a row, up to step {step.moment.step} "
-                    f"({names[0][0]} and others, which journal.jsonl names); "
-                    "lower optim.base_lr, or set optim.clip_norm or precision float32, in another --run; "
-                    + ("the newest checkpoint is from before" if saved else "there is no checkpoint yet")
+                    f"({names[guilty[0] if guilty else 0][0]} and others, which journal.jsonl names); {CURES}, in "
+                    f"another --run, which begins anew; {self._good_checkpoint()}"
                 )
+
+    def _good_checkpoint(self) -> str:
+        """Say which checkpoint is from before the steps that were skipped."""
+        if self._journal.path is None:  # another rank says it
+            return ""
+        steps = map(step_of, RunFolder(self._journal.path.parent).checkpoints)
+        before = max((step for step in steps if step <= self._skipped[0]), default=None)
+        return "there is no checkpoint from before" if before is None else f"the checkpoint of step {before} is good"
 
     def _capture(self, *, exact: bool) -> None:
         """Keep the weights with which the steps were skipped; not exact if others were made since."""

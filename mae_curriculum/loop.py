@@ -84,7 +84,8 @@ def train_(
                 saver.wait()  # the loader's processes are forked, which other threads had better not be at work during
                 with stopwatch("evaluate"):
                     evaluate(done)
-            due = world.any(time.monotonic() > next_save)
+            # while steps are skipped, what was saved before stays the newest
+            due = world.any(time.monotonic() > next_save) and not reporter.is_skipping
             if due or stopping or at_end or spare(done):
                 with stopwatch("save"):
                     begin_save(training, run, stopwatch, spare, step=done)

@@ -49,19 +49,20 @@ def draw_reconstructions(path: Path, images: Reconstruction, names: Sequence[str
     """
     h, w = images.seen.shape[-2:]
     tile_h, tile_w = (TILE_INCHES * length / max(h, w) for length in (h, w))
-    columns, blocks = min(COLUMNS, len(names)), -(-len(names) // COLUMNS)
+    blocks = -(-len(names) // COLUMNS)
+    columns = -(-len(names) // blocks)
     figure = _figure(max(5.0, columns * (tile_w + 0.1) + 1.8), blocks * (4 * tile_h + 0.5) + 1.8, layout="compressed")
     figure.suptitle(drawable(title), parse_math=False)
     gap = max(1, w // 24)
     parts = [
         (f"input\n{side((h, w))} px", _in_colour(images.seen)),
         (f"masked\n{images.visible_count} of {images.patch_count}\npatches\nvisible", _in_colour(images.masked)),
-        ("reconstruction", _in_colour(images.completed)),
+        ("reconstruction" + "\nnormalised back" * (images.target == "norm_pixels"), _in_colour(images.completed)),
         ("error", images.error),
     ]
     axes = figure.subplots(4 * blocks, 1)
     for row, axis in enumerate(axes):
-        block = slice(row // 4 * COLUMNS, row // 4 * COLUMNS + COLUMNS)
+        block = slice(row // 4 * columns, row // 4 * columns + columns)
         heading, part = parts[row % 4]
         drawn = axis.imshow(_row(part[block], columns, gap), cmap="magma", vmin=0, vmax=LARGEST_ERROR)
         _bare(axis)
@@ -81,7 +82,7 @@ def draw_reconstructions(path: Path, images: Reconstruction, names: Sequence[str
 
 def _explain(images: Reconstruction) -> str:
     """Say what a newcomer cannot see."""
-    lines = ["Hidden patches are predicted, visible ones pasted from the input."]
+    lines = ["Hidden patches are predicted, visible ones pasted from the input, which is not augmented here."]
     if images.target == "norm_pixels":
         lines.append(
             "The model predicts patches normalised to mean 0 and variance 1;\n"
@@ -186,8 +187,8 @@ class Curve:
     images: Column
     flops: Column
     train_seconds: Column
-    stage_firsts: Sequence[int]
-    """The first report of each stage."""
+    edges: Sequence[int]
+    """The reports at whose step another stage begins."""
 
 
 def draw_losses(path: Path, curves: Sequence[Curve]) -> None:
@@ -200,11 +201,11 @@ def draw_losses(path: Path, curves: Sequence[Curve]) -> None:
     axes = figure.subplots(1, 3, sharey=True)
     for number, curve in enumerate(curves):
         for axis, spent in zip(axes, (curve.images, curve.flops, curve.train_seconds), strict=True):
-            axis.plot(spent, curve.loss, color=f"C{number}", marker="o", markersize=5, markevery=curve.stage_firsts)
+            axis.plot(spent, curve.loss, color=f"C{number}", marker="o", markersize=5, markevery=curve.edges)
     for axis, label in zip(axes, ("images seen", "training FLOPs", "training seconds"), strict=True):
         axis.set(xlabel=label, xlim=(0, None))
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="loss (a dot: a stage begins)")
+    axes[0].set(ylabel="loss (a dot: another stage begins)")
     names = [drawable(curve.name) for curve in curves]
     legend: Any = figure.legend(axes[0].get_lines(), names, loc="outside lower center")
     for text in legend.get_texts():

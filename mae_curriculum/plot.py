@@ -40,5 +40,5 @@ def curve_of(run: Told) -> Curve:
     if not np.isfinite(run.curves["flops"]).any():
         raise ConfigError(f"{run.path} counted no FLOPs; plot takes runs of pretraining and fine-tuning")
     columns = {axis: run.curves[axis][known] for axis in ("loss", "images", "flops", "train_seconds")}
-    firsts = np.searchsorted(run.curves["step"][known], [stage.first_step for stage in run.stages])
-    return Curve(run.name, **columns, stage_firsts=[int(first) for first in firsts if first < known.sum()])
+    edges = np.isin(run.curves["steps"][known], [stage.first_step for stage in run.stages[1:]])
+    return Curve(run.name, **columns, edges=[*map(int, np.flatnonzero(edges))])

@@ -40,6 +40,11 @@ class Reporter:
         """Seconds of training and waiting for each image, counted at full size: of the last few reports."""
         self._facts = ""
 
+    @property
+    def is_skipping(self) -> bool:
+        """Whether the last step that was reported on was skipped."""
+        return self._health.is_skipping
+
     def take(self, step: Step) -> None:
         """Remember a step, and show how far the run is."""
         clock, moment = self._training.clock, step.moment
@@ -69,7 +74,7 @@ class Reporter:
         self._facts = " | loss {} lr {lr:.2e} | {images_per_second:.0f} images/s, {} left".format(
             "none" if loss is None else f"{loss:.4f}", spell_seconds(row["seconds_left"]), **row
         )
-        self.progress.update(row["images"], describe_moment(training.clock, moment) + self._facts, newest=True)
+        self.progress.update(row["images"], describe_moment(training.clock, moment) + self._facts)
         self._unread.clear()
 
     def _position(self, moment: Moment) -> dict[str, Any]:
@@ -101,6 +106,8 @@ class Reporter:
         if self._loads:
             flops = sum(step.moment.batch_images * self._loads[step.moment.stage].flops for step in self._unread)
             tokens = self._loads[moment.stage].tokens
+        if flops:
+            self._peak = max(self._peak, flops / seconds / world.size)  # it may have been measured at a busy moment
         memories, energies = zip(*world.gather((memory_bytes(world.device), self._energy.since_last())), strict=True)
         if None not in energies:
             self._joules += sum(energies)

@@ -197,13 +197,13 @@ class Progress:
             else None
         )
 
-    def update(self, images: int, facts: str, *, newest: bool = False) -> None:
-        """Show that `images` have been seen in all, with a few facts; `newest` if these are more than the step."""
+    def update(self, images: int, facts: str) -> None:
+        """Show that `images` have been seen in all, with a few facts."""
         step, self._images = images - self._images, images
         if self._bar is not None:
             self._bar.set_description_str(facts, refresh=False)
             self._bar.update(step)
-        elif self._shown and newest and (time.monotonic() - self._last_line > 60 or images == self._total):
+        elif self._shown and (time.monotonic() - self._last_line > 60 or (images == self._total and not step)):
             self._last_line = time.monotonic()
             say(f"{images / self._total:4.0%} {facts}")
 

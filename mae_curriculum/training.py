@@ -201,8 +201,8 @@ def run_steps_(
 
 
 def is_reported(clock: Clock, done: int, *, every_steps: int) -> bool:
-    """Tell whether it is reported on the last of `done` steps: counted from the end, where the last report is due."""
-    return (clock.total_steps - done) % every_steps == 0
+    """Tell whether it is reported on the last of `done` steps: at each stage's end, and counted from the run's."""
+    return (clock.total_steps - done) % every_steps == 0 or done == clock.span(done - 1).end_step
 
 
 def update_(

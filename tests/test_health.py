@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from runs import TORCHRUN, command, options, picture_folder, pictures, rows, run_python, weights
 
-from mae_curriculum.checkpoint import load_state
+from mae_curriculum.checkpoint import RunFolder, load_state, step_of
 from mae_curriculum.findings import troubles
 from mae_curriculum.health import CAPTURE, is_spike
 from mae_curriculum.told import read_runs
@@ -21,8 +21,9 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_python(["tests/spoiled.py", "weight", "3", "pretrain", *options(folder / "run", **pictures(images))], {})
     assert done.returncode == 2
     assert "not finite in 5 steps in a row" in done.stderr
-    assert "there is no checkpoint yet" in done.stderr
-    assert done.stderr.count("warning: the loss or gradient of step") == 5
+    assert "there is no checkpoint from before" in done.stderr
+    assert done.stderr.count("the loss of rank 0 was not finite") == 5
+    assert "warning: step 5 in stage 1 is skipped, 3 so far: " in done.stderr
     return folder / "run"
 
 
@@ -34,12 +35,22 @@ def test_steps_without_a_finite_gradient_are_named_with_their_images_and_end_a_r
     assert rows(diverged, "error")[0]["reason"].startswith("loss or gradient was not finite")
 
 
+def test_while_steps_are_skipped_no_checkpoint_takes_the_place_of_a_good_one(tmp_path: Path) -> None:
+    flags = options(tmp_path / "run", tracking__every_steps=1, saving__every_minutes=1e-9)
+    done = run_python(["tests/spoiled.py", "weight", "20", "pretrain", *flags], {})
+    assert done.returncode == 2
+    assert "the checkpoint of step 20 is good" in done.stderr
+    assert [step_of(path) for path in RunFolder(tmp_path / "run").checkpoints] == [19, 20]
+    assert all(weight.isfinite().all() for weight in weights(tmp_path / "run").values())
+    assert command("pretrain", *flags).returncode == 0  # whatever spoiled it is gone: it goes on
+
+
 def test_a_loss_that_is_not_finite_on_one_rank_is_a_step_skipped_by_all(tmp_path: Path) -> None:
     flags = options(tmp_path / "run", epochs=1)
     done = run_python([*TORCHRUN, "--", "tests/spoiled.py", "loss", "7", "pretrain", *flags], {})
     assert done.returncode == 0
     (warning,) = (line for line in done.stderr.splitlines() if "not finite" in line)
-    assert warning.startswith("warning: the loss or gradient of step 7 was not finite; it is skipped")
+    assert warning.startswith("warning: step 7 in stage 1 is skipped, 1 so far: the loss of rank 1 was not finite")
     (row,) = rows(tmp_path / "run", "skipped")
     assert (row["step"], row["stage"], [*map(len, row["images_by_rank"])]) == (7, 0, [32, 32])
     assert [loss is None for loss in row["losses_by_rank"]] == [False, True]

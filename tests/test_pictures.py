@@ -227,8 +227,8 @@ def test_plot_draws_several_runs(finished: Path, pictured: Path, tmp_path: Path)
         summary["loss"],
     )
     assert curve.train_seconds[-1] == pytest.approx(summary["train_seconds"], abs=0.1)
-    # reports after 2, 7, ... 67 steps; the second stage begins with step 40, the third with step 54
-    assert [curve.images[first] // 64 for first in curve.stage_firsts] == [2, 42, 57]
+    # reports after 2, 7, ... 67 steps, and at each stage's end
+    assert [curve.images[row] // 64 for row in curve.edges] == [40, 54]
 
 
 def test_runs_without_losses_are_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from runs import command, options, stop_midway
 
 from mae_curriculum.__main__ import main
-from mae_curriculum.curves import means, stands_at, thin
+from mae_curriculum.curves import means, newest_mean, thin
 from mae_curriculum.findings import comparison, seconds_by_activity
 from mae_curriculum.spelling import UNKNOWN
 from mae_curriculum.told import read_runs
@@ -82,8 +82,9 @@ def test_the_mean_is_that_of_all_points_of_a_part() -> None:
 
 
 def test_a_curve_stands_at_the_mean_of_its_last_ten_rows() -> None:
-    assert stands_at(np.arange(100.0), np.arange(100.0), 50.5) == sum(range(41, 51)) / 10
-    assert stands_at(np.arange(3.0), np.arange(3.0), -1) is None
+    assert newest_mean(np.arange(51.0)) == sum(range(41, 51)) / 10
+    assert newest_mean(np.array([1.0, np.nan])) == 1
+    assert newest_mean(np.array([np.nan])) is None
 
 
 def test_a_page_tells_of_a_real_run_and_its_restart(tmp_path: Path, finished: Path) -> None:
@@ -127,6 +128,19 @@ def test_runs_are_compared_as_far_as_both_got(tmp_path: Path) -> None:
         ["long", "images", "1,920", loss, loss, UNKNOWN, UNKNOWN],
         ["long", "training time", "14.5 s", loss, loss, UNKNOWN, UNKNOWN],
     ]
+
+
+def test_losses_are_compared_at_one_size_and_of_like_runs_alone(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name, steps=33, size=[24, 24]) for name in "ab"]
+    *before, last, stop = (paths[0] / "journal.jsonl").read_text().splitlines(keepends=True)
+    (paths[0] / "journal.jsonl").write_text("".join([*before, last.replace("[24, 24]", "[32, 32]"), stop]))
+    run, baseline = read_runs(paths)
+    mean = sum(1 / step for step in range(24, 34)) / 10
+    assert comparison([run], baseline).rows[0][3:5] == [f"{1 / 33:.4f} at 32 px", f"{mean:.4f} at 24 px"]
+    (paths[0] / "config.yaml").write_text("model: {target: pixels}")
+    told = comparison(read_runs(paths[:1]), baseline)
+    assert "does not compare" in told.caption
+    assert told.rows[0][3:5] == [UNKNOWN, UNKNOWN]
 
 
 def test_runs_of_classifiers_are_compared_by_their_own_accuracy(tmp_path: Path) -> None:

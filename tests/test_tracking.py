@@ -66,10 +66,11 @@ def test_what_is_done_again_after_a_kill_is_not_written_again(tmp_path: Path) ->
 
 def test_where_there_is_no_terminal_progress_is_a_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(total_images=100, done_images=20, shown=True)
-    for images in (40, 60, 100):
-        progress.update(images, "stage 1/1", newest=True)
+    for images in (40, 60, 100):  # the last one twice: the step, then what is reported of it
+        progress.update(images, "stage 1/1")
+    progress.update(100, "stage 1/1 | loss 0.5")
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["100% stage 1/1"]
+    assert lines == ["100% stage 1/1 | loss 0.5"]
 
 
 def test_a_line_that_a_killed_process_left_unfinished_is_ended(tmp_path: Path) -> None:
