@@ -217,8 +217,11 @@ def read_json(path: Path) -> Any:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file aside, flush it to disk, then rename it; of a failure nothing remains."""
     aside = _aside(path)
-    write_aside(aside, lambda stream: stream.write(content))
-    put_in_place(aside, path)
+    try:
+        write_aside(aside, lambda stream: stream.write(content))
+        put_in_place(aside, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the name that the user knows
 
 
 def write_aside(aside: Path, write: Callable[[IO[bytes]], T]) -> T:

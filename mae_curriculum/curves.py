@@ -65,8 +65,8 @@ TIMES = ("train_seconds", "elapsed")
 
 _FIELDS = ("step", "time", "images", "epochs", "flops", "train_seconds", "progress", *(m.key for m in MEASURES))
 
-LAST_ROWS = 10
-"""Whose mean tells where a noisy curve stands: a single row is one batch's luck."""
+LAST_ROWS, LAST_SHARE = 10, 0.1
+"""At most so many, and that share of all: their mean tells where a noisy curve stands, of which a row is luck."""
 
 
 class Curves:
@@ -127,5 +127,6 @@ def _parts(values: Column, count: int) -> NDArray[np.intp]:
 
 def newest_mean(values: Column) -> float | None:
     """Tell the mean of a curve's last rows; None if there are none."""
-    last = values[np.isfinite(values)][-LAST_ROWS:]
-    return float(last.mean()) if len(last) else None
+    known = values[np.isfinite(values)]
+    count = max(1, min(LAST_ROWS, int(LAST_SHARE * len(known))))
+    return float(known[-count:].mean()) if len(known) else None

@@ -247,9 +247,9 @@ def _kept(folder: RunFolder, epochs: int) -> Path:
     saves = [row for row in Journal(folder.journal).rows() if row["event"] == "save" and row.get("kept")]
     kept = {int(row["epochs"]): paths[row["step"]] for row in saves if row["step"] in paths}
     if epochs not in kept:
-        there = ", ".join(map(str, sorted(kept))) or "none"
+        there = f"only of {', '.join(map(str, sorted(kept)))}" if kept else "nor any other"
         raise ConfigError(
-            f"{folder.path} has kept no whole checkpoint of {epochs} equivalent epochs, only of {there}; "
+            f"{folder.path} has kept no whole checkpoint of {epochs} equivalent epochs, {there}; "
             "saving.keep_every_epochs keeps them"
         )
     return kept[epochs]
@@ -258,6 +258,8 @@ def _kept(folder: RunFolder, epochs: int) -> Path:
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors of a file or a Hugging Face folder, and what stands beside them."""
     facts: dict[str, Any] = {}
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such file or folder")
     if path.is_dir():
         if not (path / "config.json").exists():
             raise ConfigError(f"{path} is neither a run folder (config.yaml) nor a Hugging Face one (config.json)")
