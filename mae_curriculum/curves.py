@@ -36,7 +36,7 @@ MEASURES = (
     Measure("gradient_norm", "Gradient norm", "Before clipping. Spikes tell of trouble."),
     Measure("update_ratio", "Update ratio", "Length of a step's change against the weights'."),
     Measure("images_per_second", "Throughput", "Over training and waiting for data.", "images/s"),
-    Measure("tokens_per_second", "Tokens", "Patches that the encoder sees.", "tokens/s"),
+    Measure("tokens_per_second", "Tokens", "That the encoder sees, the class token too.", "tokens/s"),
     Measure("mfu", "Model FLOPs utilisation", "Against the data sheet's peak, or one measured at the start.", "%", 100),
     Measure("memory_bytes", "Device memory", "", "GiB", 2**-30),
     Measure("energy_joules", "Energy", "", "kWh", 1 / 3.6e6),

@@ -12,6 +12,7 @@ import torch
 
 PEAK_BFLOAT16 = {
     "B200": 2250e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -66,12 +67,19 @@ class EnergyMeter:
 
             pynvml.nvmlInit()
             handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-            self._joules = lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
-            self._before = self._joules()
+
+            def read() -> float:
+                return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+
+            self._before, self._joules = read(), read
 
     def since_last(self) -> float | None:
         """Tell the joules since this was last asked; None where nobody counts."""
         if self._joules is None:
             return None
-        before, self._before = self._before, self._joules()
+        try:
+            before, self._before = self._before, self._joules()
+        except Exception:  # whatever the driver says, energy is worth no run
+            self._joules = None
+            return None
         return self._before - before

@@ -116,8 +116,11 @@ class Health:
         if self._journal.path is not None:
             state = {"step": self._skipped[0], "exact": exact, "model": self._training.model.state_dict()}
             path = self._journal.path.with_name(CAPTURE)
-            write_aside(aside := path.with_suffix(".aside"), partial(write_state, state))
-            put_in_place(aside, path)
+            try:
+                write_aside(aside := path.with_suffix(".aside"), partial(write_state, state))
+                put_in_place(aside, path)
+            except OSError as error:
+                self._say(f"warning: no capture of the weights: {error}")
 
     def _warn_of_spike(self, step: int, loss: float | None) -> None:
         if loss is None:
@@ -134,8 +137,9 @@ class Health:
     def _warn_of_waiting(self, stage: int) -> None:
         clocks = [f"{name}/{stage}" for name in ("wait", "train")]
         waited, trained = (self._stopwatch.total(clock) - self._before.total(clock) for clock in clocks)
-        share = waited / (waited + trained)
-        if stage not in self._waited and share > MOST_WAITING and waited > LEAST_WAIT_SECONDS:
+        shares = self._training.world.gather(waited / (waited + trained))
+        share = max(shares)
+        if stage not in self._waited and share > MOST_WAITING and share * (waited + trained) > LEAST_WAIT_SECONDS:
             self._waited.add(stage)
             workers = self._training.config.data.workers
             self._journal.write("waiting", stage=stage, share=share, workers=workers)
@@ -147,4 +151,4 @@ class Health:
 
 def is_spike(loss: float, before: Collection[float]) -> bool:
     """Tell whether a loss stands out from enough of those before it."""
-    return len(before) == SPIKE_REPORTS and loss > SPIKE * min(before)
+    return len(before) == SPIKE_REPORTS and loss > SPIKE * min(before) > 0

@@ -1,4 +1,4 @@
-"""Pretraining: its settings, what is set up for it, and the summary at its end; the loop stands in `training.py`."""
+"""Pretraining: its settings, what is set up for it, and the summary at its end; the loop stands in `loop.py`."""
 
 import math
 from collections.abc import Callable

@@ -138,7 +138,7 @@ def pictures_of(run: Told, *, most_bytes: int) -> Iterator[Picture]:
             with Image.open(paths[place]) as image:
                 image.thumbnail((PICTURE_PIXELS, 10 * PICTURE_PIXELS))
                 image.save(content, "WEBP", quality=80)
-        except (OSError, Image.DecompressionBombError):
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # so does Pillow name them
             continue
         most_bytes -= content.tell()
         if most_bytes < 0:

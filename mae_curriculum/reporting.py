@@ -106,8 +106,6 @@ class Reporter:
         if self._loads:
             flops = sum(step.moment.batch_images * self._loads[step.moment.stage].flops for step in self._unread)
             tokens = self._loads[moment.stage].tokens
-        if flops:
-            self._peak = max(self._peak, flops / seconds / world.size)  # it may have been measured at a busy moment
         memories, energies = zip(*world.gather((memory_bytes(world.device), self._energy.since_last())), strict=True)
         if None not in energies:
             self._joules += sum(energies)

@@ -48,7 +48,7 @@ class TrackingConfig:
         if not 0 <= self.pictures <= MOST_IMAGES:
             raise ConfigError(f"tracking.pictures must be in 0..{MOST_IMAGES}, got {self.pictures}")
         if not re.fullmatch(r"[^/\\#?%:]{1,128}", self.project):
-            raise ConfigError(f"tracking.project: up to 128 characters but / \\ # ? % :, got '{self.project}'")
+            raise ConfigError(f"tracking.project: 1 to 128 characters, none of / \\ # ? % :, got '{self.project}'")
         if self.every_steps < 1:
             raise ConfigError(f"tracking.every_steps must be at least 1, got {self.every_steps}")
 

@@ -123,3 +123,4 @@ def test_a_loss_twice_the_least_of_ten_is_a_spike() -> None:
     assert is_spike(1.01, before)
     assert not is_spike(1.0, before)
     assert not is_spike(9.0, before[1:])
+    assert not is_spike(9.0, [0.0] * 10)  # of classifiers that are sure

@@ -253,4 +253,4 @@ def test_without_wandb_a_run_that_wants_it_is_refused_before_it_begins(
 
 def test_a_project_that_wandb_would_refuse_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "--tracking.project", "a/b"]) == 2
-    assert "tracking.project: up to 128 characters" in capsys.readouterr().err
+    assert "tracking.project: 1 to 128 characters" in capsys.readouterr().err
