@@ -35,6 +35,7 @@ from mae_curriculum.sources import DataConfig, identify
 from mae_curriculum.stopping import Stop
 from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import as_table
+from mae_curriculum.tracking import finite_or_none
 from mae_curriculum.training import (
     Load,
     Training,
@@ -143,7 +144,8 @@ def finetune_once(
 
         def evaluate(step: int) -> Evaluation:
             evaluation = measure(training, val, inference)
-            run.journal.write("evaluation", step=step, accuracy=evaluation.accuracy, loss=evaluation.loss)
+            accuracy, loss = map(finite_or_none, (evaluation.accuracy, evaluation.loss))
+            run.journal.write("evaluation", step=step, accuracy=accuracy, val_loss=loss)
             world.on_main(lambda: keep_best(run, training, evaluation.accuracy, step=step))
             return evaluation
 

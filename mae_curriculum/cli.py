@@ -1,6 +1,7 @@
 """The command line of a package: `python -m PACKAGE VERB --config FILE [--a.b value]`."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -14,6 +15,7 @@ def run_verb(package: str, verbs: Mapping[str, tuple[str, str]], arguments: list
 
     verbs  name -> settings and function, as "module:name"; imported when asked for, since torch takes seconds to load.
     """
+    open_streams()
     usage = f"usage: python -m {package} {{{','.join(verbs)}}} --config FILE [--a.b value]; VERB --help says more"
     match arguments:
         case [verb, *rest] if verb in verbs:
@@ -36,6 +38,14 @@ def run_verb(package: str, verbs: Mapping[str, tuple[str, str]], arguments: list
         print(f"error: {error}; what was saved before is unharmed", file=sys.stderr)
         return 2
     return code
+
+
+def open_streams() -> None:
+    """Open stdin, stdout and stderr where a process was started without, lest another file takes their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _named(name: str) -> Any:

@@ -46,7 +46,7 @@ MEASURES = (
 EVALUATIONS = (
     Measure("knn", "kNN accuracy", "Images classified by their nearest neighbours' classes.", "%", 100),
     Measure("accuracy", "Accuracy", "", "%", 100),
-    Measure("loss", "Validation loss", "Of images that are not trained on."),
+    Measure("val_loss", "Validation loss", "Of images that are not trained on."),
 )
 """What rows of evaluations may tell."""
 

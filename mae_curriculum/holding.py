@@ -17,7 +17,7 @@ from mae_curriculum.stopping import Stop
 from mae_curriculum.tracking import Journal, Progress, Stopwatch
 from mae_curriculum.training import Training, TrainingConfig
 from mae_curriculum.version import code_version
-from mae_curriculum.wandb_log import WandbLog, require_wandb
+from mae_curriculum.wandb_log import CLOSE_SECONDS, log_to_wandb, require_wandb
 
 LAST_ATTEMPTS, HURRIED_ATTEMPTS = 20, 3
 """How often the last save of a run is tried, and one at a stop, where little time is left."""
@@ -35,6 +35,8 @@ class Run:
     saver: Saver
     check_lock: Callable[[], None]
     """Raises ConfigError once another job has taken the run over."""
+    leave_seconds: float
+    """What leaving it may take."""
 
 
 @contextmanager
@@ -43,6 +45,7 @@ def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
     folder = RunFolder(config.run)
     journal = Journal(folder.journal if world.is_main else None)
     locks: list[Callable[[], None]] = []
+    ends: list[Callable[[], None]] = []
 
     def claim() -> None:
         if config.tracking.wandb != "disabled":
@@ -52,8 +55,7 @@ def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
         dead: list[dict[str, Any]] = []
         locks.append(stack.enter_context(hold(folder.lock, tell=dead.append)))
         folder.claim(config)
-        if config.tracking.wandb != "disabled":
-            stack.callback(WandbLog(folder, config.tracking, config).close)
+        ends.append(stack.callback(log_to_wandb(folder, config.tracking, config)))
         for holder in dead:
             journal.write("lock_taken_over", **{key: holder.get(key) for key in ("host", "pid", "last_beat")})
 
@@ -62,11 +64,13 @@ def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
         saver = Saver(folder, keep=config.saving.keep)
         stack.callback(saver.wait)  # however this ends, nothing is being written once the lock is released
         try:
-            yield Run(folder, journal, saver, lambda: world.on_main(locks[0] if locks else lambda: None))
+            check = partial(world.on_main, locks[0] if locks else lambda: None)
+            yield Run(folder, journal, saver, check, 0.0 if config.tracking.wandb == "disabled" else CLOSE_SECONDS)
         except Exception as error:
             kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
             journal.write("error", reason=" ".join(f"{kind}{error}".split()))
             raise
+        world.on_main(lambda: [end() for end in ends])  # together: a launcher ends the others once one has left
 
 
 def begin(run: Run, training: Training[Any], *, step: int, **facts: Any) -> None:

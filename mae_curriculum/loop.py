@@ -62,7 +62,7 @@ def train_(
             at_end = done == clock.total_steps
             reporter.take(step)
             asked, longest = time.monotonic(), max(longest, time.monotonic() - asked)
-            reason = stop.reason(needed_seconds=longest + 2 * saver.seconds)
+            reason = stop.reason(needed_seconds=longest + 2 * saver.seconds + run.leave_seconds)
             stopping = agree(reason is not None)
             evaluating = not at_end and is_due(clock, done, every_epochs=evaluate_every_epochs)
             stage = clock.spans[step.moment.stage]

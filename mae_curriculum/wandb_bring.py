@@ -7,8 +7,10 @@ brings what is missing, from the journal.
 
 import fcntl
 import json
+import math
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +20,7 @@ from threading import Event, Thread
 from typing import Any
 
 from mae_curriculum.checkpoint import RunFolder, read_json, write_json
+from mae_curriculum.cli import open_streams
 from mae_curriculum.tracking import TrackingConfig, as_row
 from mae_curriculum.wandb_files import newest_step
 from mae_curriculum.wandb_log import REST, without_home
@@ -27,6 +30,9 @@ AXES = ("images", "epochs", "flops", "train_seconds")
 
 COMPARED = ("loss", "val_loss", "knn", "accuracy")
 """Drawn against each axis; other metrics against images."""
+
+PLACES = ("time", "step")
+"""W&B has these of its own."""
 
 INIT_SECONDS, FINISH_SECONDS = 10.0, 10.0
 """For W&B's server to answer at the beginning, and to take what is left at the end."""
@@ -44,6 +50,7 @@ def main() -> None:
     """Bring the journal over until the run says that it is over, or is gone."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # they are for the run, which says when it is over
+    open_streams()
     run = open(0, "rb", buffering=0)  # noqa: SIM115 -- open as long as this process lives
     told = json.loads(run.readline())
     over = Event()
@@ -61,7 +68,7 @@ def main() -> None:
             if is_needed(folder, tracking, over):
                 bring(folder, tracking, told["config"], over)
     except Exception as error:  # W&B is no reason to end a run; the journal has it all
-        say(f"warning: W&B is given up: {type(error).__name__} {error}")
+        say(f"warning: W&B is given up: {type(error).__name__} {error}; {REST}")
 
 
 def is_needed(folder: RunFolder, tracking: TrackingConfig, over: Event) -> bool:
@@ -102,15 +109,19 @@ def bring(folder: RunFolder, tracking: TrackingConfig, config: Row, over: Event)
 def bring_rows(run: Any, folder: RunFolder, rows: Iterator[Row], known: int) -> str:
     """Bring rows over that are beyond a known step; returns how the last job ended, as `ending_after` tells it.
 
-    The last rows of a job that was killed are left to the next job, which may have more to tell of that step.
+    The last rows of a job that did not end the run are left to the next job, which may have more to tell of that step.
     """
     step, metrics, ending, starts = known, Row(), "", 0
-    update_state(folder, step=max(0, known))
+    told, noted = max(0, known), -math.inf
 
     def log() -> None:
+        nonlocal told, noted
         if metrics:
             run.log(metrics, step=step, commit=True)
-            update_state(folder, step=step)
+            told = step
+        if time.monotonic() > noted + POLL_SECONDS:
+            update_state(folder, step=told)
+            noted = time.monotonic()
 
     for row in rows:
         position, ending = position_of(row), ending_after(row, ending)
@@ -122,8 +133,9 @@ def bring_rows(run: Any, folder: RunFolder, rows: Iterator[Row], known: int) -> 
             step, metrics = position, metrics_of(row, folder)
         elif position == step and metrics:
             metrics |= metrics_of(row, folder)
-    if ending:
+    if ending == "end":
         log()
+    update_state(folder, step=told)
     return ending
 
 
@@ -187,10 +199,10 @@ def begin_wandb(folder: RunFolder, tracking: TrackingConfig, config: Row) -> tup
         if tracking.wandb == "online":
             say("it is logged offline, for `wandb sync`")
         mark_synced(files_of(folder) - earlier)  # what was begun online in vain
-        earlier, known = files_of(folder), known_offline(folder, state)
+        known = known_offline(folder, state)
         run = begin(mode="offline")
-        (new,) = files_of(folder) - earlier
-        update_state(folder, file=str(new.relative_to(folder.path)), base=known)
+        file = Path(run.settings.sync_file).resolve()
+        update_state(folder, file=str(file.relative_to(folder.path.resolve())), base=known)
     for axis in AXES:
         run.define_metric(axis, hidden=True)
         for name in COMPARED:
@@ -287,16 +299,24 @@ def bring_facts(run: Any, row: Row, starts: int) -> None:
 
 
 def metrics_of(row: Row, folder: RunFolder) -> Row:
+    """Give the metrics of a row; none, with a warning, of one that cannot be shown."""
+    try:
+        return shown(row, folder)
+    except Exception as error:  # a picture that was damaged, say
+        say(f"warning: W&B is not told of the {row['event']} of step {row['step']}: {type(error).__name__} {error}")
+        return {}
+
+
+def shown(row: Row, folder: RunFolder) -> Row:
     """Give the metrics of a row: its numbers, a size by its sides, each activity's share of all time."""
     if row["event"] == "pictures":
         import wandb
 
         paths = [folder.path / "pictures" / Path(path).name for path in row["files"]]  # wherever the folder was then
         return {"pictures": [wandb.Image(str(path)) for path in paths if path.exists()]}
-    numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
-    if row["event"] == "evaluation":  # its loss is that of other images
-        renamed = {"val_loss" if key == "loss" else key: value for key, value in numbers.items()}
-        return compared({key: value for key, value in renamed.items() if key in COMPARED})
+    numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key not in PLACES}
+    if row["event"] == "evaluation":
+        return compared({key: value for key, value in numbers.items() if key in COMPARED})
     height, width = row["size"]
     spent = {key.removesuffix("_seconds"): value for key, value in numbers.items() if key.endswith("_seconds")}
     shares = {f"share_{key}": value / sum(spent.values()) for key, value in spent.items()}
@@ -330,7 +350,8 @@ def read_state(folder: RunFolder) -> Row:
 
 def update_state(folder: RunFolder, **changes: Any) -> None:
     """Change what stands there."""
-    write_json(folder.path / "wandb.json", read_state(folder) | changes)
+    with suppress(OSError):  # a full disk: the next change tells this one too, or W&B's own file does
+        write_json(folder.path / "wandb.json", read_state(folder) | changes)
 
 
 if __name__ == "__main__":

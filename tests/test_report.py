@@ -148,7 +148,7 @@ def test_runs_of_classifiers_are_compared_by_their_own_accuracy(tmp_path: Path) 
     paths = [write_run(tmp_path / name) for name in "ab"]
     for path, accuracy in zip(paths, (0.5, 0.75), strict=True):
         with (path / "journal.jsonl").open("a") as journal:
-            evaluation = {"event": "evaluation", "time": BEGAN + 999, "step": 50, "accuracy": accuracy, "loss": 0.5}
+            evaluation = {"event": "evaluation", "time": BEGAN + 999, "step": 50, "accuracy": accuracy, "val_loss": 0.5}
             journal.write(json.dumps(evaluation) + "\n")
     run, baseline = read_runs(paths)
     told = comparison([run], baseline)

@@ -1,12 +1,15 @@
 """W&B's own client: what it keeps offline is read back, and what it tells a server."""
 
+import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,10 @@ from wandb_server import serve
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import RunFolder, read_json
-from mae_curriculum.tracking import ACTIVITIES, Journal
+from mae_curriculum.tracking import ACTIVITIES, Journal, TrackingConfig
 from mae_curriculum.wandb_bring import AXES, known_offline
 from mae_curriculum.wandb_files import records
-from mae_curriculum.wandb_log import children, without_home
+from mae_curriculum.wandb_log import WandbLog, children, without_home
 
 pytest.importorskip("wandb")
 KEY = "k" * 40
@@ -56,20 +59,23 @@ def kill_with_wandb(run: Path, *flags: str, **environment: str) -> None:
 
 def test_a_run_with_two_restarts_is_one_run_and_one_curve(tmp_path: Path) -> None:
     run = tmp_path / "run"
+    home = tmp_path / "home"
+    home.symlink_to(tmp_path, target_is_directory=True)
+    environment = {"WANDB_API_KEY": KEY, "SECRET": "hush-hush", "HOME": str(home)}
     changes = {"saving__every_minutes": 0.01, "knn__every_epochs": 4, "tracking__pictures": 1}
-    flags = options(run, epochs=16, tracking__wandb="offline", **changes)
-    stop_midway(run, "pretrain", *flags)
-    kill_with_wandb(run, *flags)
-    done = command("pretrain", *flags, WANDB_API_KEY=KEY, SECRET="hush-hush")
+    flags = options(home / "run", epochs=16, tracking__wandb="offline", data__cache=tmp_path / "cache", **changes)
+    stop_midway(run, "pretrain", *flags, **environment)
+    kill_with_wandb(run, *flags, **environment)
+    done = command("pretrain", *flags, **environment)
     assert done.returncode == 0
     assert "W&B" not in done.stderr
 
     ids, logged, axes, text = read_back(run)
     with serve() as server:
         for folder in sorted((run / "wandb").glob("offline-run-*")):
-            environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
             program = [sys.executable, "-m", "wandb", "sync", str(folder)]
-            subprocess.run(program, cwd=tmp_path, env=environment, check=True, capture_output=True)
+            there = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+            subprocess.run(program, cwd=tmp_path, env=there, check=True, capture_output=True)
     (bucket,) = server.buckets.values()
     assert [row["_step"] for row in bucket.history] == [row["_step"] for row in logged]
     assert [row.get("loss") for row in bucket.history] == [row.get("loss") for row in logged]
@@ -90,7 +96,9 @@ def test_a_run_with_two_restarts_is_one_run_and_one_curve(tmp_path: Path) -> Non
         assert sum(row[f"share_{name}"] for name in ACTIVITIES) == pytest.approx(1)
     assert {axes[f"loss_by_{axis}"] for axis in AXES} == set(AXES)
     assert axes["*"] == "images"
-    for secret in (KEY, "hush-hush", str(Path.home()) + "/"):
+    assert "~/run" in text
+    assert "~/cache" in text
+    for secret in (KEY, "hush-hush", str(home), str(tmp_path)):
         assert secret not in text
 
 
@@ -179,47 +187,40 @@ def test_a_run_that_fails_is_shown_as_failed(tmp_path: Path) -> None:
     assert bucket.summary["ending"].startswith("loss or gradient was not finite in 5 steps in a row")
 
 
-def test_wandb_changes_no_bit_and_missing_keys_and_servers_end_nothing(finished: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls, and never answers
-        nowhere = {"WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "WANDB_API_KEY": KEY}
-        malformed = {"WANDB_API_KEY": "short"}
-        cases: list[tuple[str, dict[str, str], str]]
-        cases = [
-            ("key", {}, "no W&B key"),
-            ("bad", malformed, "must have 40+"),
-            ("net", nowhere, "brings the rest"),
-        ]
-        for name, environment, words in cases:
-            run = tmp_path / name
-            flags = options(run, tracking__wandb="online")
-            done = command("pretrain", *flags, HOME=str(tmp_path), **environment)
-            assert done.returncode == 0
-            assert words in done.stderr
-            assert time.time() - rows(run, "end")[0]["time"] < 20
-            assert equal(weights(run), weights(finished))
-
-
-def test_a_run_whose_server_never_answers_lies_offline_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("environment", "words"), [({}, "no W&B key"), ({"WANDB_API_KEY": "short"}, "must have 40+")])
+def test_without_a_key_nothing_ends_and_no_bit_changes(
+    finished: Path, tmp_path: Path, environment: dict[str, str], words: str
+) -> None:
     run = tmp_path / "run"
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    done = command("pretrain", *options(run, tracking__wandb="online"), HOME=str(tmp_path), **environment)
+    assert done.returncode == 0
+    assert words in done.stderr
+    assert equal(weights(run), weights(finished))
+
+
+def test_a_run_whose_server_never_answers_lies_offline_whole(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls
         environment = {"WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "WANDB_API_KEY": KEY}
-        done = command("pretrain", *options(run, epochs=60, tracking__wandb="online"), **environment)
+        done = command("pretrain", *options(run, tracking__wandb="online"), **environment)
+    assert done.returncode == 0
+    assert time.time() - rows(run, "end")[0]["time"] < 20
+    assert equal(weights(run), weights(finished))
     assert "warning: W&B does not take this run now" in done.stderr
     assert "it is logged offline" in done.stderr
-    assert "given up" not in done.stderr
+    assert re.findall("given up|not taken", done.stderr) == []
     assert [row["_step"] for row in read_back(run)[1]] == [row["step"] + 1 for row in rows(run, "step")]
     assert [path.parent.name[:4] for path in (run / "wandb").glob("*run-*/*.synced")] == ["run-"]
 
 
-def test_what_a_killed_job_began_to_tell_of_a_step_the_next_one_ends(tmp_path: Path) -> None:
+def test_what_a_killed_or_failed_job_began_to_tell_of_a_step_the_next_one_ends(tmp_path: Path) -> None:
     journal, told = Journal(tmp_path / "journal.jsonl"), {"size": [8, 8], "train_seconds": 1.0}
 
-    def bring() -> None:
+    def bring() -> str:
         facts = {"folder": str(tmp_path), "tracking": {"wandb": "offline"}, "config": {}}
         program = [sys.executable, "-m", "mae_curriculum.wandb_bring"]
         words = f"{json.dumps(facts)}\nover\n"
-        done = subprocess.run(program, input=words, capture_output=True, text=True, check=True)
-        assert done.stderr == ""
+        return subprocess.run(program, input=words, capture_output=True, text=True, check=True).stderr
 
     def steps(key: str) -> list[int]:
         return [row["_step"] for row in read_back(tmp_path)[1] if key in row]
@@ -227,12 +228,22 @@ def test_what_a_killed_job_began_to_tell_of_a_step_the_next_one_ends(tmp_path: P
     journal.write("start", step=0)
     for step in (4, 9):
         journal.write("step", step=step, loss=1.0, **told)
-    bring()
+    with ThreadPoolExecutor() as pool, (tmp_path / "wandb.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as the process of a job that was killed, still at it
+        brought = pool.submit(bring)
+        with pytest.raises(TimeoutError):
+            brought.result(4)
+        assert steps("loss") == []
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert brought.result() == ""
     assert steps("loss") == [5]
     journal.write("start", step=5)
     journal.write("evaluation", step=10, knn=0.5)
-    journal.write("pictures", step=10, files=["elsewhere/pictures/gone.png"])
-    bring()  # killed again
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "torn.png").write_bytes(b"not a picture")
+    journal.write("pictures", step=10, files=["elsewhere/pictures/gone.png", "elsewhere/pictures/torn.png"])
+    journal.write("error", reason="no memory")
+    assert "W&B is not told of the pictures of step 10: UnidentifiedImageError" in bring()
     assert steps("loss") == [5]
     journal.write("start", step=10)
     journal.write("end", knn=0.5)
@@ -240,6 +251,24 @@ def test_what_a_killed_job_began_to_tell_of_a_step_the_next_one_ends(tmp_path: P
         bring()
     assert (steps("loss"), steps("knn")) == ([5, 10], [10])
     assert len([*(tmp_path / "wandb").glob("offline-run-*")]) == 3
+
+
+def test_a_process_that_died_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {*children(os.getpid())}
+    log = WandbLog(RunFolder(tmp_path), TrackingConfig(wandb="offline"), {})
+    (pid,) = {*children(os.getpid())} - before
+    os.kill(pid, signal.SIGKILL)
+    log.close()
+    log.close()
+    assert capsys.readouterr().err == "warning: W&B's process ended with code -9; the same command brings the rest\n"
+
+
+def test_a_user_without_a_home_has_no_home_to_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    assert without_home({"run": Path("/data/run")}) == {"run": "/data/run"}
 
 
 def test_without_wandb_a_run_that_wants_it_is_refused_before_it_begins(
