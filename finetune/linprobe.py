@@ -23,7 +23,7 @@ from mae_curriculum.data import Batch, Request, TrainingImages, micro_batches, s
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.holding import begin, go_on_, open_run
 from mae_curriculum.inference import Inference
-from mae_curriculum.loop import train_, until_stopped
+from mae_curriculum.loop import StoppedError, raise_if_stopped, train_, until_stopped
 from mae_curriculum.model import MaskedAutoencoder
 from mae_curriculum.optim import OptimConfig, build_adamw
 from mae_curriculum.results import as_percent, record, spread
@@ -165,7 +165,12 @@ def probe_once(
         )
         if not reached_end:
             return None
-        accuracies = [measure(training.model, encoder, side, inference, config) for side in (held_out, val) if side]
+        check = partial(raise_if_stopped, run, world, stop, step=training.clock.total_steps)
+        look = replace(inference, check=check)
+        try:
+            accuracies = [measure(training.model, encoder, side, look, config) for side in (held_out, val) if side]
+        except StoppedError:
+            return None
         names = [{"pool": pool, "lr": factor * config.optim.base_lr} for pool, factor in training.model.names]
         best = max(range(len(names)), key=lambda number: accuracies[0][number])
         summary = {

@@ -5,8 +5,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mae_curriculum.pictures import drawable, empty_figure, save
+
 MOST_NAMES = 40
 """With more classes than this their names would overlap; they are left out."""
+
+MOST_LETTERS = 30
+"""Of a name; of a longer one the end is shown."""
 
 
 def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> None:
@@ -14,12 +19,10 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> Non
 
     confusion  (classes, classes) images by class, row, and predicted class, column.
     """
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
-
     count = len(classes)
     named = count <= MOST_NAMES
     inches = max(5.0, min(0.32 * count, 14.0))
-    figure = Figure(figsize=(1.7 * inches, inches), layout="constrained")
+    figure = empty_figure(1.7 * inches, inches)
     matrix, bars = figure.subplots(1, 2, width_ratios=[2, 1])
     totals = confusion.sum(dim=1, keepdim=True)
     shares = confusion / totals.clamp(min=1)
@@ -33,9 +36,10 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> Non
     bars.axvline(mean, color="black", linestyle="--", linewidth=1, label=f"all images: {mean:.3f}")
     bars.legend(loc="lower left")
     if named:
-        matrix.set_xticks(range(count), classes, rotation=90)
-        matrix.set_yticks(range(count), classes)
-        bars.set_yticks(range(count), classes)
+        names = [drawable(name, most_letters=MOST_LETTERS) for name in classes]
+        matrix.set_xticks(range(count), names, rotation=90, parse_math=False)
+        for axis in (matrix, bars):
+            axis.set_yticks(range(count), names, parse_math=False)
     if count <= 12:
         for row in range(count):
             for column in range(count):
@@ -43,5 +47,4 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> Non
                     colour = "white" if shares[row, column] > 0.5 else "black"
                     text = str(int(confusion[row, column]))
                     matrix.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save(figure, path)

@@ -26,9 +26,9 @@ from mae_curriculum.curriculum import Augmentation, Clock, Curriculum, Moment
 from mae_curriculum.data import Batch, TrainingImages, show
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.flops import TRAINING_FACTOR
-from mae_curriculum.holding import Run, begin, go_on_, open_run
+from mae_curriculum.holding import Run, begin, draw_if_possible, go_on_, open_run
 from mae_curriculum.inference import Inference
-from mae_curriculum.loop import train_, until_stopped
+from mae_curriculum.loop import StoppedError, raise_if_stopped, train_, until_stopped
 from mae_curriculum.optim import OptimConfig, build_adamw
 from mae_curriculum.results import as_percent, record, spread
 from mae_curriculum.sources import DataConfig, identify
@@ -142,7 +142,7 @@ def finetune_once(
             world.say(told)
         inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
 
-        def evaluate(step: int) -> Evaluation:
+        def evaluate(step: int, inference: Inference = inference) -> Evaluation:
             evaluation = measure(training, val, inference)
             accuracy, loss = map(finite_or_none, (evaluation.accuracy, evaluation.loss))
             run.journal.write("evaluation", step=step, accuracy=accuracy, val_loss=loss)
@@ -160,8 +160,14 @@ def finetune_once(
         )
         if not reached_end:
             return None
-        with stopwatch("evaluate"):
-            evaluation = evaluate(training.clock.total_steps)
+        total = training.clock.total_steps
+        check = partial(raise_if_stopped, run, world, stop, step=total)
+        try:
+            with stopwatch("evaluate"):
+                evaluation = evaluate(total, replace(inference, check=check))
+            check()
+        except StoppedError:
+            return None
         baseline = lay_out(without_curriculum(config), training.model, len(train.images), world)
         baseline_seconds = seconds_a_step(training, baseline, stopwatch)
         flops = partial(training_flops, training.model)
@@ -176,15 +182,17 @@ def finish(
     right, counts = evaluation.confusion.diagonal(), evaluation.confusion.sum(dim=1)
     summary = costs | {
         "accuracy": evaluation.accuracy,
-        "best_accuracy": best_accuracy(run.folder),
+        "best_accuracy": evaluation.accuracy if (best := best_accuracy(run.folder)) is None else best,
         "images_evaluated": int(counts.sum()),
-        "loss": run.journal.last("step", having="loss")["loss"],
+        "loss": run.journal.newest.get("step", {}).get("loss"),
         "class_accuracy": {
             name: float(share) if count else None
             for name, share, count in zip(classes, right / counts, counts, strict=True)
         },
     }
-    draw_confusion(evaluation.confusion, classes, run.folder.path / "pictures" / "confusion.png")
+    path = run.folder.path / "pictures" / "confusion.png"
+    draw = partial(draw_confusion, evaluation.confusion, classes, path)
+    draw_if_possible(run, draw, step=run.journal.newest["evaluation"]["step"])
     write_json(run.folder.summary, summary)
     run.journal.write("end", **summary)
     world.say(describe(summary))

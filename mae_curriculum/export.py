@@ -1,6 +1,5 @@
 """Encoders for other people's code: timm, Hugging Face, facebookresearch/mae; each with a card on how to load it."""
 
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ from mae_curriculum.model import TIMM_NAMES, MaskedAutoencoder, ModelConfig, bui
 from mae_curriculum.positions import sincos_positions
 from mae_curriculum.pretrain import PretrainConfig
 from mae_curriculum.results import as_percent
+from mae_curriculum.spelling import in_form
 from mae_curriculum.tracking import Journal
 from mae_curriculum.weights import Weights, from_hugging_face, load_into_, read_weights, run_settings, save_weights
 
@@ -151,7 +151,7 @@ def model_card(config: ExportConfig, weights: Weights, model: MaskedAutoencoder)
 
 def _history(checkpoint: Path) -> list[str]:
     """Tell data, schedule, time and results of a run folder; of other checkpoints nothing is known."""
-    folder, _ = run_and_epochs(checkpoint)
+    folder, epochs = run_and_epochs(checkpoint)
     if "curriculum" not in run_settings(checkpoint):  # imported
         return []
     run = load_file(PretrainConfig, folder.config)
@@ -168,13 +168,13 @@ def _history(checkpoint: Path) -> list[str]:
         lines += [
             f"- training: {summary['train_seconds'] / 3600:.3g} h, {summary['images']} images, "
             f"{summary['flops']:.3g} FLOPs",
-            f"- result: loss {summary['loss']:.4f}; kNN accuracy {summary['knn']}, "
+            f"- result: loss {in_form(summary['loss'], '{:.4f}')}; kNN accuracy {summary['knn']}, "
             f"untrained {summary['knn_untrained']}",
         ]
-    journal = Journal(folder.journal)
+    measured = (row for row in Journal(folder.journal).rows() if "checkpoint" in row)
+    newest = {row["event"]: row for row in measured if run_and_epochs(Path(row["checkpoint"]))[1] == epochs}
     for command in ("knn", "fewshot", "linprobe", "finetune"):
-        with suppress(LookupError):  # not measured
-            row = journal.last(command)
+        if row := newest.get(command):
             figures = {"": row["accuracy"]} if "mean" in row["accuracy"] else row["accuracy"]
             told = ", ".join(f"{shots and f'{shots} labels '}{as_percent(figure)}" for shots, figure in figures.items())
             lines.append(f"- {command} on {row['source']}: accuracy {told}")

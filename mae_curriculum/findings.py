@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mae_curriculum import tracking
+from mae_curriculum.checkpoint import run_and_epochs
 from mae_curriculum.curves import Column, newest_mean
 from mae_curriculum.history import Row
 from mae_curriculum.results import as_percent
@@ -23,6 +24,7 @@ from mae_curriculum.spelling import (
     spell_size,
 )
 from mae_curriculum.told import Told
+from mae_curriculum.tracking import ACTIVITIES
 
 SETTINGS = {
     "checkpoint": "begun from",
@@ -51,7 +53,7 @@ STARTS = {
 }
 """Told of each run's newest start."""
 
-ACTIVITIES = {
+ACTIVITY_NAMES = {
     "train": "training",
     "wait": "waiting for data",
     "save": "saving",
@@ -125,7 +127,7 @@ def stage_table(run: Told) -> Table:
 
 def seconds_by_activity(run: Told) -> dict[str, float]:
     """Split the time from a run's first start to its last sign of life."""
-    seconds = {name: float(run.newest.get(f"{name}_seconds", 0)) for name in tracking.ACTIVITIES}
+    seconds = {name: float(run.newest.get(f"{name}_seconds", 0)) for name in ACTIVITIES}
     after = {"lost": run.history.lost_seconds, "away": run.history.away_seconds}
     rest = run.history.last.last_sign - run.began - sum(seconds.values()) - sum(after.values())
     return {**seconds, "rest": max(0.0, rest), **after}
@@ -143,7 +145,7 @@ def time_table(runs: Sequence[Told]) -> Table:
                 for each, total in zip(spent, totals, strict=True)
             ),
         ]
-        for key, name in ACTIVITIES.items()
+        for key, name in ACTIVITY_NAMES.items()
     ]
     rows.append(["in all", *map(spell_duration, totals)])
     return Table("From the first start to the last sign of life", ["", *(run.name for run in runs)], rows)
@@ -174,13 +176,15 @@ def cost_table(runs: Sequence[Told]) -> Table:
 def comparison(runs: Sequence[Told], baseline: Told) -> Table:
     """Hold runs against a baseline at equal images, FLOPs and training seconds: as far as both got.
 
-    Losses of other images, targets or masks do not compare, nor do accuracies on other images.
+    Losses of other images, targets or masks do not compare, nor do accuracies on other images; where a run's settings
+    are lost, nobody knows.
     """
     key, title = ("accuracy", "accuracy") if baseline.evaluations("accuracy")[0].size else ("knn", "kNN")
     rows, apart = [], False
     for run in runs:
         both = [run, baseline]
-        others = [name for name in LOSS_SETTINGS if run.settings.get(name) != baseline.settings.get(name)]
+        known = run.settings and baseline.settings
+        others = [name for name in LOSS_SETTINGS if known and run.settings.get(name) != baseline.settings.get(name)]
         apart |= bool(others)
         for axis, name in COMPARED.items():
             point = min(_last(each.positions(axis)) for each in both)
@@ -266,6 +270,10 @@ def results_of(run: Told) -> dict[str, str]:
             found[name] = spell_share(share)
     for row in run.history.results:
         name = _RESULTS.get(row["event"], str(row["event"]))
+        if row.get("head") == "attentive":
+            name = "attentive probe"
+        _, epochs = run_and_epochs(Path(str(row["checkpoint"])))
+        name += f" after {epochs} epochs" if epochs else ""
         if isinstance(accuracy := row.get("accuracy"), dict):
             parts = {name: accuracy} if "mean" in accuracy else _by_shots(name, accuracy)
             found |= {f"{part} on {row.get('source', UNKNOWN)}": as_percent(each) for part, each in parts.items()}
@@ -304,7 +312,7 @@ def _loss_at(run: Told, axis: str, point: float) -> str:
 
 
 def _evaluated_at(run: Told, key: str, axis: str, point: float) -> str:
-    """Tell the accuracy at a point, between two evaluations on the straight line between them."""
+    """Tell the accuracy at a point: on the straight line between two evaluations, or that of the last one before."""
     steps, accuracies = run.evaluations(key)
     places = run.place(steps, axis)
     known = len(places) and places[0] <= point

@@ -12,6 +12,9 @@ from mae_curriculum.tracking import Journal
 
 Row = dict[str, Any]
 
+ENDINGS = ("end", "error", "stop")
+"""Events with which a session ends by itself."""
+
 
 @dataclass(frozen=True)
 class Session:
@@ -24,7 +27,12 @@ class Session:
 
     @property
     def last_beat(self) -> float:
-        """When its lock was last renewed, in seconds since 1970; told by the job that took the lock over, else 0."""
+        """When its lock was last renewed, in seconds since 1970; told by the job that took the lock over, else 0.
+
+        Of a session that ended by itself there is none: the lock was that of a job that never began.
+        """
+        if any(row["event"] in ENDINGS for row in self.rows):
+            return 0.0
         beats = (row.get("last_beat") for row in self.afterwards if row["event"] == "lock_taken_over")
         return next(filter(None, beats), 0.0)
 
@@ -45,10 +53,8 @@ class Session:
     @property
     def ending(self) -> str:
         """How it ended, as far as its rows tell: an error's words, why it was stopped, or "killed"."""
-        for event in ("end", "error", "stop"):
-            if row := self.newest(event):
-                return str(row.get("reason", "finished"))
-        return "killed"
+        row = next((row for row in reversed(self.rows) if row["event"] in ENDINGS), None)
+        return str(row.get("reason", "finished")) if row else "killed"
 
     def reached(self, step: int) -> float:
         """Tell when so many steps were done and safe, as far as its rows tell."""
@@ -138,7 +144,7 @@ def read_history(journal: Path, *, tell_step: Callable[[Row], object] = lambda _
         over = over or row["event"] == "lock_taken_over"
         if sessions:
             _add(row, sessions[-1].afterwards if over else sessions[-1].rows, tell_step)
-        over = over or row["event"] in ("stop", "end", "error")
+        over = over or row["event"] in ENDINGS
     return History(sessions, results) if sessions else None
 
 

@@ -14,7 +14,7 @@ from mae_curriculum.distributed import World, job_facts
 from mae_curriculum.lock import hold
 from mae_curriculum.saver import RETRY_SECONDS, Saver
 from mae_curriculum.stopping import Stop
-from mae_curriculum.tracking import Journal, Progress, Stopwatch
+from mae_curriculum.tracking import Journal, Progress, Stopwatch, say
 from mae_curriculum.training import Training, TrainingConfig
 from mae_curriculum.version import code_version
 from mae_curriculum.wandb_log import CLOSE_SECONDS, log_to_wandb, require_wandb
@@ -73,23 +73,36 @@ def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
         world.on_main(lambda: [end() for end in ends])  # together: a launcher ends the others once one has left
 
 
+def draw_if_possible(run: Run, draw: Callable[[], object], *, step: int) -> None:
+    """Draw a picture of the model after so many steps; of one that cannot be drawn the journal says why."""
+    try:
+        draw()
+    except Exception as error:  # whatever it is, a picture is worth no run
+        run.journal.write("picture_failed", step=step, reason=str(error))
+        say(f"warning: no picture of step {step}: {error}")
+
+
 def begin(run: Run, training: Training[Any], *, step: int, **facts: Any) -> None:
     """Write in the journal that this job begins, or goes on with, the run."""
     world, clock = training.world, training.clock
-    run.journal.go_on(training.origin)
-    run.journal.write(
-        "start",
-        step=step,
-        steps=clock.total_steps,
-        stages=len(clock.spans),
-        world_size=world.size,
-        device=str(world.device),
-        digest=digest(training.config),
-        origin=training.origin,
-        commit=code_version(),
-        **job_facts(),
-        **facts,
-    )
+
+    def write() -> None:
+        run.journal.go_on(training.origin)
+        run.journal.write(
+            "start",
+            step=step,
+            steps=clock.total_steps,
+            stages=len(clock.spans),
+            world_size=world.size,
+            device=str(world.device),
+            digest=digest(training.config),
+            origin=training.origin,
+            commit=code_version(),
+            **job_facts(),
+            **facts,
+        )
+
+    world.on_main(write)
 
 
 def go_on_(training: Training[Any], run: Run) -> tuple[Stopwatch, int]:

@@ -32,6 +32,8 @@ class Inference:
     """Images at once on each device."""
     crop: float = 1.0
     """Share of an image's shorter side that is kept."""
+    check: Callable[[], object] = lambda: None
+    """Called for each batch, on all ranks: it may raise what ends it."""
 
     def run(
         self,
@@ -61,6 +63,7 @@ class Inference:
             pin_memory=world.device.type == "cuda",
         )
         for pixels, index in loader:
+            self.check()
             with torch.inference_mode(), world.autocast(self.precision):
                 rows = function(normalise(world.bring(pixels), mean, std)).float()
             index = index.to(world.device)

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from mae_curriculum.curriculum import Clock
-from mae_curriculum.distributed import Agreement, job_end
+from mae_curriculum.distributed import Agreement, World, job_end
 from mae_curriculum.holding import Run, begin_save, save_for_sure, tell_failure
 from mae_curriculum.reporting import Reporter
 from mae_curriculum.saver import RETRY_SECONDS
 from mae_curriculum.stopping import Stop, parse_duration, stop_on_signals
-from mae_curriculum.tracking import Stopwatch
+from mae_curriculum.tracking import Stopwatch, say
 from mae_curriculum.training import Training, TrainingConfig, is_reported, run_steps_
 
 STOPPED = 75
@@ -20,6 +20,26 @@ STOPPED = 75
 
 FIRST_SAVE_SECONDS = 30.0
 """After the start."""
+
+
+class StoppedError(Exception):
+    """The run was asked to stop after its last step, which is saved."""
+
+
+def raise_if_stopped(run: Run, world: World, stop: Stop, *, step: int) -> None:
+    """Raise StoppedError on all ranks if one of them was asked to stop."""
+    reason = stop.reason(needed_seconds=run.leave_seconds)
+    if world.any(reason is not None):
+        tell_stop(run, world, reason, f"stopped at step {step}, the last one, before all was evaluated", step=step)
+        raise StoppedError
+
+
+def tell_stop(run: Run, world: World, reason: str | None, what: str, *, step: int) -> None:
+    """Write and say why the run stops."""
+    why = next(filter(None, world.gather(reason)), "a signal")
+    run.journal.write("stop", step=step, reason=why)
+    if world.is_main:
+        say(f"{why}: {what}; the same command continues")
 
 
 @contextmanager
@@ -44,7 +64,8 @@ def train_(
     """Train from a step to the end, reporting and saving on the way; tells whether the end was reached.
 
     evaluate  measures the model after so many steps, every `evaluate_every_epochs` equivalent epochs until the end,
-              where the caller does; None for never. It is done before the step is saved, so a killed run does it again.
+              where the caller does; null for never. It is done before the step is saved, so a killed run does it again,
+              but for a step at which the run is asked to stop, of which the save is more urgent.
     draw      pictures the model after so many steps, at the end of each stage; likewise.
     """
     config, world, clock, journal = training.config, training.world, training.clock, run.journal
@@ -94,19 +115,18 @@ def train_(
                             partial(save_for_sure, training, run, stopwatch, spare, stop, progress, step=done)
                         )
                 next_save = time.monotonic() + 60 * config.saving.every_minutes
-            if stage_over and stopping:  # little time may be left: what is safe goes first
-                draw(done)
-            if evaluating and stopping:
-                evaluate(done)
-            if stopping and not at_end:
-                progress.close()
-                why = next(filter(None, world.gather(reason)), "a signal")
-                journal.write("stop", step=done, reason=why)
-                progress.say(
-                    f"{why}: saved and stopped at step {done} of {clock.total_steps}; the same command continues"
-                )
-                agree.finish()
-                return False
+            if not stopping:
+                continue
+            if stage_over:
+                with stopwatch("pictures"):
+                    draw(done)
+            if evaluating:
+                with stopwatch("evaluate"):
+                    evaluate(done)
+            progress.close()
+            tell_stop(run, world, reason, f"saved and stopped at step {done} of {clock.total_steps}", step=done)
+            agree.finish()
+            return False
     agree.finish()
     return True
 

@@ -51,7 +51,9 @@ def draw_reconstructions(path: Path, images: Reconstruction, names: Sequence[str
     tile_h, tile_w = (TILE_INCHES * length / max(h, w) for length in (h, w))
     blocks = -(-len(names) // COLUMNS)
     columns = -(-len(names) // blocks)
-    figure = _figure(max(5.0, columns * (tile_w + 0.1) + 1.8), blocks * (4 * tile_h + 0.5) + 1.8, layout="compressed")
+    figure = empty_figure(
+        max(5.0, columns * (tile_w + 0.1) + 1.8), blocks * (4 * tile_h + 0.5) + 1.8, layout="compressed"
+    )
     figure.suptitle(drawable(title), parse_math=False)
     gap = max(1, w // 24)
     parts = [
@@ -116,7 +118,7 @@ def draw_plan(path: Path, plan: Plan) -> None:
     randaug = plan.clock.curriculum.augmentation.randaug
     curve_count = 3 if randaug is None else 4
     photos_inches, curves_inches = 2.6 if plan.photos else 0.1, 1.5 * curve_count + 0.5
-    figure = _figure(9, photos_inches + curves_inches + 0.4)
+    figure = empty_figure(9, photos_inches + curves_inches + 0.4)
     figure.suptitle(drawable(plan.title), parse_math=False)
     top, bottom = figure.subfigures(2, 1, height_ratios=[photos_inches, curves_inches])
     _draw_photos(top, plan.photos)
@@ -196,7 +198,7 @@ def draw_losses(path: Path, curves: Sequence[Curve]) -> None:
 
     Raises  OSError if the file cannot be written; one that was there stays.
     """
-    figure = _figure(12, 4.2 + 0.2 * len(curves))
+    figure = empty_figure(12, 4.2 + 0.2 * len(curves))
     figure.suptitle("training loss against what it took")
     axes = figure.subplots(1, 3, sharey=True)
     for number, curve in enumerate(curves):
@@ -234,7 +236,7 @@ def save(figure: Any, path: Path) -> None:
     write_whole(path, content.getvalue())
 
 
-def _figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Any:
+def empty_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Any:
     """Make an empty figure of so many inches."""
     from matplotlib.figure import Figure  # takes a second, which only pictures need; no pyplot: nothing global
 

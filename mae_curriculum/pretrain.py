@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from mae_curriculum.curriculum import Clock, Moment
 from mae_curriculum.data import NO_IMAGE, Batch, EvaluationImages, TrainingImages, show
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.flops import training_flops
-from mae_curriculum.holding import Run, begin, go_on_, open_run
+from mae_curriculum.holding import Run, begin, draw_if_possible, go_on_, open_run
 from mae_curriculum.inference import Inference
 from mae_curriculum.knn import KnnConfig, knn_of_encoder, why_no_knn
-from mae_curriculum.loop import STOPPED, train_, until_stopped
+from mae_curriculum.loop import STOPPED, StoppedError, raise_if_stopped, train_, until_stopped
 from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, mask_noise
 from mae_curriculum.optim import build_optimizer
 from mae_curriculum.pictures import draw_reconstructions
@@ -26,7 +26,7 @@ from mae_curriculum.reconstruction import choose_spread, reconstruct_images, why
 from mae_curriculum.sources import Images, download, identify, open_images
 from mae_curriculum.summary import describe, summarise
 from mae_curriculum.table import side
-from mae_curriculum.tracking import Stopwatch, say
+from mae_curriculum.tracking import Stopwatch
 from mae_curriculum.training import (
     Load,
     Training,
@@ -87,7 +87,11 @@ def pretrain(config: PretrainConfig) -> int:
             )
             if not reached_end:
                 return STOPPED
-            finish(training, config, run, stopwatch, measure)
+            check = partial(raise_if_stopped, run, world, stop, step=training.clock.total_steps)
+            try:
+                finish(training, config, run, stopwatch, partial(measure, inference=replace(inference, check=check)))
+            except StoppedError:
+                return STOPPED
     return 0
 
 
@@ -152,7 +156,7 @@ def picture_keeper(
 ) -> Callable[[int], None]:
     """Make the function that draws what the model makes of a few images, always the same, after so many steps.
 
-    It goes into the run's `pictures/`. A picture that cannot be drawn is named in the journal; the run goes on.
+    It goes into the run's `pictures/`.
     """
     world, model, clock = training.world, training.model, training.clock
     count = config.tracking.pictures
@@ -162,25 +166,23 @@ def picture_keeper(
 
     def draw(step: int) -> None:
         span = clock.span(step - 1)
-        try:
-            shown = EvaluationImages(images, model.image_size, model.channels)
-            read = [shown[index] for index in choose_spread(len(images), count)]
-            pixels = torch.stack([image for image, index in read if index != NO_IMAGE])
-            names = [Path(images.name(index)).name for _, index in read if index != NO_IMAGE]
-            mean, std = config.data.statistics(model.channels)
-            with world.autocast(config.precision):
-                found = reconstruct_images(
-                    model, pixels, span.size, seed=config.seed, mean=mean, std=std, resize=config.curriculum.resize
-                )
-            title = f"{run.folder.path.name}: step {step} of {clock.total_steps}, "
-            title += f"end of stage {span.index + 1} of {len(clock.spans)}"
-            draw_reconstructions(path := run.folder.picture(step), found, names, title=title)
-            run.journal.write("pictures", step=step, files=[str(path)])
-        except Exception as error:  # whatever it is, a picture is worth no run
-            run.journal.write("picture_failed", step=step, reason=str(error))
-            say(f"warning: no picture of step {step}: {error}")
+        shown = EvaluationImages(images, model.image_size, model.channels)
+        read = [shown[index] for index in choose_spread(len(images), count)]
+        pixels = torch.stack([image for image, index in read if index != NO_IMAGE])
+        names = [Path(images.name(index)).name for _, index in read if index != NO_IMAGE]
+        mean, std = config.data.statistics(model.channels)
+        with world.autocast(config.precision):
+            found = reconstruct_images(
+                model, pixels, span.size, seed=config.seed, mean=mean, std=std, resize=config.curriculum.resize
+            )
+        title = f"{run.folder.path.name}: step {step} of {clock.total_steps}, "
+        title += f"end of stage {span.index + 1} of {len(clock.spans)}"
+        draw_reconstructions(path := run.folder.picture(step), found, names, title=title)
+        run.journal.write("pictures", step=step, files=[str(path)])
 
-    return lambda step: world.on_main(partial(draw, step)) if count else None
+    if not count:
+        return lambda _: None
+    return lambda step: world.on_main(partial(draw_if_possible, run, partial(draw, step), step=step))
 
 
 def finish(
@@ -207,7 +209,7 @@ def finish(
         summary |= {
             "knn": accuracy,
             "knn_untrained": accuracy_untrained,
-            "loss": run.journal.last("step", having="loss")["loss"],
+            "loss": run.journal.newest.get("step", {}).get("loss"),
             "digest": digest(config),
         }
         if accuracy is not None:

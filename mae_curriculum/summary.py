@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mae_curriculum.curriculum import Clock
+from mae_curriculum.spelling import in_form
 from mae_curriculum.tracking import ACTIVITIES, Stopwatch
 
 FlopsOfSize = Callable[[tuple[int, int]], int]
@@ -50,8 +51,8 @@ def summarise(
 def describe(summary: dict[str, Any]) -> str:
     """Say a summary in a few lines."""
     lines = [
-        f"loss {summary['loss']:.4f} after {summary['images']} images, {summary['train_seconds']:.1f} s of training "
-        f"and {summary['wait_seconds']:.1f} s of waiting for data",
+        f"loss {in_form(summary['loss'], '{:.4f}')} after {summary['images']} images, "
+        f"{summary['train_seconds']:.1f} s of training and {summary['wait_seconds']:.1f} s of waiting for data",
         f"curriculum: {summary['flops']:.3g} FLOPs instead of {summary['baseline_flops']:.3g} "
         f"({summary['speedup_flops']:.2f}x), "
         f"{summary['train_seconds']:.1f} training seconds instead of {summary['baseline_train_seconds']:.1f} "

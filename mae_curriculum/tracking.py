@@ -132,16 +132,6 @@ class Journal:
         with self.path.open(errors="replace") as lines:
             yield from filter(None, map(as_row, lines))
 
-    def last(self, event: str, having: str | None = None) -> dict[str, Any]:
-        """Read the newest row of an event, and in which something is not null; raises LookupError if there is none."""
-        if self.path is not None and self.path.exists():
-            for line in reversed(self.path.read_text(errors="replace").splitlines()):
-                if line.startswith(f'{{"event": "{event}",') and line.endswith("}"):
-                    row: dict[str, Any] = json.loads(line)
-                    if having is None or row[having] is not None:
-                        return row
-        raise LookupError(f"no '{event}' {f'with its {having} ' if having else ''}in {self.path}")
-
 
 def finite_or_none(value: SupportsFloat | None) -> float | None:
     """Give a number as JSON can hold it."""

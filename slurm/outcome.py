@@ -45,7 +45,8 @@ def as_cell(entries: Sequence[Entry], queue: Mapping[str, str]) -> str:
 def summarise(results: Sequence[Mapping[str, Any]]) -> str:
     """Spell the results of a variant's seeds: the accuracy where there is one, else the loss."""
     if "accuracy" not in results[0]:
-        return f"loss {fmean(result['loss'] for result in results):.4f}"
+        losses = [result["loss"] for result in results if result["loss"] is not None]
+        return f"loss {fmean(losses):.4f}" if losses else "no loss"
     accuracies = [result["accuracy"] for result in results]
     if "mean" in accuracies[0]:
         return over_seeds(accuracies)

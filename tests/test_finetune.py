@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from finetune.__main__ import main
+from finetune.picture import draw_confusion
 from finetune.seeds import one_for_each_seed
 from finetune.train import FinetuneConfig, mix, set_up
 from mae_curriculum.__main__ import main as mae_curriculum
@@ -104,6 +105,12 @@ def test_fine_tuning_ends_with_results_a_picture_and_a_row_in_the_pretrainings_j
     assert summary["images_evaluated"] == 359
     assert set(summary["class_accuracy"]) == set("0123456789")
     with Image.open(tuned / "pictures" / "confusion.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_any_class_name_can_be_drawn(tmp_path: Path) -> None:
+    draw_confusion(torch.eye(2, dtype=torch.int64), ["$x_$", "long " * 20], tmp_path / "new" / "confusion.png")
+    with Image.open(tmp_path / "new" / "confusion.png") as picture:
         assert min(picture.size) > 300
 
 

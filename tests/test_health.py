@@ -58,13 +58,13 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_a_step_skipped_by_all(tmp_path
     assert all(row["loss"] < 9 for row in rows(tmp_path / "run", "step"))
 
 
-def test_a_run_whose_last_step_is_skipped_tells_the_last_loss_that_it_had(tmp_path: Path) -> None:
+def test_a_run_whose_last_step_is_skipped_ends_without_a_loss(tmp_path: Path) -> None:
     flags = options(tmp_path / "run", epochs=1, tracking__every_steps=1)
     done = run_python(["tests/spoiled.py", "loss", "21", "pretrain", *flags], {})
     assert done.returncode == 0
-    *_, before, last = rows(tmp_path / "run", "step")
+    last = rows(tmp_path / "run", "step")[-1]
     assert (last["step"], last["loss"]) == (21, None)
-    assert f"loss {before['loss']:.4f} after" in done.stdout
+    assert "loss – after" in done.stdout
 
 
 def test_a_capture_replays_the_step_with_the_weights_it_had(diverged: Path) -> None:

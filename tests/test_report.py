@@ -13,7 +13,7 @@ from runs import command, options, stop_midway
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.curves import means, newest_mean, thin
-from mae_curriculum.findings import comparison, seconds_by_activity
+from mae_curriculum.findings import comparison, results_of, seconds_by_activity
 from mae_curriculum.spelling import UNKNOWN
 from mae_curriculum.told import read_runs
 
@@ -138,10 +138,48 @@ def test_losses_are_compared_at_one_size_and_of_like_runs_alone(tmp_path: Path) 
     run, baseline = read_runs(paths)
     mean = sum(1 / step for step in (31, 32, 33)) / 3
     assert comparison([run], baseline).rows[0][3:5] == [f"{1 / 33:.4f} at 32 px", f"{mean:.4f} at 24 px"]
-    (paths[0] / "config.yaml").write_text("model: {target: pixels}")
-    told = comparison(read_runs(paths[:1]), baseline)
+    for path, target in zip(paths, ("pixels", "norm_pixels"), strict=True):
+        (path / "config.yaml").write_text(f"model: {{target: {target}}}")
+    run, baseline = read_runs(paths)
+    told = comparison([run], baseline)
     assert "does not compare" in told.caption
     assert told.rows[0][3:5] == [UNKNOWN, UNKNOWN]
+
+
+def test_a_session_that_ended_is_not_told_by_the_job_that_never_began(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=9)  # stopped after 9 s
+    with (run / "journal.jsonl").open("a") as journal:
+        for row in (
+            {"event": "error", "time": BEGAN + 50, "reason": "no images"},
+            {"event": "lock_taken_over", "time": BEGAN + 7000, "last_beat": BEGAN + 6000},
+            {"event": "start", "time": BEGAN + 7000, "step": 9, "steps": 60},
+        ):
+            journal.write(json.dumps(row) + "\n")
+    (told,) = read_runs([run])
+    assert told.history.sessions[0].ending == "SIGTERM"
+    assert told.history.lost_seconds == 0
+    assert told.history.away_seconds == 7000 - 8
+
+
+def test_results_of_other_checkpoints_and_heads_stand_side_by_side(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", steps=9)
+    with (run / "journal.jsonl").open("a") as journal:
+        for event, checkpoint, head, share in (
+            ("knn", "run", None, 0.94),
+            ("knn", "run@30", None, 0.86),
+            ("linprobe", "run", "linear", 0.97),
+            ("linprobe", "run", "attentive", 0.98),
+        ):
+            accuracy = {"mean": share, "std": None, "values": [share]}
+            row = {"event": event, "checkpoint": checkpoint, "head": head, "source": "digits", "accuracy": accuracy}
+            journal.write(json.dumps(row) + "\n")
+    (told,) = read_runs([run])
+    assert results_of(told) == {
+        "kNN on digits": "94.0 %",
+        "kNN after 30 epochs on digits": "86.0 %",
+        "linear probe on digits": "97.0 %",
+        "attentive probe on digits": "98.0 %",
+    }
 
 
 def test_runs_of_classifiers_are_compared_by_their_own_accuracy(tmp_path: Path) -> None:

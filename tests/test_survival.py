@@ -105,6 +105,23 @@ def test_signals_of_schedulers_save_and_stop_a_run_between_reports(number: signa
     assert rows(run, "stop")[0]["reason"] == number.name
 
 
+def test_a_run_stopped_while_its_end_is_evaluated_ends_with_the_next_job(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = options(run, knn__batch_images=2)
+    process = start(PYTHON, "pretrain", *flags)
+    wait_for(lambda: (run / "journal.jsonl").exists() and rows(run, "save"), process)
+    os.kill(process.pid, signal.SIGTERM)
+    told = process.communicate()[1]
+    assert process.returncode == 75
+    assert "SIGTERM: " in told
+    assert "the same command continues" in told
+    assert (rows(run, "stop")[0]["step"], rows(run, "evaluation")) == (67, [])
+    done = command("pretrain", *flags)
+    assert done.returncode == 0
+    assert [row["step"] for row in rows(run, "evaluation")] == [67]
+    assert equal(weights(run), weights(finished))
+
+
 def test_two_processes_stop_at_the_same_step_whichever_of_them_is_told(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start([*TWO, "--"], "pretrain", *options(run, epochs=15, tracking__every_steps=5))

@@ -33,17 +33,14 @@ def test_a_stopwatch_goes_on_from_what_was_saved() -> None:
     assert 5.01 <= watch.total("train") < 6
 
 
-def test_the_journal_is_appended_to_and_its_last_row_of_a_kind_found(tmp_path: Path) -> None:
+def test_the_journal_is_appended_to_and_read_back(tmp_path: Path) -> None:
     for step in (1, 2):
         Journal(tmp_path / "journal.jsonl").write("step", step=step, name="broken \udcff name")
     Journal(tmp_path / "journal.jsonl").write("save", step=2)
     with (tmp_path / "journal.jsonl").open("a") as stream:
         stream.write('{"event": "step", "step": 3, "lo')  # a line cut by a kill
-    rows = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()[:-1]]
+    rows = Journal(tmp_path / "journal.jsonl").rows()
     assert [(row["event"], row["step"]) for row in rows] == [("step", 1), ("step", 2), ("save", 2)]
-    assert Journal(tmp_path / "journal.jsonl").last("step")["step"] == 2
-    with pytest.raises(LookupError):
-        Journal(tmp_path / "journal.jsonl").last("end")
 
 
 def test_what_is_done_again_after_a_kill_is_not_written_again(tmp_path: Path) -> None:
@@ -103,11 +100,3 @@ def test_lines_that_a_full_disk_refuses_are_written_later(
         "step",
         "end",
     ]
-
-
-def test_an_event_that_never_was_is_told_whether_there_is_a_journal_or_not(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl")
-    for _ in range(2):
-        with pytest.raises(LookupError, match="no 'end' in"):
-            journal.last("end")
-        journal.write("start")
