@@ -156,9 +156,9 @@ def test_a_session_that_ended_is_not_told_by_the_job_that_never_began(tmp_path: 
         ):
             journal.write(json.dumps(row) + "\n")
     (told,) = read_runs([run])
-    assert told.history.sessions[0].ending == "SIGTERM"
-    assert told.history.lost_seconds == 0
-    assert told.history.away_seconds == 7000 - 8
+    assert told.history.sessions[-2].ending == "SIGTERM"
+    restart = told.history.restarts[-1]
+    assert (restart.lost_seconds, restart.away_seconds + restart.before.last_sign) == (0, BEGAN + 7000)
 
 
 def test_results_of_other_checkpoints_and_heads_stand_side_by_side(tmp_path: Path) -> None:
