@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from finetune.__main__ import main
 from finetune.picture import draw_confusion
+from finetune.recipe import mix
 from finetune.seeds import one_for_each_seed
-from finetune.train import FinetuneConfig, mix, set_up
+from finetune.train import FinetuneConfig, set_up
 from mae_curriculum.__main__ import main as mae_curriculum
 from mae_curriculum.config import load
 

@@ -20,9 +20,10 @@ from wandb_server import serve
 from mae_curriculum.__main__ import main
 from mae_curriculum.checkpoint import RunFolder, read_json
 from mae_curriculum.tracking import ACTIVITIES, Journal, TrackingConfig
-from mae_curriculum.wandb_bring import AXES, known_offline
+from mae_curriculum.wandb_bring import known_offline
 from mae_curriculum.wandb_files import records
 from mae_curriculum.wandb_log import WandbLog, children, without_home
+from mae_curriculum.wandb_rows import AXES
 
 pytest.importorskip("wandb")
 KEY = "k" * 40
