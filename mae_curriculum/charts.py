@@ -109,8 +109,9 @@ def _curve(place: int, run: Told, measure: Measure, seconds: float, points: int)
         steps, values = run.evaluations(measure.key)
         columns = {axis: run.place(steps, axis) for axis in AXES}
     else:
-        values = run.curves[measure.key]
-        columns = {axis: run.positions(axis) for axis in AXES}
+        known = np.isfinite(run.curves[measure.key])  # not all reports tell of everything
+        values = run.curves[measure.key][known]
+        columns = {axis: run.positions(axis)[known] for axis in AXES}
     chosen = thin(values, points)
     columns = _in_unit({axis: column[chosen] for axis, column in columns.items()}, seconds)
     columns["value"] = values[chosen] * measure.scale
