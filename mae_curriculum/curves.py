@@ -86,6 +86,11 @@ class Curves:
                 value = value[0] if value else None
             column.append(value if isinstance(value, int | float) else np.nan)
 
+    def clear(self) -> None:
+        """Forget all rows."""
+        for column in self._fields.values():
+            del column[:]
+
     def __len__(self) -> int:
         return len(self._fields["step"])
 

@@ -129,8 +129,14 @@ def standing(folder: RunFolder, history: History) -> str:
     return next((state for event, state in known.items() if history.last.newest(event)), "died")
 
 
-def read_history(journal: Path, *, tell_step: Callable[[Row], object] = lambda _: None) -> History | None:
-    """Read a run's history; None if no job has begun it. `tell_step` is told of every step's row, oldest first."""
+def read_history(
+    journal: Path, *, tell_step: Callable[[Row], object] = lambda _: None, forget: Callable[[], object] = lambda: None
+) -> History | None:
+    """Read a run's history; None if no job has begun it.
+
+    tell_step  is told of every step's row, oldest first.
+    forget     is called where the run began anew, with other images or weights: what was told before was another run.
+    """
     sessions: list[Session] = []
     results: list[Row] = []
     over = False
@@ -139,6 +145,10 @@ def read_history(journal: Path, *, tell_step: Callable[[Row], object] = lambda _
             results.append(row)
             continue
         if row["event"] == "start":
+            if sessions and row.get("origin") != sessions[-1].start.get("origin"):
+                sessions.clear()
+                results.clear()
+                forget()
             sessions.append(Session([], []))
             over = False
         over = over or row["event"] == "lock_taken_over"

@@ -145,7 +145,7 @@ def read_run(path: Path, name: str) -> Told:
         seeds = ", ".join(sorted(each.name for each in path.glob("seed-*")))
         here = f", but in {seeds} of it" if seeds else ""
         raise ConfigError(f"no run in {readable(path)}{here}; a run's folder has a journal.jsonl")
-    history = read_history(folder.journal, tell_step=curves.take)
+    history = read_history(folder.journal, tell_step=curves.take, forget=curves.clear)
     if history is None:
         raise ConfigError(f"{readable(path)}: no job has begun this run; its journal has no start")
     return Told(name, folder, history, curves, _read_settings(folder.config))

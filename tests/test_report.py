@@ -161,6 +161,17 @@ def test_a_session_that_ended_is_not_told_by_the_job_that_never_began(tmp_path: 
     assert (restart.lost_seconds, restart.away_seconds + restart.before.last_sign) == (0, BEGAN + 7000)
 
 
+def test_a_run_begun_anew_with_other_images_is_another_run(tmp_path: Path) -> None:
+    journals = []
+    for origin, steps in (("1438 images", 30), ("9 images", 12)):
+        journal = write_run(tmp_path / origin, steps=steps) / "journal.jsonl"
+        journals.append(journal.read_text().replace('"event": "start"', f'"event": "start", "origin": "{origin}"'))
+    (journal.parent / "journal.jsonl").write_text("".join(journals))
+    (told,) = read_runs([journal.parent])
+    assert told.curves["step"].tolist() == list(range(12))
+    assert (len(told.history.sessions), told.done) == (2, 12)
+
+
 def test_results_of_other_checkpoints_and_heads_stand_side_by_side(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", steps=9)
     with (run / "journal.jsonl").open("a") as journal:
