@@ -79,7 +79,6 @@ class EnergyMeter:
             return None
         try:
             before, self._before = self._before, self._joules()
-        except Exception:  # whatever the driver says, energy is worth no run
-            self._joules = None
+        except Exception:  # whatever the driver says, energy is worth no run; the next answer covers this time, too
             return None
         return self._before - before

@@ -1,7 +1,7 @@
 """What a device uses, as far as it tells."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +33,15 @@ def test_a_counter_that_fails_at_once_or_later_ends_no_run(monkeypatch: pytest.M
     left = [1_000] * good
     counted = meter(monkeypatch, lambda _: left.pop())  # IndexError, once there are none
     assert [counted.since_last(), counted.since_last()] == [None, None]
+
+
+def test_a_counter_that_fails_once_loses_no_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise OSError("the driver is busy")
+
+    answers: Iterator[Callable[[], int]] = iter([lambda: 1_000, fail, lambda: 4_000])
+    counted = meter(monkeypatch, lambda _: next(answers)())
+    assert [counted.since_last(), counted.since_last()] == [None, 3.0]
 
 
 def test_no_gpu_tells_no_energy() -> None:
