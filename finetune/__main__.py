@@ -5,10 +5,10 @@ import sys
 from mae_curriculum.cli import run_verb
 
 VERBS = {
-    "finetune": ("finetune.train:FinetuneConfig", "finetune.train:finetune"),
-    "linprobe": ("finetune.linprobe:LinprobeConfig", "finetune.linprobe:linprobe"),
-    "fewshot": ("finetune.fewshot:FewshotConfig", "finetune.fewshot:fewshot"),
-    "import": ("finetune.importing:ImportConfig", "finetune.importing:import_"),
+    "finetune": ("finetune.config:FinetuneConfig", "finetune.train:finetune"),
+    "linprobe": ("finetune.config:LinprobeConfig", "finetune.linprobe:linprobe"),
+    "fewshot": ("finetune.config:FewshotConfig", "finetune.fewshot:fewshot"),
+    "import": ("finetune.config:ImportConfig", "finetune.importing:import_"),
 }
 
 

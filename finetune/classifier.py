@@ -8,8 +8,7 @@ stay what they are.
 
 import difflib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -18,47 +17,23 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from finetune.config import ClassifierConfig
 from mae_curriculum.config import ConfigError
-from mae_curriculum.model import TIMM_NAMES, MaskedAutoencoder, ModelConfig
+from mae_curriculum.model import MaskedAutoencoder
+from mae_curriculum.model_config import TIMM_NAMES, ModelConfig
 from mae_curriculum.positions import resample_bias, resample_positions
-from mae_curriculum.table import side
-from mae_curriculum.weights import Weights, load_into_
+from mae_curriculum.terminal import side
+from mae_curriculum.weight_build import load_into_
+from mae_curriculum.weights import Weights
 
 Size = tuple[int, int]
+
+
 _BIAS = "relative_position_bias_table"
+
+
 _CANNOT = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError)
 """What timm's models raise for shapes and arguments that cannot be."""
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """The classifier."""
-
-    name: str | None = None
-    """Any classifier of timm whose input size may vary; null for the ViT that the checkpoint holds."""
-    image_size: int | tuple[int, int] | None = None
-    """Full image size in pixels, a side or [height, width]; null for the checkpoint's, or the one of timm's name."""
-    patch_size: int | None = None
-    """Side of a patch, pixels; null for the checkpoint's, or the one of timm's name. Pretrained patches are
-    resampled."""
-    channels: int | None = None
-    """Image channels; null for the checkpoint's, or 3."""
-    pool: Literal["avg", "token"] | None = None
-    """What a ViT's head sees: the mean of its patches or the class token; null for the mean after pretraining, and for
-    timm's own choice from scratch."""
-    drop_path: float = 0.1
-    """Share of the residual branches dropped in training, growing with depth up to this, 0 to below 1."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of timm's model, such as {embed_dim: 96, depths: [2, 2]}."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.drop_path < 1:
-            raise ConfigError(f"model.drop_path must be at least 0 and below 1, got {self.drop_path}")
-        for name in ("patch_size", "channels"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"model.{name} must be at least 1, got {value}")
-        if min(self.image_size if isinstance(self.image_size, tuple) else (self.image_size or 1,)) < 1:
-            raise ConfigError(f"model.image_size must be at least 1, got {self.image_size}")
 
 
 class Classifier(nn.Module):

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from finetune.classifier import Classifier, vit_config
 from finetune.labels import Labelled
-from mae_curriculum.checkpoint import RunFolder
+from mae_curriculum.folder import RunFolder
 from mae_curriculum.holding import Run
 from mae_curriculum.inference import Inference
-from mae_curriculum.tracking import say
+from mae_curriculum.terminal import say
 from mae_curriculum.training import Training
-from mae_curriculum.weights import read_facts, save_weights
+from mae_curriculum.weight_names import read_facts
+from mae_curriculum.weight_write import save_weights
 
 BEST = "best.safetensors"
 """File in the run folder: the weights of the best evaluation so far."""

@@ -1,62 +1,21 @@
 """Few-shot classification: logistic regression on the features of a few images per class, or of a share of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.config import FewshotConfig
 from finetune.labels import open_labelled
-from mae_curriculum.checkpoint import RunFolder
-from mae_curriculum.config import ConfigError, exempt
-from mae_curriculum.distributed import Precision, connect
+from mae_curriculum.config import ConfigError
+from mae_curriculum.distributed import connect
+from mae_curriculum.folder import RunFolder
 from mae_curriculum.inference import Inference
 from mae_curriculum.results import as_percent, record, spread
-from mae_curriculum.sources import DataConfig
-from mae_curriculum.table import as_table
-from mae_curriculum.weights import RUNS_IMAGES, encoder_of, read_together, resolve_images
-
-
-@dataclass(frozen=True)
-class FewshotConfig:
-    """Few-shot classification by a frozen encoder."""
-
-    run: Path = exempt(Path("runs/fewshot"))
-    """Folder for results.json."""
-    checkpoint: Path = field(kw_only=True)
-    """Pretraining run, or any checkpoint of a ViT that can be imported."""
-    heads: int | None = None
-    """Attention heads of the encoder, where the checkpoint does not show them."""
-    data: DataConfig = DataConfig(source=RUNS_IMAGES)
-    """Images with classes; source `run` takes those of the checkpoint's run, with its normalisation."""
-    shots: tuple[float, ...] = (1, 5, 10)
-    """How many labels to learn from: from 1 on, images a class; below 1, a share of all images, such as 0.01."""
-    regularisation: float = 1.0
-    """Strength of the L2 penalty on standardised features: scikit-learn's 1 / C."""
-    precision: Precision = "auto"
-    """Arithmetic of the encoder."""
-    crop: float = 0.875
-    """Share of an image's shorter side that is kept, above 0 and at most 1: 224 of 256, as MAE."""
-    evaluation_batch: int = exempt(256)
-    """Images encoded at once on each device."""
-    seed: int = 0
-    """Of the choice of images."""
-    seeds: int = 5
-    """Choices to average over, with seeds `seed`, `seed + 1`, ..."""
-
-    def __post_init__(self) -> None:
-        if not self.shots or not all(0 < shots < 1 or (shots >= 1 and shots % 1 == 0) for shots in self.shots):
-            raise ConfigError(f"shots: whole numbers of images a class, or shares below 1; got {list(self.shots)}")
-        if self.regularisation <= 0 or not 0 < self.crop <= 1:
-            raise ConfigError(
-                f"regularisation must be above 0, crop above 0 and at most 1; got {self.regularisation}, {self.crop}"
-            )
-        if min(self.seeds, self.evaluation_batch) < 1 or self.seed < 0:
-            raise ConfigError(
-                "seeds and evaluation_batch must be at least 1, seed at least 0; "
-                f"got {self.seeds}, {self.evaluation_batch}, {self.seed}"
-            )
+from mae_curriculum.terminal import as_table
+from mae_curriculum.weight_build import encoder_of, read_together
+from mae_curriculum.weight_run import resolve_images
 
 
 def fewshot(config: FewshotConfig) -> int:

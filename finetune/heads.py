@@ -1,13 +1,13 @@
 """Heads on a frozen encoder's features: many side by side, for the price of one."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
-Kind = Literal["linear", "attentive"]
+from finetune.config import Kind
 
 
 class Heads(nn.Module):

@@ -3,22 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_curriculum.checkpoint import RunFolder
-from mae_curriculum.model import ModelConfig
-from mae_curriculum.tracking import Journal
-from mae_curriculum.weights import autoencoder_of, encoder_of, read_weights
-
-
-@dataclass(frozen=True)
-class ImportConfig:
-    """Import of a checkpoint of facebookresearch/mae, Hugging Face, timm or this project."""
-
-    checkpoint: Path
-    """File or folder; what it is, its keys tell."""
-    run: Path
-    """Folder of the run to make."""
-    heads: int | None = None
-    """Attention heads of the encoder, where the checkpoint does not show them."""
+from finetune.config import ImportConfig
+from mae_curriculum.folder import RunFolder
+from mae_curriculum.journal import Journal
+from mae_curriculum.model_config import ModelConfig
+from mae_curriculum.weight_build import autoencoder_of, encoder_of
+from mae_curriculum.weights import read_weights
 
 
 @dataclass(frozen=True)

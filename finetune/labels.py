@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mae_curriculum.config import ConfigError
+from mae_curriculum.data_config import DataConfig
 from mae_curriculum.distributed import World
-from mae_curriculum.sources import DataConfig, Images, download, hold_out, open_images
+from mae_curriculum.sources import Images, download, hold_out, open_images
 
 
 @dataclass(frozen=True)

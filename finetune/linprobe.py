@@ -1,9 +1,8 @@
 """Linear and attentive probes of a frozen encoder: a grid of heads side by side, for the price of one."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,102 +12,30 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
-from finetune.heads import Heads, Kind
+from finetune.config import LinprobeConfig
+from finetune.heads import Heads
 from finetune.labels import Labelled, open_labelled
 from finetune.seeds import run_seeds
-from mae_curriculum.checkpoint import read_json, write_json
-from mae_curriculum.config import ConfigError, exempt
-from mae_curriculum.curriculum import REFERENCE_SIZE, Augmentation, Curriculum, Moment
-from mae_curriculum.data import Batch, Request, TrainingImages, micro_batches, show
+from mae_curriculum.config import ConfigError
+from mae_curriculum.curriculum import Moment
+from mae_curriculum.data import Batch, Request, TrainingImages, micro_batches
 from mae_curriculum.distributed import World, connect
+from mae_curriculum.files import read_json, write_json
 from mae_curriculum.holding import begin, go_on_, open_run
 from mae_curriculum.inference import Inference
 from mae_curriculum.loop import StoppedError, raise_if_stopped, train_, until_stopped
 from mae_curriculum.model import MaskedAutoencoder
-from mae_curriculum.optim import OptimConfig, build_adamw
+from mae_curriculum.optim import build_adamw
+from mae_curriculum.preprocess import show
 from mae_curriculum.results import as_percent, record, spread
-from mae_curriculum.sources import Chosen, DataConfig, identify
+from mae_curriculum.sources import Chosen, identify
 from mae_curriculum.stopping import Stop
-from mae_curriculum.table import as_table
-from mae_curriculum.training import Training, TrainingConfig, check_channels, lay_out_clock, wrap
-from mae_curriculum.weights import RUNS_IMAGES, encoder_of, fingerprint, read_together, resolve_images
-
-Pool = Literal["token", "avg"]
-
-
-@dataclass(frozen=True)
-class LinprobeConfig(TrainingConfig):
-    """Probe of a frozen encoder, with MAE's recipe by default."""
-
-    run: Path = exempt(Path("runs/linprobe"))
-    """Folder of the run. Starting again with the same folder and settings continues the run."""
-    checkpoint: Path = field(kw_only=True)
-    """Pretraining run, or any checkpoint of a ViT that can be imported."""
-    heads: int | None = None
-    """Attention heads of the encoder, where the checkpoint does not show them."""
-    data: DataConfig = DataConfig(source=RUNS_IMAGES)
-    """Images with classes; source `run` takes those of the checkpoint's run, with its normalisation."""
-    curriculum: Curriculum = Curriculum(augmentation=Augmentation(min_area=(0.08, 0.08)))
-    """Image size and augmentation over the run: inline, or a path to its own file, laid over what stands here."""
-    head: Kind = "linear"
-    """linear: BatchNorm without affine and a linear layer, trained by LARS, whose momentum is the first of the betas.
-    attentive: attention over the patches with a learned query, and a linear layer, trained by AdamW."""
-    grid: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-    """Learning rates, as multiples of `optim.base_lr`: a head is trained with each, all on the same features."""
-    pools: tuple[Pool, ...] = ("token", "avg")
-    """What a linear head sees: the class token, the patches' mean; heads are trained for each."""
-    held_out: float = 0.1
-    """Share of the training images that heads are not trained on but chosen by, 0 to below 1; 0 only for one head."""
-    augment: bool = True
-    """Crop and flip at random in each epoch; otherwise the encoder runs once over the images as they are, and its
-    features are kept on disk."""
-    optim: OptimConfig = OptimConfig(base_lr=0.1, warmup=0.11, weight_decay=0.0)
-    """The optimizer."""
-    batch_size: int = 16384
-    """Images per optimizer step, over all devices."""
-    epochs: int = 90
-    """Passes over the images."""
-    crop: float = 0.875
-    """Share of an image's shorter side that evaluation keeps, above 0 and at most 1: 224 of 256, as MAE."""
-    evaluation_batch: int = exempt(256)
-    """Images evaluated at once on each device."""
-    seeds: int = exempt(1)
-    """Runs to make, with seeds `seed`, `seed + 1`, ...; more than one have folders of their own in the run's."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.grid or min(self.grid) <= 0:
-            raise ConfigError(f"grid: one multiple of optim.base_lr or more, above 0, got {list(self.grid)}")
-        if not self.pools or len(set(self.pools)) < len(self.pools):
-            raise ConfigError(f"pools: token, avg, or both, got {list(self.pools)}")
-        if not 0 <= self.held_out < 1 or not 0 < self.crop <= 1:
-            raise ConfigError(
-                f"held_out is at least 0 and below 1, crop above 0 and at most 1, got {self.held_out}, {self.crop}"
-            )
-        if min(self.seeds, self.evaluation_batch) < 1:
-            raise ConfigError(
-                f"seeds and evaluation_batch must be at least 1, got {self.seeds}, {self.evaluation_batch}"
-            )
-        if self.held_out == 0 and self.head_count > 1:
-            raise ConfigError(f"held_out: with {self.head_count} heads some images must be held out to choose by")
-        if self.head == "attentive" and not self.augment:
-            raise ConfigError("augment: an attentive head sees every patch, which is not kept on disk; leave it true")
-        if self.head == "attentive" and self.optim.base_lr > 0.01:
-            raise ConfigError(
-                f"optim.base_lr: an attentive head is trained by AdamW, so at most 0.01; got {self.optim.base_lr}"
-            )
-        if self.optim.clip_norm is not None and self.head_count > 1:
-            raise ConfigError("optim.clip_norm would clip all heads by one norm; leave it out, or train one head")
-        augmentation, stages = self.curriculum.augmentation, self.curriculum.stages
-        if not self.augment and (augmentation.randaug or [stage.size for stage in stages] != [REFERENCE_SIZE]):
-            raise ConfigError(
-                "augment: false shows the images as they are, so curriculum must have one stage of 224 and no randaug"
-            )
-
-    @property
-    def head_count(self) -> int:
-        """How many heads are trained."""
-        return len(self.grid) * (len(self.pools) if self.head == "linear" else 1)
+from mae_curriculum.terminal import as_table
+from mae_curriculum.training import Training, lay_out_clock, wrap
+from mae_curriculum.training_config import check_channels
+from mae_curriculum.weight_build import encoder_of, read_together
+from mae_curriculum.weight_names import fingerprint
+from mae_curriculum.weight_run import resolve_images
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Fine-tuning: an encoder and a head learn to classify, under a curriculum or without; from scratch too."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,102 +12,36 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
-from finetune.classifier import Classifier, ClassifierConfig, build_classifier
+from finetune.classifier import Classifier, build_classifier
+from finetune.config import FinetuneConfig
 from finetune.evaluation import Evaluation, best_accuracy, keep_best, measure
 from finetune.labels import Labelled, open_labelled
 from finetune.picture import draw_confusion
 from finetune.recipe import group_layers, mix, position_seed
 from finetune.seeds import run_seeds
-from mae_curriculum.checkpoint import read_json, write_json
-from mae_curriculum.config import ConfigError, exempt
-from mae_curriculum.curriculum import Augmentation, Clock, Curriculum, Moment
-from mae_curriculum.data import Batch, TrainingImages, show
+from mae_curriculum.config import ConfigError
+from mae_curriculum.curriculum import Clock, Moment
+from mae_curriculum.data import Batch, TrainingImages
 from mae_curriculum.distributed import World, connect
+from mae_curriculum.files import read_json, write_json
 from mae_curriculum.flops import TRAINING_FACTOR
 from mae_curriculum.holding import Run, begin, draw_if_possible, go_on_, open_run
 from mae_curriculum.inference import Inference
+from mae_curriculum.journal import finite_or_none
 from mae_curriculum.loop import StoppedError, raise_if_stopped, train_, until_stopped
-from mae_curriculum.optim import OptimConfig, build_adamw
+from mae_curriculum.optim import build_adamw
+from mae_curriculum.preprocess import show
 from mae_curriculum.results import as_percent, record, spread
-from mae_curriculum.sources import DataConfig, identify
+from mae_curriculum.sources import identify
 from mae_curriculum.stopping import Stop
 from mae_curriculum.summary import describe, summarise
-from mae_curriculum.table import as_table
-from mae_curriculum.tracking import finite_or_none
-from mae_curriculum.training import (
-    Load,
-    Training,
-    TrainingConfig,
-    check_channels,
-    lay_out_clock,
-    seconds_a_step,
-    without_curriculum,
-    wrap,
-)
-from mae_curriculum.weights import RUNS_IMAGES, Weights, fingerprint, read_together, resolve_images
-
-
-@dataclass(frozen=True)
-class FinetuneConfig(TrainingConfig):
-    """Fine-tuning of a classifier, with MAE's recipe for ViT-B by default."""
-
-    run: Path = exempt(Path("runs/finetune"))
-    """Folder of the run. Starting again with the same folder and settings continues the run."""
-    checkpoint: Path | None = None
-    """Pretraining run, or any checkpoint of a ViT that can be imported; null trains `model.name` from scratch."""
-    heads: int | None = None
-    """Attention heads of the encoder, where the checkpoint does not show them."""
-    data: DataConfig = DataConfig(source=RUNS_IMAGES)
-    """Images with classes; source `run` takes those of the checkpoint's run, with its normalisation."""
-    model: ClassifierConfig = ClassifierConfig()
-    """The classifier."""
-    curriculum: Curriculum = Curriculum(
-        augmentation=Augmentation(randaug=(9.0, 9.0), min_area=(0.08, 0.08), erasing=0.25)
-    )
-    """Image size and augmentation over the run: inline, or a path to its own file, laid over what stands here."""
-    optim: OptimConfig = OptimConfig(base_lr=5e-4, min_lr=2.5e-7, warmup=0.05, betas=(0.9, 0.999))
-    """The optimizer."""
-    layer_decay: float | None = None
-    """Each layer's learning rate as a multiple of the next one's, above 0 and at most 1; null for 0.65 after
-    pretraining and 1 from scratch."""
-    mixup: float = 0.8
-    """Alpha of mixup (arXiv:1710.09412); 0 for none. With cutmix, half of the steps use either."""
-    cutmix: float = 1.0
-    """Alpha of cutmix (arXiv:1905.04899); 0 for none."""
-    smoothing: float = 0.1
-    """Share of a target that goes to all classes alike, 0 to below 1."""
-    average_decay: float | None = None
-    """Decay per step of a moving average of the weights, such as 0.9999, which is then what is evaluated and kept; null
-    for none."""
-    batch_size: int = 1024
-    """Images per optimizer step, over all devices."""
-    epochs: int = 100
-    """Equivalent epochs."""
-    evaluate_every_epochs: int = exempt(1)
-    """Equivalent epochs between two evaluations."""
-    crop: float = 0.875
-    """Share of an image's shorter side that evaluation keeps, above 0 and at most 1: 224 of 256, as MAE."""
-    evaluation_batch: int = exempt(256)
-    """Images evaluated at once on each device."""
-    seeds: int = exempt(1)
-    """Runs to make, with seeds `seed`, `seed + 1`, ...; more than one have folders of their own in the run's."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
-        if min(self.mixup, self.cutmix) < 0 or not 0 <= self.smoothing < 1:
-            raise ConfigError(
-                f"mixup and cutmix must be at least 0, smoothing at least 0 and below 1, got {self.mixup}, "
-                f"{self.cutmix}, {self.smoothing}"
-            )
-        if self.average_decay is not None and not 0 < self.average_decay < 1:
-            raise ConfigError(f"average_decay must be above 0 and below 1, or null, got {self.average_decay}")
-        if not 0 < self.crop <= 1:
-            raise ConfigError(f"crop must be above 0 and at most 1, got {self.crop}")
-        for name in ("seeds", "evaluate_every_epochs", "evaluation_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+from mae_curriculum.terminal import as_table
+from mae_curriculum.training import Load, Training, lay_out_clock, seconds_a_step, wrap
+from mae_curriculum.training_config import check_channels, without_curriculum
+from mae_curriculum.weight_build import read_together
+from mae_curriculum.weight_names import fingerprint
+from mae_curriculum.weight_run import resolve_images
+from mae_curriculum.weights import Weights
 
 
 def finetune(config: FinetuneConfig) -> int:

@@ -11,8 +11,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomErasing, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-GREY_MEAN, GREY_STD = 0.449, 0.226
-"""ImageNet's mean and standard deviation over its three channels, for images of another number of channels."""
+from mae_curriculum.data_config import GREY_MEAN, GREY_STD
 
 
 def augment(

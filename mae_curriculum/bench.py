@@ -11,33 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_curriculum.config import ConfigError
+from mae_curriculum.command_config import BenchConfig
 from mae_curriculum.curriculum import Clock, Span
-from mae_curriculum.data import Batch, micro_batches, normalise
+from mae_curriculum.data import Batch, micro_batches
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.flops import training_flops
 from mae_curriculum.frequency import RESIZE
 from mae_curriculum.model import MaskedAutoencoder
-from mae_curriculum.pretrain import PretrainConfig, build_clock, set_up
+from mae_curriculum.preprocess import normalise
+from mae_curriculum.pretrain import build_clock, set_up
 from mae_curriculum.sources import count_images
-from mae_curriculum.table import as_table, side
-from mae_curriculum.tracking import Stopwatch
-from mae_curriculum.training import Training, update_, without_curriculum
-
-
-@dataclass(frozen=True)
-class BenchConfig(PretrainConfig):
-    """The speed of a pretraining run's stages, on random images: the run's own settings, and these."""
-
-    rounds: int = 7
-    """Times that each stage is measured, in turn with the others; medians are told."""
-    json: bool = False
-    """Print one JSON object instead of tables."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rounds < 1:
-            raise ConfigError(f"rounds must be at least 1, got {self.rounds}")
+from mae_curriculum.stopwatch import Stopwatch
+from mae_curriculum.terminal import as_table, side
+from mae_curriculum.training import Training, update_
+from mae_curriculum.training_config import without_curriculum
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import atexit
 import multiprocessing
 import signal
 from collections import ChainMap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mae_curriculum.augment import augment, resize_and_crop
 from mae_curriculum.curriculum import Augmentation, Clock, Span, split
 from mae_curriculum.decode import BrokenImageError
-from mae_curriculum.frequency import RESIZE
 from mae_curriculum.sources import Images
 from mae_curriculum.stopping import SIGNALS
 
@@ -195,22 +194,3 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
             except BrokenImageError:
                 pass
         return torch.zeros(self.channels, *self.size, dtype=torch.uint8), NO_IMAGE
-
-
-def show(images: Tensor, size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float], resize: str) -> Tensor:
-    """Make of pixels (b, c, h, w) uint8 what the model sees: normalised, and at a curriculum's size (height, width).
-
-    resize  one of `frequency.RESIZE`; at full size nothing is resized.
-    """
-    return RESIZE[resize](normalise(images, mean, std), size)
-
-
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Bring pixels (b, c, h, w) uint8 to mean 0 and variance 1: `mean` and `std` are the channels', from 0 to 1."""
-    return (images - _for_channels(tuple(mean), images.device)) / _for_channels(tuple(std), images.device)
-
-
-@lru_cache(maxsize=16)
-def _for_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Bring a value for each channel to a device, once: each such copy waits for the device."""
-    return (255 * torch.tensor(values)).view(-1, 1, 1).to(device)

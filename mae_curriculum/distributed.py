@@ -13,15 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Precision = Literal["auto", "float32", "bfloat16"]
+from mae_curriculum.precision import Precision
 
 T = TypeVar("T")
+
 
 LONGEST_WAIT = timedelta(hours=1)
 """For other ranks: one may download, or try to save on a full disk. One that has died is noticed at once."""

@@ -1,37 +1,14 @@
 """The kNN accuracy of any checkpoint on any images with classes."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
+from mae_curriculum.command_config import EvaluateConfig
 from mae_curriculum.config import ConfigError
-from mae_curriculum.distributed import Precision, connect
+from mae_curriculum.distributed import connect
 from mae_curriculum.inference import Inference
-from mae_curriculum.knn import KnnConfig, knn_of_encoder, why_no_knn
+from mae_curriculum.knn import knn_of_encoder, why_no_knn
 from mae_curriculum.results import record, spread
-from mae_curriculum.sources import DataConfig, download, open_images
-from mae_curriculum.weights import RUNS_IMAGES, encoder_of, read_together, resolve_images
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """kNN accuracy of an encoder."""
-
-    checkpoint: Path
-    """Run folder, or any checkpoint that can be imported."""
-    run: Path | None = None
-    """Folder for results.json; null for the checkpoint's own, where it is a run folder."""
-    data: DataConfig = DataConfig(source=RUNS_IMAGES)
-    """The images; source `run` takes the run's own, with its normalisation."""
-    knn: KnnConfig = KnnConfig()
-    """The classification."""
-    precision: Precision = "auto"
-    """Arithmetic of the encoder, as in pretraining."""
-    heads: int | None = None
-    """Attention heads of the encoder, where the checkpoint does not show them."""
-
-    def __post_init__(self) -> None:
-        if self.knn.every_epochs is not None:
-            raise ConfigError("knn.every_epochs is for pretraining; leave it out here")
+from mae_curriculum.sources import download, open_images
+from mae_curriculum.weight_build import encoder_of, read_together
+from mae_curriculum.weight_run import resolve_images
 
 
 def evaluate(config: EvaluateConfig) -> int:

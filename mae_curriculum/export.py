@@ -1,46 +1,23 @@
 """Encoders for other people's code: timm, Hugging Face, facebookresearch/mae; each with a card on how to load it."""
 
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from mae_curriculum.checkpoint import read_json, run_and_epochs
+from mae_curriculum.command_config import ExportConfig
 from mae_curriculum.config import ConfigError, load_file
-from mae_curriculum.model import TIMM_NAMES, MaskedAutoencoder, ModelConfig, build_model
-from mae_curriculum.positions import sincos_positions
-from mae_curriculum.pretrain import PretrainConfig
+from mae_curriculum.files import read_json
+from mae_curriculum.folder import run_and_epochs
+from mae_curriculum.journal import Journal
+from mae_curriculum.model import MaskedAutoencoder, build_model
+from mae_curriculum.model_config import TIMM_NAMES, ModelConfig
+from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.results import as_percent
-from mae_curriculum.spelling import in_form
-from mae_curriculum.tracking import Journal
-from mae_curriculum.weights import Weights, from_hugging_face, load_into_, read_weights, run_settings, save_weights
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Export of an encoder, or of the whole autoencoder."""
-
-    checkpoint: Path
-    """Run folder, or any checkpoint that can be imported."""
-    out: Path
-    """File to write (timm: .safetensors, mae: .pth) or folder (hf, hf_mae)."""
-    heads: int | None = None
-    """Attention heads of the encoder, where the checkpoint does not show them."""
-    format: Literal["timm", "hf", "hf_mae", "mae"] = "timm"
-    """timm: encoder as safetensors. hf: transformers' ViTModel. hf_mae: its ViTMAEForPreTraining. mae: the layout of
-    facebookresearch/mae, decoder included."""
-
-    def __post_init__(self) -> None:
-        wanted = {"timm": ".safetensors", "mae": ".pth"}.get(self.format, "")
-        if self.out.suffix != wanted:
-            raise ConfigError(f"out: --format {self.format} writes a {wanted or 'folder'}, got '{self.out}'")
-        if self.out.exists():
-            raise ConfigError(f"out: {self.out} exists; remove it or choose another")
-        if self.format.startswith("hf") and find_spec("transformers") is None:
-            raise ConfigError(f"format {self.format} needs transformers: pip install 'mae-curriculum[hf]'")
+from mae_curriculum.terminal import in_form
+from mae_curriculum.weight_build import load_into_
+from mae_curriculum.weight_run import run_settings
+from mae_curriculum.weight_write import hugging_face, mae_layout, save_weights
+from mae_curriculum.weights import Weights, read_weights
 
 
 def export(config: ExportConfig) -> int:
@@ -64,60 +41,6 @@ def export(config: ExportConfig) -> int:
     card.write_text(model_card(config, weights, model))
     print(f"{config.out}, and {card}")
     return 0
-
-
-def mae_layout(model: MaskedAutoencoder, weights: Weights) -> dict[str, Tensor]:
-    """Name the weights as facebookresearch/mae does, which keeps the decoder's positions too."""
-    width = weights.decoder["decoder_embed.weight"].shape[0]
-    patches = sincos_positions(model.full_grid, model.full_grid, width, torch.device("cpu"))
-    table = torch.cat([torch.zeros(1, width), patches])[None]
-    return {**weights.encoder, **weights.decoder, "decoder_pos_embed": table}
-
-
-def hugging_face(model: MaskedAutoencoder, weights: Weights, *, decoder: bool) -> Any:
-    """Make transformers' model with these weights."""
-    import transformers
-
-    encoder, config = model.encoder, weights.model
-    if model.image_size[0] != model.image_size[1] or encoder.num_prefix_tokens != 1 or encoder.cls_token is None:
-        raise ConfigError("transformers' ViT takes square images and one class token; choose --format timm")
-    shape = {
-        "hidden_size": encoder.embed_dim,
-        "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": encoder.blocks[0].attn.num_heads,
-        "intermediate_size": encoder.blocks[0].mlp.fc1.out_features,
-        "image_size": model.image_size[0],
-        "patch_size": model.patch_size[0],
-        "num_channels": model.channels,
-        "layer_norm_eps": 1e-6,
-        "hidden_dropout_prob": 0.0,
-    }
-    theirs: Any
-    if decoder:
-        theirs = transformers.ViTMAEForPreTraining(
-            transformers.ViTMAEConfig(
-                **shape,
-                decoder_hidden_size=config.decoder_width,
-                decoder_num_hidden_layers=config.decoder_depth,
-                decoder_num_attention_heads=config.decoder_heads,
-                decoder_intermediate_size=4 * config.decoder_width,
-                mask_ratio=config.mask_ratio,
-                norm_pix_loss=config.target == "norm_pixels",
-            )
-        )
-    else:
-        theirs = transformers.ViTModel(transformers.ViTConfig(**shape), add_pooling_layer=False)
-    ours = mae_layout(model, weights) if decoder else weights.encoder
-    load_into_(theirs, {key: _value(ours, from_hugging_face(key)) for key in theirs.state_dict()}, "the encoder")
-    return theirs
-
-
-def _value(ours: dict[str, Tensor], key: str) -> Tensor:
-    """Look a weight up; of the joint matrix of q, k and v one third."""
-    for part, letter in enumerate("qkv"):
-        if f".attn.{letter}." in key:
-            return ours[key.replace(f".attn.{letter}.", ".attn.qkv.")].chunk(3)[part].clone()
-    return ours[key]
 
 
 def model_card(config: ExportConfig, weights: Weights, model: MaskedAutoencoder) -> str:

@@ -1,18 +1,15 @@
 """What runs tell, as tables in words: settings, stages, seconds, restarts, results; and against a baseline."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mae_curriculum.checkpoint import run_and_epochs
-from mae_curriculum.curves import Column, newest_mean
+from mae_curriculum.folder import run_and_epochs
 from mae_curriculum.history import Row
 from mae_curriculum.results import as_percent
-from mae_curriculum.spelling import (
+from mae_curriculum.stopwatch import ACTIVITIES
+from mae_curriculum.terminal import (
     UNKNOWN,
     in_form,
     spell_count,
@@ -24,7 +21,6 @@ from mae_curriculum.spelling import (
     spell_size,
 )
 from mae_curriculum.told import Told
-from mae_curriculum.tracking import ACTIVITIES
 
 SETTINGS = {
     "checkpoint": "begun from",
@@ -43,6 +39,7 @@ SETTINGS = {
 }
 """Told of every run; others only where runs differ."""
 
+
 STARTS = {
     "device": "device",
     "world_size": "processes",
@@ -52,6 +49,7 @@ STARTS = {
     "command": "command",
 }
 """Told of each run's newest start."""
+
 
 ACTIVITY_NAMES = {
     "train": "training",
@@ -66,14 +64,10 @@ ACTIVITY_NAMES = {
 }
 """What a run's time goes to, from its first start to its last sign of life."""
 
-COMPARED = {"images": "images", "flops": "FLOPs", "train_seconds": "training time"}
-"""What a run is held against the baseline at equal amounts of."""
-
-LOSS_SETTINGS = ("data.source", "model.patch_size", "model.mask_ratio", "model.target", "mixup", "cutmix", "smoothing")
-"""Losses compare where these are the same."""
 
 MOST_NAMED = 5
 """Broken images that are named; the journal names all."""
+
 
 GRAMS_PER_KWH = 480
 """CO2 equivalent of electricity: the world's mean of 2023 (Ember, Global Electricity Review 2024)."""
@@ -173,44 +167,6 @@ def cost_table(runs: Sequence[Told]) -> Table:
     return Table("What it cost", ["", *(run.name for run in runs)], known)
 
 
-def comparison(runs: Sequence[Told], baseline: Told) -> Table:
-    """Hold runs against a baseline at equal images, FLOPs and training seconds: as far as both got.
-
-    Losses of other images, targets or masks do not compare, nor do accuracies on other images; where a run's settings
-    are lost, nobody knows.
-    """
-    key, title = ("accuracy", "accuracy") if baseline.evaluations("accuracy")[0].size else ("knn", "kNN")
-    rows, apart = [], False
-    for run in runs:
-        both = [run, baseline]
-        known = run.settings and baseline.settings
-        others = [name for name in LOSS_SETTINGS if known and run.settings.get(name) != baseline.settings.get(name)]
-        apart |= bool(others)
-        for axis, name in COMPARED.items():
-            point = min(_last(each.positions(axis)) for each in both)
-            if not math.isfinite(point):
-                continue
-            cells = [run.name, name, _AMOUNTS[axis](point)]
-            cells += [UNKNOWN if others else _loss_at(each, axis, point) for each in both]
-            unlike = "data.source" in others
-            cells += [UNKNOWN if unlike else _evaluated_at(each, key, axis, point) for each in both]
-            rows.append(cells)
-    head = ["run", "at equal", "namely", "loss", "of baseline", title, "of baseline"]
-    caption = f"Held against {baseline.name}, as far as both got"
-    caption += "; what is of other images, targets or masks does not compare" if apart else ""
-    return Table(caption, head, rows)
-
-
-def less(run: Told, baseline: Told | None, key: str) -> str:
-    """Say how many times less of something a run took than the baseline; empty until both are finished."""
-    if baseline is None or run is baseline or {run.state, baseline.state} != {"finished"}:
-        return ""
-    mine, its = run.newest.get(key), baseline.newest.get(key)
-    if not mine or not its or f"{its / mine:.2f}" == "1.00":
-        return ""
-    return f"{its / mine:.2f}× less" if mine <= its else f"{mine / its:.2f}× more"
-
-
 def restart_table(run: Told) -> Table:
     """Tell when a run was started, how each session ended, and what a restart cost."""
     rows = []
@@ -280,7 +236,6 @@ def results_of(run: Told) -> dict[str, str]:
     return found
 
 
-_AMOUNTS = {"images": spell_count, "flops": spell_flops, "train_seconds": spell_duration}
 _RESULTS = {"knn": "kNN", "linprobe": "linear probe", "finetune": "fine-tuned", "fewshot": "few-shot"}
 
 
@@ -294,26 +249,3 @@ def _by_shots(name: str, accuracy: Row) -> Row:
 def _rate(run: Told) -> float | None:
     seconds = run.newest.get("train_seconds", 0) + run.newest.get("wait_seconds", 0)
     return run.newest.get("images", 0) / seconds if seconds else None
-
-
-def _last(positions: Column) -> float:
-    known = positions[np.isfinite(positions)]
-    return float(known[-1]) if len(known) else math.nan
-
-
-def _loss_at(run: Told, axis: str, point: float) -> str:
-    positions = run.positions(axis)
-    sizes, before = run.curves["size"], positions <= point
-    size = sizes[before][-1] if before.any() else math.nan
-    alike = before & ((sizes == size) | math.isnan(size))  # losses at different sizes do not compare
-    loss = newest_mean(run.curves["loss"][alike])
-    at_size = f" at {size:.0f} px" if math.isfinite(size) else ""
-    return UNKNOWN if loss is None else f"{loss:.4f}{at_size}"
-
-
-def _evaluated_at(run: Told, key: str, axis: str, point: float) -> str:
-    """Tell the accuracy at a point: on the straight line between two evaluations, or that of the last one before."""
-    steps, accuracies = run.evaluations(key)
-    places = run.place(steps, axis)
-    known = len(places) and places[0] <= point
-    return spell_share(float(np.interp(point, places, accuracies))) if known else UNKNOWN

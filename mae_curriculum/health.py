@@ -6,10 +6,13 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
-from mae_curriculum.checkpoint import RunFolder, put_in_place, step_of, write_aside, write_state
+from mae_curriculum.checkpoint import step_of, write_state
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data import BROKEN_LIMIT
-from mae_curriculum.tracking import Journal, Stopwatch, finite_or_none
+from mae_curriculum.files import put_in_place, write_aside
+from mae_curriculum.folder import RunFolder
+from mae_curriculum.journal import Journal, finite_or_none
+from mae_curriculum.stopwatch import Stopwatch
 from mae_curriculum.training import Step, Training
 
 MOST_SKIPPED = 5

@@ -6,9 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mae_curriculum.checkpoint import RunFolder
+from mae_curriculum.folder import RunFolder
+from mae_curriculum.journal import Journal
 from mae_curriculum.lock import holder_of
-from mae_curriculum.tracking import Journal
 
 Row = dict[str, Any]
 

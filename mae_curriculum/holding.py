@@ -8,14 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mae_curriculum.checkpoint import RunFolder, load_state
+from mae_curriculum.checkpoint import load_state
 from mae_curriculum.config import ConfigError, digest
 from mae_curriculum.distributed import World, job_facts
+from mae_curriculum.folder import RunFolder
+from mae_curriculum.journal import Journal
 from mae_curriculum.lock import hold
+from mae_curriculum.progress import Progress
 from mae_curriculum.saver import RETRY_SECONDS, Saver
 from mae_curriculum.stopping import Stop
-from mae_curriculum.tracking import Journal, Progress, Stopwatch, say
-from mae_curriculum.training import Training, TrainingConfig
+from mae_curriculum.stopwatch import Stopwatch
+from mae_curriculum.terminal import say
+from mae_curriculum.training import Training
+from mae_curriculum.training_config import TrainingConfig
 from mae_curriculum.version import code_version
 from mae_curriculum.wandb_log import CLOSE_SECONDS, log_to_wandb, require_wandb
 

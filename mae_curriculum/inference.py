@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mae_curriculum.curriculum import split
-from mae_curriculum.data import NO_IMAGE, EvaluationImages, kill_workers_at_exit, leave_signals_to_the_parent, normalise
-from mae_curriculum.distributed import Precision, World
+from mae_curriculum.data import NO_IMAGE, EvaluationImages, kill_workers_at_exit, leave_signals_to_the_parent
+from mae_curriculum.data_config import DataConfig
+from mae_curriculum.distributed import World
 from mae_curriculum.model import MaskedAutoencoder
-from mae_curriculum.sources import DataConfig, Images
-from mae_curriculum.weights import fingerprint
+from mae_curriculum.precision import Precision
+from mae_curriculum.preprocess import normalise
+from mae_curriculum.sources import Images
+from mae_curriculum.weight_names import fingerprint
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from mae_curriculum.checkpoint import write_whole
 from mae_curriculum.config import ConfigError
+from mae_curriculum.files import write_whole
 
 BEAT_SECONDS = 5.0
 """Between two heartbeats."""

@@ -12,8 +12,10 @@ from mae_curriculum.holding import Run, begin_save, save_for_sure, tell_failure
 from mae_curriculum.reporting import Reporter
 from mae_curriculum.saver import RETRY_SECONDS
 from mae_curriculum.stopping import Stop, parse_duration, stop_on_signals
-from mae_curriculum.tracking import Stopwatch, say
-from mae_curriculum.training import Training, TrainingConfig, is_reported, run_steps_
+from mae_curriculum.stopwatch import Stopwatch
+from mae_curriculum.terminal import say
+from mae_curriculum.training import Training, is_reported, run_steps_
+from mae_curriculum.training_config import TrainingConfig
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""

@@ -10,11 +10,9 @@ Source  arXiv:2111.06377.
 
 import difflib
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from einops import rearrange
@@ -22,63 +20,12 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mae_curriculum.config import ConfigError
+from mae_curriculum.masking import split_by_noise
+from mae_curriculum.model_config import TIMM_NAMES, ModelConfig, check_width
 from mae_curriculum.positions import resample_positions, sincos_positions
-from mae_curriculum.targets import Target, patch_target
+from mae_curriculum.targets import patch_target
 
 _layer_norm: Any = partial(nn.LayerNorm, eps=1e-6)  # the epsilon of timm's ViT and of MAE
-
-
-TIMM_NAMES = {
-    "image_size": "img_size",
-    "patch_size": "patch_size",
-    "channels": "in_chans",
-    "width": "embed_dim",
-    "depth": "depth",
-    "heads": "num_heads",
-}
-"""The settings of `ModelConfig` that override what timm's name says, and timm's words for them."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The masked autoencoder. Null in the first group leaves what the name says."""
-
-    name: str = "vit_base_patch16_224"
-    """Any plain ViT of timm: the encoder."""
-    image_size: int | tuple[int, int] | None = None
-    """Full image size in pixels, a side or [height, width]; a multiple of the patch size."""
-    patch_size: int | None = None
-    """Side of a patch, pixels."""
-    channels: int = 3
-    """Image channels, 1 to 16."""
-    width: int | None = None
-    """Width of the encoder, a multiple of 4 and of its heads."""
-    depth: int | None = None
-    """Blocks of the encoder."""
-    heads: int | None = None
-    """Attention heads of the encoder."""
-    mask_ratio: float = 0.75
-    """Share of the patches hidden from the encoder, above 0 and below 1."""
-    target: Target = "norm_pixels"
-    """What is predicted: pixels, or pixels normalised patch by patch."""
-    decoder_width: int = 512
-    """Width of the decoder, a multiple of 4 and of its heads."""
-    decoder_depth: int = 8
-    """Blocks of the decoder."""
-    decoder_heads: int = 16
-    """Attention heads of the decoder."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mask_ratio < 1:
-            raise ConfigError(f"model.mask_ratio must be above 0 and below 1, got {self.mask_ratio}")
-        if not 1 <= self.channels <= 16:
-            raise ConfigError(f"model.channels must be in 1..16, got {self.channels}")
-        if min(self.image_size if isinstance(self.image_size, tuple) else (self.image_size or 1,)) < 1:
-            raise ConfigError(f"model.image_size must be at least 1, got {self.image_size}")
-        for name in ("patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"model.{name} must be at least 1, got {value}")
-        _check_width("decoder_width", self.decoder_width, self.decoder_heads)
 
 
 class MaskedAutoencoder(nn.Module):
@@ -239,31 +186,8 @@ def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
     return rearrange(images, "b c (y p) (x q) -> b (y x) (p q c)", p=patch_size[0], q=patch_size[1])
 
 
-def split_by_noise(noise: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Rank the patches of each image by noise (b, n): ids of the `keep` lowest (b, k), and of the others (b, m)."""
-    ids_keep, ids_mask = noise.argsort(dim=1, stable=True).tensor_split([keep], dim=1)
-    return ids_keep, ids_mask
-
-
-def mask_noise(*, seed: int, step: int, places: range, patch_count: int) -> Tensor:
-    """Draw the noise that ranks the patches of some images of a global batch, (len(places), patch_count) in [0, 1).
-
-    It is a function of seed, step and place in the batch alone, whoever asks for whichever part: Philox is a counter
-    generator, so each place starts at its own count (a count gives four values).
-    """
-    counts = -(-patch_count // 4)
-    generator = np.random.Generator(np.random.Philox(key=[seed, step], counter=places.start * counts))
-    noise = generator.random((len(places), counts * 4))
-    return torch.from_numpy(noise[:, :patch_count]).float()
-
-
 def _take(patches: Tensor, ids: Tensor) -> Tensor:
     return patches.gather(1, ids[..., None].expand(-1, -1, patches.shape[-1]))
-
-
-def _check_width(key: str, width: int, heads: int) -> None:
-    if width % 4 or width % heads:
-        raise ConfigError(f"model.{key} must be a multiple of 4 and of its {heads} heads, got {width}")
 
 
 def _build_encoder(config: ModelConfig) -> Any:
@@ -282,7 +206,7 @@ def _build_encoder(config: ModelConfig) -> Any:
         raise ConfigError(
             f"model.name: the blocks of '{config.name}' are not those of a plain ViT; try vit_base_patch16_224"
         )
-    _check_width("width", encoder.embed_dim, encoder.blocks[0].attn.num_heads)
+    check_width("width", encoder.embed_dim, encoder.blocks[0].attn.num_heads)
     image_size, patch_size = encoder.patch_embed.img_size, encoder.patch_embed.patch_size
     if any(side % patch for side, patch in zip(image_size, patch_size, strict=True)) or image_size == patch_size:
         raise ConfigError(

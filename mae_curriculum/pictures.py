@@ -14,28 +14,32 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae_curriculum.checkpoint import write_whole
-from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum import Clock, Moment
 from mae_curriculum.curves import Column
+from mae_curriculum.files import write_whole
 from mae_curriculum.reconstruction import Reconstruction
 from mae_curriculum.summary import FlopsOfSize
-from mae_curriculum.table import side
+from mae_curriculum.terminal import side
 
 DPI = 120
 """Pixels an inch."""
 
+
 TILE_INCHES = 1.5
 """Longer side of an image on a picture: 180 pixels, so that eight fit a screen."""
+
 
 COLUMNS = 8
 """Images beside each other; more go on below."""
 
+
 MOST_LETTERS = 22
 """Of a name above an image, at `TILE_INCHES`."""
 
+
 LARGEST_ERROR = 0.5
 """End of the scale of error maps, where 1 is black against white: the same in all pictures, so that they compare."""
+
 
 SAMPLES = 200
 """Points of a curve within a stage: enough for any bend of the learning rate."""
@@ -213,12 +217,6 @@ def draw_losses(path: Path, curves: Sequence[Curve]) -> None:
     for text in legend.get_texts():
         text.set_parse_math(False)
     save(figure, path)
-
-
-def check_png(key: str, path: Path | None) -> None:
-    """Raise ConfigError for a setting that names a file which is no PNG."""
-    if path is not None and path.suffix.lower() != ".png":
-        raise ConfigError(f"{key}: the picture is a PNG file, so its name ends in .png; got {path.name}")
 
 
 def drawable(name: str, *, most_letters: int = 120) -> str:

@@ -1,28 +1,11 @@
 """The loss of runs against what it took: images, FLOPs, seconds."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
 
+from mae_curriculum.command_config import PlotConfig
 from mae_curriculum.config import ConfigError
-from mae_curriculum.pictures import Curve, check_png, draw_losses, drawable
+from mae_curriculum.pictures import Curve, draw_losses, drawable
 from mae_curriculum.told import Told, read_runs
-
-
-@dataclass(frozen=True)
-class PlotConfig:
-    """The loss of one or several runs against images, FLOPs and training seconds."""
-
-    runs: tuple[Path, ...]
-    """Folders of runs of pretraining, or of fine-tuning."""
-    out: Path = Path("loss.png")
-    """PNG file."""
-
-    def __post_init__(self) -> None:
-        if not self.runs:
-            raise ConfigError("runs: give one or more run folders")
-        check_png("out", self.out)
 
 
 def plot(config: PlotConfig) -> int:

@@ -2,57 +2,36 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mae_curriculum.checkpoint import read_json, write_json
-from mae_curriculum.config import ConfigError, digest, exempt
+from mae_curriculum.config import ConfigError, digest
 from mae_curriculum.curriculum import Clock, Moment
-from mae_curriculum.data import NO_IMAGE, Batch, EvaluationImages, TrainingImages, show
+from mae_curriculum.data import NO_IMAGE, Batch, EvaluationImages, TrainingImages
 from mae_curriculum.distributed import World, connect
+from mae_curriculum.files import read_json, write_json
 from mae_curriculum.flops import training_flops
 from mae_curriculum.holding import Run, begin, draw_if_possible, go_on_, open_run
 from mae_curriculum.inference import Inference
-from mae_curriculum.knn import KnnConfig, knn_of_encoder, why_no_knn
+from mae_curriculum.knn import knn_of_encoder, why_no_knn
 from mae_curriculum.loop import STOPPED, StoppedError, raise_if_stopped, train_, until_stopped
-from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, mask_noise
+from mae_curriculum.masking import mask_noise
+from mae_curriculum.model import MaskedAutoencoder, build_model
 from mae_curriculum.optim import build_optimizer
 from mae_curriculum.pictures import draw_reconstructions
+from mae_curriculum.preprocess import show
+from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.reconstruction import choose_spread, reconstruct_images, why_no_reconstruction
-from mae_curriculum.sources import Images, download, identify, open_images
+from mae_curriculum.sources import Images, count_images, download, identify, open_images
+from mae_curriculum.stopwatch import Stopwatch
 from mae_curriculum.summary import describe, summarise
-from mae_curriculum.table import side
-from mae_curriculum.tracking import Stopwatch
-from mae_curriculum.training import (
-    Load,
-    Training,
-    TrainingConfig,
-    check_channels,
-    lay_out_clock,
-    seconds_a_step,
-    without_curriculum,
-    wrap,
-)
-
-
-@dataclass(frozen=True)
-class PretrainConfig(TrainingConfig):
-    """Pretraining of a masked autoencoder under a curriculum."""
-
-    run: Path = exempt(Path("runs/pretrain"))
-    """Folder of the run. Starting again with the same folder and settings continues the run."""
-    model: ModelConfig = ModelConfig()
-    """Encoder, masking, decoder, target."""
-    knn: KnnConfig = KnnConfig()
-    """The kNN accuracy, at the end and on the way."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_channels(self, self.model.channels)
+from mae_curriculum.terminal import side
+from mae_curriculum.training import Load, Training, lay_out_clock, seconds_a_step, wrap
+from mae_curriculum.training_config import without_curriculum
 
 
 def pretrain(config: PretrainConfig) -> int:
@@ -149,6 +128,14 @@ def build_clock(
                 "could be masked; make it larger, or model.patch_size smaller"
             )
     return clock
+
+
+def build_shapes(config: PretrainConfig, *, processes: int = 1) -> tuple[MaskedAutoencoder, Clock]:
+    """Make the run's model, of shapes alone, and its clock."""
+    with torch.device("meta"):  # a plan of the largest model takes no memory
+        model = MaskedAutoencoder(config.model)
+    clock = build_clock(config, model, images_per_epoch=count_images(config.data), processes=processes)
+    return model, clock
 
 
 def picture_keeper(

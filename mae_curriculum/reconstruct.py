@@ -1,43 +1,21 @@
 """What any checkpoint with a decoder makes of some image files, as a picture."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from mae_curriculum.augment import resize_and_crop
-from mae_curriculum.checkpoint import RunFolder
+from mae_curriculum.command_config import ReconstructConfig
 from mae_curriculum.config import ConfigError, load_part
 from mae_curriculum.curriculum import Curriculum
+from mae_curriculum.data_config import DataConfig
 from mae_curriculum.decode import BrokenImageError, read_image
-from mae_curriculum.pictures import check_png, draw_reconstructions, drawable
+from mae_curriculum.folder import RunFolder
+from mae_curriculum.pictures import draw_reconstructions, drawable
 from mae_curriculum.reconstruction import reconstruct_images, why_no_reconstruction
-from mae_curriculum.sources import DataConfig
-from mae_curriculum.tracking import MOST_IMAGES
-from mae_curriculum.weights import autoencoder_of, read_weights, run_settings
-
-
-@dataclass(frozen=True)
-class ReconstructConfig:
-    """A picture of what a masked autoencoder makes of images: input, masked, reconstruction, error."""
-
-    checkpoint: Path
-    """Run folder, or any checkpoint with a decoder that can be imported."""
-    images: tuple[Path, ...]
-    """Image files, 1 to 64; the middle of each is cut to the model's shape, at its full size."""
-    out: Path | None = None
-    """PNG file; null for pictures/reconstruction.png of the run folder, or reconstruction.png here if it is none."""
-    seed: int = 0
-    """Of the places of the hidden patches."""
-    heads: int | None = None
-    """Attention heads of the encoder, where the checkpoint does not show them."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.images) <= MOST_IMAGES:
-            raise ConfigError(f"images: give 1 to {MOST_IMAGES} image files, got {len(self.images)}")
-        check_png("out", self.out)
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed must be in 0..2**63-1, got {self.seed}")
+from mae_curriculum.weight_build import autoencoder_of
+from mae_curriculum.weight_run import run_settings
+from mae_curriculum.weights import read_weights
 
 
 def reconstruct(config: ReconstructConfig) -> int:

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from mae_curriculum.data import show
-from mae_curriculum.model import MaskedAutoencoder, mask_noise, patchify, split_by_noise
-from mae_curriculum.targets import PIXEL_TARGETS, Target, target_pixels
+from mae_curriculum.masking import mask_noise, split_by_noise
+from mae_curriculum.model import MaskedAutoencoder, patchify
+from mae_curriculum.model_config import Target
+from mae_curriculum.preprocess import show
+from mae_curriculum.targets import PIXEL_TARGETS, target_pixels
 
 HIDDEN = 0.5
 """The grey that stands for a hidden patch, between black (0) and white (1), as in MAE's own figures."""

@@ -1,29 +1,22 @@
 """The step that ended a run once more: the same images, masks and weights, image by image."""
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mae_curriculum.checkpoint import RunFolder, load_state
+from mae_curriculum.checkpoint import load_state
+from mae_curriculum.command_config import ReplayConfig
 from mae_curriculum.config import ConfigError, load_file
 from mae_curriculum.data import RequestSampler, training_loader
 from mae_curriculum.distributed import World, connect
+from mae_curriculum.folder import RunFolder
 from mae_curriculum.health import CAPTURE
-from mae_curriculum.pretrain import PretrainConfig, set_up
+from mae_curriculum.pretrain import set_up
+from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.sources import open_images
-from mae_curriculum.table import as_table
-
-
-@dataclass(frozen=True)
-class ReplayConfig:
-    """The first of the steps that ended a pretraining, since their gradients were not finite, once more."""
-
-    run: Path
-    """Folder of the run."""
+from mae_curriculum.terminal import as_table
 
 
 def replay(config: ReplayConfig) -> int:

@@ -7,17 +7,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from mae_curriculum import findings, spelling
+from mae_curriculum import comparison, findings, terminal
 from mae_curriculum.charts import axes_of, draw_charts, script
-from mae_curriculum.checkpoint import write_whole
+from mae_curriculum.command_config import ReportConfig
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curves import MEASURES
+from mae_curriculum.files import write_whole
 from mae_curriculum.findings import Table
 from mae_curriculum.told import Told, read_runs, readable
 
@@ -33,27 +33,13 @@ PARTS = {
 }
 """Of the page, in order."""
 
+
 PICTURE_BYTES, PICTURE_COUNT, PICTURE_PIXELS = 1_200_000, 6, 1_400
 """Of all pictures together; how many of a run, evenly chosen; their greatest width."""
 
+
 TABLE_ROWS = 20
 """Of the table that holds a run's curves as numbers."""
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """One HTML page about runs: `python -m mae_curriculum report RUN... [--baseline RUN] [--out FILE]`."""
-
-    runs: tuple[Path, ...]
-    """Run folders."""
-    baseline: Path | None = None
-    """Folder of the run that the others are held against; it may be one of them."""
-    out: Path | None = None
-    """Where the page is written; null for report.html in the first run's folder."""
-
-    def __post_init__(self) -> None:
-        if not self.runs:
-            raise ConfigError("runs: name at least one, as in `python -m mae_curriculum report RUN`")
 
 
 @dataclass(frozen=True)
@@ -86,7 +72,7 @@ def render(runs: Sequence[Told], *, baseline: Told | None) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {}  # Bokeh's references rely on the order of keys
     environment.filters |= {
-        name.removeprefix("spell_"): spell for name, spell in vars(spelling).items() if name.startswith("spell_")
+        name.removeprefix("spell_"): spell for name, spell in vars(terminal).items() if name.startswith("spell_")
     }
     charts = list(draw_charts(runs))
     pictures = [list(pictures_of(run, most_bytes=PICTURE_BYTES // len(runs))) for run in runs]
@@ -104,6 +90,7 @@ def render(runs: Sequence[Told], *, baseline: Told | None) -> str:
         baseline=baseline,
         others=[run for run in runs if run is not baseline],
         findings=findings,
+        comparison=comparison,
         style=(templates / "page.css").read_text("utf-8"),
         behaviour=(templates / "page.js").read_text("utf-8"),
         bokeh=script() if charts else "",
@@ -122,7 +109,7 @@ def numbers_of(run: Told) -> Table:
     chosen = np.unique(np.linspace(0, len(run.curves) - 1, TABLE_ROWS).astype(int))
     columns = [run.curves[measure.key][chosen] * measure.scale for measure in known]
     rows = [
-        [spelling.spell_count(step), *(spelling.spell_number(value) for value in row)]
+        [terminal.spell_count(step), *(terminal.spell_number(value) for value in row)]
         for step, *row in zip(run.curves["steps"][chosen], *columns, strict=True)
     ]
     head = ["step", *(f"{m.title}, {m.unit}" if m.unit else m.title for m in known)]

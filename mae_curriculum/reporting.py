@@ -11,8 +11,10 @@ from mae_curriculum.data import micro_batches
 from mae_curriculum.distributed import World
 from mae_curriculum.gauges import EnergyMeter, memory_bytes, peak_flops
 from mae_curriculum.health import Health
-from mae_curriculum.table import side, spell_seconds
-from mae_curriculum.tracking import ACTIVITIES, Journal, Progress, Stopwatch, finite_or_none
+from mae_curriculum.journal import Journal, finite_or_none
+from mae_curriculum.progress import Progress
+from mae_curriculum.stopwatch import ACTIVITIES, Stopwatch
+from mae_curriculum.terminal import side, spell_seconds
 from mae_curriculum.training import Step, Training
 
 PACE_REPORTS = 10

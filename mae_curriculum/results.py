@@ -4,9 +4,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from mae_curriculum.checkpoint import run_and_epochs, write_json
 from mae_curriculum.config import digest
-from mae_curriculum.tracking import Journal
+from mae_curriculum.files import write_json
+from mae_curriculum.folder import run_and_epochs
+from mae_curriculum.journal import Journal
 
 
 def spread(values: list[float]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mae_curriculum.checkpoint import RunFolder
+from mae_curriculum.folder import RunFolder
 
 RETRY_SECONDS = 15.0
 """A save that failed is tried again after this long: a full disk or a quota is often cleared by hand."""

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mae_curriculum.curriculum import Clock
-from mae_curriculum.spelling import in_form
-from mae_curriculum.tracking import ACTIVITIES, Stopwatch
+from mae_curriculum.stopwatch import ACTIVITIES, Stopwatch
+from mae_curriculum.terminal import in_form
 
 FlopsOfSize = Callable[[tuple[int, int]], int]
 """Training FLOPs of one image of a size (height, width)."""

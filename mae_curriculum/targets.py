@@ -1,11 +1,9 @@
 """What the decoder has to predict for a masked patch."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-Target = Literal["pixels", "norm_pixels"]
+from mae_curriculum.model_config import Target
 
 PIXEL_TARGETS = ("pixels", "norm_pixels")
 """The targets that `target_pixels` brings back to an image."""

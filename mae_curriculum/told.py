@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import ConfigError, leaves, read_yaml
 from mae_curriculum.curves import EVALUATIONS, Column, Curves, Measure
+from mae_curriculum.folder import RunFolder
 from mae_curriculum.history import History, Row, read_history, standing
 
 STAGE_AXES = ("steps", "images", "flops", "train_seconds")

@@ -6,9 +6,8 @@ fine-tuning and probing differ in their model and in their inputs; they share th
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -18,61 +17,16 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 
-from mae_curriculum.checkpoint import SavingConfig
-from mae_curriculum.config import ConfigError, exempt
-from mae_curriculum.curriculum import REFERENCE_SIZE, Clock, Curriculum, Moment, Stage
+from mae_curriculum.config import ConfigError
+from mae_curriculum.curriculum import Clock, Moment
 from mae_curriculum.data import Batch, RequestSampler, micro_batches, training_loader
-from mae_curriculum.distributed import Precision, World
-from mae_curriculum.optim import OptimConfig, scaled_lr
+from mae_curriculum.distributed import World
+from mae_curriculum.optim import scaled_lr
 from mae_curriculum.schedule import learning_rate
-from mae_curriculum.sources import DataConfig, Images
-from mae_curriculum.stopping import parse_duration
-from mae_curriculum.tracking import Stopwatch, TrackingConfig
+from mae_curriculum.sources import Images
+from mae_curriculum.stopwatch import Stopwatch
+from mae_curriculum.training_config import TrainingConfig
 
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """What every training run is told."""
-
-    run: Path = exempt(Path("runs/training"))
-    """Folder of the run. Starting again with the same folder and settings continues the run."""
-    data: DataConfig = DataConfig()
-    """The images."""
-    curriculum: Curriculum = Curriculum()
-    """Image size and augmentation over the run: inline, or a path to its own file, laid over what stands here."""
-    optim: OptimConfig = OptimConfig()
-    """The optimizer."""
-    saving: SavingConfig = SavingConfig()
-    """When the run is saved."""
-    tracking: TrackingConfig = TrackingConfig()
-    """How often the run reports."""
-    batch_size: int = 4096
-    """Images per optimizer step, over all devices."""
-    micro_batch: int | None = exempt(None)
-    """Most images that a device takes at once at full size, more at smaller ones; null for no limit. A step's images
-    beyond it are accumulated."""
-    epochs: int = 800
-    """Equivalent epochs: passes over the data that the run without curriculum would make."""
-    seed: int = 0
-    """Of weights, order, augmentation and every other random choice."""
-    time_limit: str | None = exempt(None)
-    """How long the command may run before it saves and stops, to be continued: minutes, HH:MM:SS or D-HH:MM:SS; null
-    for no limit but the scheduler's."""
-    precision: Precision = "auto"
-    """Arithmetic of the model. auto is bfloat16 on GPUs that have it, else float32: on a CPU bfloat16 pays only where
-    it has units for it, and then only for large models."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch", "epochs"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        if self.time_limit is not None:
-            parse_duration(self.time_limit)
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed must be in 0..2**63-1, got {self.seed}")
-
-
-C = TypeVar("C", bound=TrainingConfig)
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -164,19 +118,6 @@ def lay_out_clock(
             "processes; raise it or start fewer"
         )
     return clock
-
-
-def check_channels(config: TrainingConfig, channels: int) -> None:
-    """Raise ConfigError for settings that do not go with images of so many channels."""
-    if config.curriculum.augmentation.randaug and channels not in (1, 3):
-        raise ConfigError(f"curriculum.augmentation.randaug needs 1 or 3 channels, not {channels}; set it to null")
-    config.data.statistics(channels)
-
-
-def without_curriculum(config: C) -> C:
-    """Give the settings of the baseline: the same run at full size from the beginning."""
-    full = replace(config.curriculum, pace="images", stages=(Stage(share=1.0, size=REFERENCE_SIZE),))
-    return replace(config, curriculum=full)
 
 
 def run_steps_(

@@ -19,9 +19,11 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from mae_curriculum.checkpoint import RunFolder, read_json, write_json
 from mae_curriculum.cli import open_streams
-from mae_curriculum.tracking import TrackingConfig, as_row
+from mae_curriculum.files import read_json, write_json
+from mae_curriculum.folder import RunFolder
+from mae_curriculum.journal import as_row
+from mae_curriculum.tracking_config import TrackingConfig
 from mae_curriculum.wandb_files import newest_step
 from mae_curriculum.wandb_log import REST, without_home
 from mae_curriculum.wandb_rows import (

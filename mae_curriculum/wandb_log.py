@@ -16,9 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import ConfigError, plain
-from mae_curriculum.tracking import TrackingConfig, say
+from mae_curriculum.folder import RunFolder
+from mae_curriculum.terminal import say
+from mae_curriculum.tracking_config import TrackingConfig
 
 REST = "the same command brings the rest"
 """A run that goes on does so anyway; of one that is over nothing else is done."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mae_curriculum.checkpoint import RunFolder
+from mae_curriculum.folder import RunFolder
 from mae_curriculum.wandb_log import without_home
 
 AXES = ("images", "epochs", "flops", "train_seconds")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mae_curriculum.checkpoint import read_json, write_json
 from mae_curriculum.config import ConfigError
+from mae_curriculum.files import read_json, write_json
 from mae_curriculum.version import ROOT, VERSION, code_version
 
 SUBMISSION = "submission.json"

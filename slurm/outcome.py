@@ -7,10 +7,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mae_curriculum.checkpoint import RunFolder, read_json
+from mae_curriculum.files import read_json
+from mae_curriculum.folder import RunFolder
 from mae_curriculum.history import read_history
 from mae_curriculum.results import as_percent, spread
-from mae_curriculum.table import as_table
+from mae_curriculum.terminal import as_table
 from slurm.cluster import read_submission
 from slurm.status import stands
 

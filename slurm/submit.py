@@ -73,7 +73,8 @@ def describe_resources(config: ClusterConfig) -> str:
 
 def describe_cost(settings: Any, config: SubmitConfig) -> str:
     """Say what plan makes of a pretraining: hours, starts at this time limit, bytes of its checkpoints."""
-    from mae_curriculum.plan import PlanConfig, work_out
+    from mae_curriculum.command_config import PlanConfig
+    from mae_curriculum.plan import work_out
 
     processes = config.nodes * config.processes_per_node
     own = {f.name: getattr(settings, f.name) for f in fields(settings)}

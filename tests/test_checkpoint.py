@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mae_curriculum.checkpoint import RunFolder, load_state, step_of, write_json
+from mae_curriculum.checkpoint import load_state, step_of
 from mae_curriculum.config import ConfigError, exempt
+from mae_curriculum.files import write_json
+from mae_curriculum.folder import RunFolder
 
 
 @dataclass(frozen=True)

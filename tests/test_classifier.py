@@ -8,10 +8,12 @@ import timm
 import torch
 from torch.func import functional_call
 
-from finetune.classifier import Classifier, ClassifierConfig, build_classifier
+from finetune.classifier import Classifier, build_classifier
+from finetune.config import ClassifierConfig
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum import stage_size
-from mae_curriculum.model import ModelConfig, build_model
+from mae_curriculum.model import build_model
+from mae_curriculum.model_config import ModelConfig
 from mae_curriculum.positions import resample_bias, resample_positions, sincos_positions
 from mae_curriculum.weights import Weights
 
@@ -267,11 +269,13 @@ def test_flops_count_attention_on_every_device() -> None:
 def test_a_skipped_step_leaves_batch_norm_as_it_was() -> None:
     from mae_curriculum.curriculum import Augmentation, Clock, Curriculum
     from mae_curriculum.data import Batch, TrainingImages
+    from mae_curriculum.data_config import DataConfig
     from mae_curriculum.distributed import World
     from mae_curriculum.optim import build_optimizer
-    from mae_curriculum.sources import DataConfig, open_images
-    from mae_curriculum.tracking import Stopwatch
-    from mae_curriculum.training import Training, TrainingConfig, update_
+    from mae_curriculum.sources import open_images
+    from mae_curriculum.stopwatch import Stopwatch
+    from mae_curriculum.training import Training, update_
+    from mae_curriculum.training_config import TrainingConfig
 
     model = build(MODELS["resnet"]).train()
     images, _ = open_images(DataConfig())

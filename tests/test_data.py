@@ -18,10 +18,11 @@ from mae_curriculum.data import (
     TrainingImages,
     epoch_order,
     micro_batches,
-    normalise,
     training_loader,
 )
-from mae_curriculum.sources import DataConfig, count_images, identify, open_images
+from mae_curriculum.data_config import DataConfig
+from mae_curriculum.preprocess import normalise
+from mae_curriculum.sources import count_images, identify, open_images
 
 CPU = torch.device("cpu")
 GROWING = Curriculum(

@@ -16,7 +16,7 @@ from runs import ROOT
 from slurm_cluster import Cluster
 
 from mae_curriculum.data import training_loader
-from mae_curriculum.sources import DataConfig
+from mae_curriculum.data_config import DataConfig
 from slurm.__main__ import main
 from slurm.checks import BATCHES_AHEAD, clock_ahead, find_wandb
 from slurm.doctor import DoctorConfig

@@ -17,10 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from finetune.__main__ import main
+from finetune.config import FinetuneConfig
 from finetune.picture import draw_confusion
 from finetune.recipe import mix
 from finetune.seeds import one_for_each_seed
-from finetune.train import FinetuneConfig, set_up
+from finetune.train import set_up
 from mae_curriculum.__main__ import main as mae_curriculum
 from mae_curriculum.config import load
 
@@ -197,7 +198,8 @@ def test_a_network_of_timm_trains_from_scratch(tmp_path: Path) -> None:
 def test_layers_learn_the_slower_the_earlier_they_are(pretrained: Path, tmp_path: Path) -> None:
     from finetune.labels import open_labelled
     from mae_curriculum.distributed import World
-    from mae_curriculum.weights import read_weights, resolve_images
+    from mae_curriculum.weight_run import resolve_images
+    from mae_curriculum.weights import read_weights
 
     config = load(FinetuneConfig, tuning(pretrained, tmp_path / "run", layer_decay=0.5))
     world = World(0, 1, torch.device("cpu"))

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from runs import TORCHRUN, command, options, picture_folder, pictures, rows, run_python, weights
 
-from mae_curriculum.checkpoint import RunFolder, load_state, step_of
+from mae_curriculum.checkpoint import load_state, step_of
 from mae_curriculum.findings import troubles
+from mae_curriculum.folder import RunFolder
 from mae_curriculum.health import CAPTURE, is_spike
 from mae_curriculum.told import read_runs
 

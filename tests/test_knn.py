@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.knn import KnnConfig, knn_accuracy, why_no_knn
-from mae_curriculum.sources import ArrayImages, DataConfig, open_images
+from mae_curriculum.data_config import DataConfig
+from mae_curriculum.evaluation_config import KnnConfig
+from mae_curriculum.knn import knn_accuracy, why_no_knn
+from mae_curriculum.sources import ArrayImages, open_images
 
 
 def clusters(count: int, seed: int, noise: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:

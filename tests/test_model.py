@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.flops import forward_flops, training_flops
-from mae_curriculum.model import ModelConfig, build_model, mask_noise, patchify, split_by_noise
+from mae_curriculum.masking import mask_noise, split_by_noise
+from mae_curriculum.model import build_model, patchify
+from mae_curriculum.model_config import ModelConfig
 from mae_curriculum.positions import sincos_positions
 from mae_curriculum.targets import patch_target
 

@@ -13,7 +13,7 @@ from PIL import Image
 from runs import command, equal, options, picture_folder, pictures, rows, stop_midway, torchrun, weights
 
 from mae_curriculum.__main__ import main
-from mae_curriculum.checkpoint import RunFolder
+from mae_curriculum.folder import RunFolder
 from mae_curriculum.pictures import draw_reconstructions, drawable
 from mae_curriculum.plot import curve_of
 from mae_curriculum.reconstruction import Reconstruction

@@ -13,8 +13,9 @@ import yaml
 from runs import ROOT, command, equal, options, rows, weights
 from slurm_cluster import Cluster
 
-from mae_curriculum.checkpoint import RunFolder, read_json, write_json
-from mae_curriculum.tracking import Journal
+from mae_curriculum.files import read_json, write_json
+from mae_curriculum.folder import RunFolder
+from mae_curriculum.journal import Journal
 from slurm.__main__ import main
 from slurm.outcome import stand
 

@@ -21,10 +21,12 @@ from mae_curriculum.config import load
 from mae_curriculum.curriculum import Augmentation
 from mae_curriculum.data import Request, TrainingImages
 from mae_curriculum.distributed import World
-from mae_curriculum.model import build_model, mask_noise
-from mae_curriculum.pretrain import PretrainConfig, set_up
+from mae_curriculum.masking import mask_noise
+from mae_curriculum.model import build_model
+from mae_curriculum.pretrain import set_up
+from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.sources import open_images
-from mae_curriculum.tracking import Stopwatch
+from mae_curriculum.stopwatch import Stopwatch
 from mae_curriculum.training import run_steps_
 
 

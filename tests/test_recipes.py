@@ -5,11 +5,10 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune.linprobe import LinprobeConfig
-from finetune.train import FinetuneConfig
+from finetune.config import FinetuneConfig, LinprobeConfig
 from mae_curriculum.config import dump, load, load_file
 from mae_curriculum.curriculum import Curriculum
-from mae_curriculum.pretrain import PretrainConfig
+from mae_curriculum.pretraining_config import PretrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted((CONFIGS / "pretrain").glob("*.yaml"))

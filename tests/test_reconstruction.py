@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from mae_curriculum.frequency import low_frequency_crop
-from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, mask_noise, patchify, split_by_noise
+from mae_curriculum.masking import mask_noise, split_by_noise
+from mae_curriculum.model import MaskedAutoencoder, build_model, patchify
+from mae_curriculum.model_config import ModelConfig, Target
 from mae_curriculum.reconstruction import (
     Reconstruction,
     choose_spread,
@@ -18,7 +20,7 @@ from mae_curriculum.reconstruction import (
     unpatchify,
     why_no_reconstruction,
 )
-from mae_curriculum.targets import PIXEL_TARGETS, Target, patch_target, target_pixels
+from mae_curriculum.targets import PIXEL_TARGETS, patch_target, target_pixels
 
 SMALL = ModelConfig(
     "vit_tiny_patch16_224",

@@ -12,9 +12,10 @@ from PIL import Image
 from runs import command, options, stop_midway
 
 from mae_curriculum.__main__ import main
+from mae_curriculum.comparison import comparison
 from mae_curriculum.curves import means, newest_mean, thin
-from mae_curriculum.findings import comparison, results_of, seconds_by_activity
-from mae_curriculum.spelling import UNKNOWN
+from mae_curriculum.findings import results_of, seconds_by_activity
+from mae_curriculum.terminal import UNKNOWN
 from mae_curriculum.told import read_runs
 
 BEGAN = 1_700_000_000.0

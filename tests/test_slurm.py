@@ -13,7 +13,8 @@ import pytest
 from runs import ROOT, equal, options, rows, torchrun, weights
 from slurm_cluster import Cluster
 
-from mae_curriculum.checkpoint import RunFolder, step_of
+from mae_curriculum.checkpoint import step_of
+from mae_curriculum.folder import RunFolder
 from mae_curriculum.version import code_version
 from slurm.__main__ import main
 

@@ -9,7 +9,7 @@ import pytest
 from runs import command, options, picture_folder, pictures, rows, start, stop_midway
 
 from mae_curriculum.history import read_history
-from mae_curriculum.tracking import Journal
+from mae_curriculum.journal import Journal
 from slurm.__main__ import main
 
 

@@ -16,8 +16,9 @@ import pytest
 from runs import command, equal, newest_state, options, rows, start, stop_midway, torchrun, weights
 
 from mae_curriculum.__main__ import main
-from mae_curriculum.checkpoint import RunFolder, step_of
-from mae_curriculum.tracking import ONCE
+from mae_curriculum.checkpoint import step_of
+from mae_curriculum.folder import RunFolder
+from mae_curriculum.journal import ONCE
 
 PYTHON = [sys.executable, "-m", "mae_curriculum"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mae_curriculum"]

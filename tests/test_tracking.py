@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mae_curriculum.tracking import Journal, Progress, Stopwatch
+from mae_curriculum.journal import Journal
+from mae_curriculum.progress import Progress
+from mae_curriculum.stopwatch import Stopwatch
 
 STEPPED = ("step", "evaluation", "save")
 

@@ -18,8 +18,11 @@ from runs import command, equal, options, rows, run_python, start, stop_midway, 
 from wandb_server import serve
 
 from mae_curriculum.__main__ import main
-from mae_curriculum.checkpoint import RunFolder, read_json
-from mae_curriculum.tracking import ACTIVITIES, Journal, TrackingConfig
+from mae_curriculum.files import read_json
+from mae_curriculum.folder import RunFolder
+from mae_curriculum.journal import Journal
+from mae_curriculum.stopwatch import ACTIVITIES
+from mae_curriculum.tracking_config import TrackingConfig
 from mae_curriculum.wandb_bring import known_offline
 from mae_curriculum.wandb_files import records
 from mae_curriculum.wandb_log import WandbLog, children, without_home

@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from mae_curriculum.__main__ import main
-from mae_curriculum.checkpoint import RunFolder
 from mae_curriculum.config import ConfigError
-from mae_curriculum.model import MaskedAutoencoder, ModelConfig, build_model, patchify
-from mae_curriculum.pretrain import PretrainConfig
-from mae_curriculum.weights import Weights, encoder_of, load_into_, read_weights
+from mae_curriculum.folder import RunFolder
+from mae_curriculum.model import MaskedAutoencoder, build_model, patchify
+from mae_curriculum.model_config import ModelConfig
+from mae_curriculum.pretraining_config import PretrainConfig
+from mae_curriculum.weight_build import encoder_of, load_into_
+from mae_curriculum.weights import Weights, read_weights
 
 MODEL = ModelConfig(
     name="vit_tiny_patch16_224",

@@ -1,11 +1,38 @@
-"""How numbers and settings are spelled on a page."""
+"""Format numbers, sizes, durations and tables for people, and print lines beside a progress bar."""
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from mae_curriculum.table import side, spell_seconds
+from tqdm import tqdm
+
+
+def say(line: str) -> None:
+    """Print a line for the user, above the bar where there is one."""
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def as_table(rows: Sequence[Sequence[str]]) -> str:
+    """Lay rows of equal length out in columns, aligned to the right; the first row is the header."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def side(size: Sequence[int]) -> str:
+    """Spell an image size (height, width): 224 for a square, else 224x448."""
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def spell_seconds(seconds: float) -> str:
+    """Spell a duration as H:MM:SS."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
 
 UNKNOWN = "–"
 """Stands for what is not known."""

@@ -1,0 +1,66 @@
+"""Settings of the model."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mae_curriculum.config import ConfigError
+
+Target = Literal["pixels", "norm_pixels"]
+
+TIMM_NAMES = {
+    "image_size": "img_size",
+    "patch_size": "patch_size",
+    "channels": "in_chans",
+    "width": "embed_dim",
+    "depth": "depth",
+    "heads": "num_heads",
+}
+"""The settings of `ModelConfig` that override what timm's name says, and timm's words for them."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The masked autoencoder. Null in the first group leaves what the name says."""
+
+    name: str = "vit_base_patch16_224"
+    """Any plain ViT of timm: the encoder."""
+    image_size: int | tuple[int, int] | None = None
+    """Full image size in pixels, a side or [height, width]; a multiple of the patch size."""
+    patch_size: int | None = None
+    """Side of a patch, pixels."""
+    channels: int = 3
+    """Image channels, 1 to 16."""
+    width: int | None = None
+    """Width of the encoder, a multiple of 4 and of its heads."""
+    depth: int | None = None
+    """Blocks of the encoder."""
+    heads: int | None = None
+    """Attention heads of the encoder."""
+    mask_ratio: float = 0.75
+    """Share of the patches hidden from the encoder, above 0 and below 1."""
+    target: Target = "norm_pixels"
+    """What is predicted: pixels, or pixels normalised patch by patch."""
+    decoder_width: int = 512
+    """Width of the decoder, a multiple of 4 and of its heads."""
+    decoder_depth: int = 8
+    """Blocks of the decoder."""
+    decoder_heads: int = 16
+    """Attention heads of the decoder."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_ratio < 1:
+            raise ConfigError(f"model.mask_ratio must be above 0 and below 1, got {self.mask_ratio}")
+        if not 1 <= self.channels <= 16:
+            raise ConfigError(f"model.channels must be in 1..16, got {self.channels}")
+        if min(self.image_size if isinstance(self.image_size, tuple) else (self.image_size or 1,)) < 1:
+            raise ConfigError(f"model.image_size must be at least 1, got {self.image_size}")
+        for name in ("patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"model.{name} must be at least 1, got {value}")
+        check_width("decoder_width", self.decoder_width, self.decoder_heads)
+
+
+def check_width(key: str, width: int, heads: int) -> None:
+    """Raise ConfigError for a width that is no multiple of 4 and of its heads."""
+    if width % 4 or width % heads:
+        raise ConfigError(f"model.{key} must be a multiple of 4 and of its {heads} heads, got {width}")
