@@ -5,10 +5,10 @@ import sys
 from mae_curriculum.cli import run_verb
 
 VERBS = {
-    "finetune": ("finetune.config:FinetuneConfig", "finetune.train:finetune"),
+    "finetune": ("finetune.config:FinetuneConfig", "finetune.finetune:finetune"),
     "linprobe": ("finetune.config:LinprobeConfig", "finetune.linprobe:linprobe"),
     "fewshot": ("finetune.config:FewshotConfig", "finetune.fewshot:fewshot"),
-    "import": ("finetune.config:ImportConfig", "finetune.importing:import_"),
+    "import": ("finetune.config:ImportConfig", "finetune.import_checkpoint:import_"),
 }
 
 

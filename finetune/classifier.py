@@ -19,12 +19,12 @@ from torch.func import functional_call
 
 from finetune.config import ClassifierConfig
 from mae_curriculum.config import ConfigError
-from mae_curriculum.model import MaskedAutoencoder
-from mae_curriculum.model_config import TIMM_NAMES, ModelConfig
-from mae_curriculum.positions import resample_bias, resample_positions
+from mae_curriculum.model.config import TIMM_NAMES, ModelConfig
+from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
+from mae_curriculum.model.positions import resample_bias, resample_positions
 from mae_curriculum.terminal import side
-from mae_curriculum.weight_build import load_into_
-from mae_curriculum.weights import Weights
+from mae_curriculum.weights.build import load_into_
+from mae_curriculum.weights.read import Weights
 
 Size = tuple[int, int]
 

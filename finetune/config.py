@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mae_curriculum.config import ConfigError, exempt
-from mae_curriculum.curriculum import REFERENCE_SIZE, Augmentation, Curriculum
-from mae_curriculum.data_config import RUNS_IMAGES, DataConfig
+from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Augmentation, Curriculum
+from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
 from mae_curriculum.precision import Precision
-from mae_curriculum.training_config import OptimConfig, TrainingConfig
+from mae_curriculum.training.config import OptimConfig, TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from finetune.classifier import Classifier, vit_config
-from finetune.labels import Labelled
-from mae_curriculum.folder import RunFolder
-from mae_curriculum.holding import Run
-from mae_curriculum.inference import Inference
+from finetune.labeled import Labelled
+from mae_curriculum.evaluation.features import Inference
+from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.terminal import say
-from mae_curriculum.training import Training
-from mae_curriculum.weight_names import read_facts
-from mae_curriculum.weight_write import save_weights
+from mae_curriculum.training.session import Run
+from mae_curriculum.training.step import Training
+from mae_curriculum.weights.names import read_facts
+from mae_curriculum.weights.write import save_weights
 
 BEST = "best.safetensors"
 """File in the run folder: the weights of the best evaluation so far."""

@@ -7,15 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config import FewshotConfig
-from finetune.labels import open_labelled
+from finetune.labeled import open_labelled
 from mae_curriculum.config import ConfigError
 from mae_curriculum.distributed import connect
-from mae_curriculum.folder import RunFolder
-from mae_curriculum.inference import Inference
-from mae_curriculum.results import as_percent, record, spread
+from mae_curriculum.evaluation.features import Inference
+from mae_curriculum.evaluation.results import as_percent, record, spread
+from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.terminal import as_table
-from mae_curriculum.weight_build import encoder_of, read_together
-from mae_curriculum.weight_run import resolve_images
+from mae_curriculum.weights.build import encoder_of, read_together
+from mae_curriculum.weights.run_settings import resolve_images
 
 
 def fewshot(config: FewshotConfig) -> int:

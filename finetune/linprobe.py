@@ -14,28 +14,28 @@ from torch.utils.data import Dataset
 
 from finetune.config import LinprobeConfig
 from finetune.heads import Heads
-from finetune.labels import Labelled, open_labelled
-from finetune.seeds import run_seeds
+from finetune.labeled import Labelled, open_labelled
+from finetune.repeat import run_seeds
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum import Moment
-from mae_curriculum.data import Batch, Request, TrainingImages, micro_batches
+from mae_curriculum.curriculum.schedule import Moment
+from mae_curriculum.data.loader import Batch, Request, TrainingImages, micro_batches
+from mae_curriculum.data.preprocess import show
+from mae_curriculum.data.sources import Chosen, identify
 from mae_curriculum.distributed import World, connect
+from mae_curriculum.evaluation.features import Inference
+from mae_curriculum.evaluation.results import as_percent, record, spread
 from mae_curriculum.files import read_json, write_json
-from mae_curriculum.holding import begin, go_on_, open_run
-from mae_curriculum.inference import Inference
-from mae_curriculum.loop import StoppedError, raise_if_stopped, train_, until_stopped
-from mae_curriculum.model import MaskedAutoencoder
-from mae_curriculum.optim import build_adamw
-from mae_curriculum.preprocess import show
-from mae_curriculum.results import as_percent, record, spread
-from mae_curriculum.sources import Chosen, identify
-from mae_curriculum.stopping import Stop
+from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
+from mae_curriculum.run.stop import Stop
 from mae_curriculum.terminal import as_table
-from mae_curriculum.training import Training, lay_out_clock, wrap
-from mae_curriculum.training_config import check_channels
-from mae_curriculum.weight_build import encoder_of, read_together
-from mae_curriculum.weight_names import fingerprint
-from mae_curriculum.weight_run import resolve_images
+from mae_curriculum.training.config import check_channels
+from mae_curriculum.training.loop import StoppedError, raise_if_stopped, train_, until_stopped
+from mae_curriculum.training.optimizer import build_adamw
+from mae_curriculum.training.session import begin, go_on_, open_run
+from mae_curriculum.training.step import Training, lay_out_clock, wrap
+from mae_curriculum.weights.build import encoder_of, read_together
+from mae_curriculum.weights.names import fingerprint
+from mae_curriculum.weights.run_settings import resolve_images
 
 
 @dataclass(frozen=True)

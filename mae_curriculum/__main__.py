@@ -4,16 +4,18 @@ import sys
 
 from mae_curriculum.cli import run_verb
 
+COMMANDS = "mae_curriculum.commands"
+
 VERBS = {
-    "pretrain": ("mae_curriculum.pretraining_config:PretrainConfig", "mae_curriculum.pretrain:pretrain"),
-    "bench": ("mae_curriculum.command_config:BenchConfig", "mae_curriculum.bench:bench"),
-    "export": ("mae_curriculum.command_config:ExportConfig", "mae_curriculum.export:export"),
-    "knn": ("mae_curriculum.command_config:EvaluateConfig", "mae_curriculum.evaluate:evaluate"),
-    "replay": ("mae_curriculum.command_config:ReplayConfig", "mae_curriculum.replay:replay"),
-    "reconstruct": ("mae_curriculum.command_config:ReconstructConfig", "mae_curriculum.reconstruct:reconstruct"),
-    "plot": ("mae_curriculum.command_config:PlotConfig", "mae_curriculum.plot:plot"),
-    "plan": ("mae_curriculum.command_config:PlanConfig", "mae_curriculum.plan:plan"),
-    "report": ("mae_curriculum.command_config:ReportConfig", "mae_curriculum.report:report"),
+    "pretrain": ("mae_curriculum.pretraining_config:PretrainConfig", "mae_curriculum.pretraining:pretrain"),
+    "plan": (f"{COMMANDS}.config:PlanConfig", f"{COMMANDS}.plan:plan"),
+    "bench": (f"{COMMANDS}.config:BenchConfig", f"{COMMANDS}.bench:bench"),
+    "knn": (f"{COMMANDS}.config:EvaluateConfig", f"{COMMANDS}.knn:evaluate"),
+    "reconstruct": (f"{COMMANDS}.config:ReconstructConfig", f"{COMMANDS}.reconstruct:reconstruct"),
+    "export": (f"{COMMANDS}.config:ExportConfig", f"{COMMANDS}.export:export"),
+    "report": (f"{COMMANDS}.config:ReportConfig", f"{COMMANDS}.report:report"),
+    "plot": (f"{COMMANDS}.config:PlotConfig", f"{COMMANDS}.plot:plot"),
+    "replay": (f"{COMMANDS}.config:ReplayConfig", f"{COMMANDS}.replay:replay"),
 }
 
 

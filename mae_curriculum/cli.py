@@ -13,13 +13,14 @@ from mae_curriculum.config import ConfigError, load
 def run_verb(package: str, verbs: Mapping[str, tuple[str, str]], arguments: list[str]) -> int:
     """Run a verb; returns the exit code: 2 for what the user can mend.
 
-    verbs  name -> settings and function, as "module:name"; imported when asked for, since torch takes seconds to load.
+    verbs  name -> settings and function, as "module:name"; the function is imported once the settings are
+           known to be valid, since torch takes seconds to load.
     """
     open_streams()
     usage = f"usage: python -m {package} {{{','.join(verbs)}}} --config FILE [--a.b value]; VERB --help says more"
     match arguments:
         case [verb, *rest] if verb in verbs:
-            config_class, function = map(_named, verbs[verb])
+            config_class, function = verbs[verb]
         case ["-h" | "--help"]:
             print(usage)
             return 0
@@ -30,7 +31,8 @@ def run_verb(package: str, verbs: Mapping[str, tuple[str, str]], arguments: list
         place = rest.index("--")
         rest = [*rest[:place], "--command", json.dumps(rest[place + 1 :])]
     try:
-        code: int = function(load(config_class, rest, prog=f"python -m {package} {verb}"))
+        config = load(_named(config_class), rest, prog=f"python -m {package} {verb}")
+        code: int = _named(function)(config)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_curriculum.config import exempt
-from mae_curriculum.evaluation_config import KnnConfig
-from mae_curriculum.model_config import ModelConfig
-from mae_curriculum.training_config import TrainingConfig, check_channels
+from mae_curriculum.evaluation.config import KnnConfig
+from mae_curriculum.model.config import ModelConfig
+from mae_curriculum.training.config import TrainingConfig, check_channels
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from mae_curriculum.config import ConfigError, dump, load_part, plain
-from mae_curriculum.lock import hold
+from mae_curriculum.run.lock import hold
 from slurm.cluster import ClusterConfig, copy_code, make_executor, new_folder, read_submission, send
 from slurm.job import Job
-from slurm.outcome import Entry, as_outcome
+from slurm.result_table import Entry, as_outcome
 from slurm.status import ask_queue
 from slurm.submit import check, check_command
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.folder import RunFolder
-from mae_curriculum.history import History, read_history, standing
+from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.terminal import as_table, spell_seconds
+from mae_curriculum.tracking.history import History, read_history, standing
 from slurm.cluster import SUBMISSION, read_submission
 
 COLUMNS = ["run", "state", "stage", "progress", "left", "images/s", "restarts", "lost", "away"]

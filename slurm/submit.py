@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from mae_curriculum.config import ConfigError, dump, load
-from mae_curriculum.stopping import parse_duration
+from mae_curriculum.run.stop import parse_duration
 from slurm.cluster import ClusterConfig, copy_code, make_executor, new_folder, send
 from slurm.job import Job
 
@@ -73,8 +73,8 @@ def describe_resources(config: ClusterConfig) -> str:
 
 def describe_cost(settings: Any, config: SubmitConfig) -> str:
     """Say what plan makes of a pretraining: hours, starts at this time limit, bytes of its checkpoints."""
-    from mae_curriculum.command_config import PlanConfig
-    from mae_curriculum.plan import work_out
+    from mae_curriculum.commands.config import PlanConfig
+    from mae_curriculum.commands.plan import work_out
 
     processes = config.nodes * config.processes_per_node
     own = {f.name: getattr(settings, f.name) for f in fields(settings)}

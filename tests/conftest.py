@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from chromium import Page, chromium, why_no_chromium
-from runs import command, options
-from slurm_cluster import Cluster, slurm_cluster, why_no_cluster
+
+from tests.chromium import Page, chromium, why_no_chromium
+from tests.runs import command, options
+from tests.slurm_cluster import Cluster, slurm_cluster, why_no_cluster
 
 torch.set_num_threads(1)  # the models of the tests are too small for more
 

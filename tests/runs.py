@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from mae_curriculum.checkpoint import load_state
-from mae_curriculum.folder import RunFolder
+from mae_curriculum.run.checkpoint import load_state
+from mae_curriculum.run.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 

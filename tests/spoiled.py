@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from mae_curriculum.__main__ import main
-from mae_curriculum.model import MaskedAutoencoder
+from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 
 kind, spoiled_step, *words = sys.argv[1:]
 steps = count()

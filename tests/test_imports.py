@@ -1,62 +1,80 @@
-"""The house has floors: a module imports only from floors below its own."""
+"""The house has floors: a package imports only from packages on lower floors, and no modules import in a circle."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "mae_curriculum"
-ROWS = [
-    "config distributed frequency positions schedule decode augment targets table gauges curves wandb_files version",
-    "curriculum model sources optim checkpoint tracking stopping cli spelling",
-    "data flops weights results saver lock wandb_log",
-    "inference training summary reconstruction history wandb_rows",
-    "wandb_bring knn holding health pictures told",
-    "reporting charts findings",
-    "loop",
-    "pretrain",
-    "plan plot bench export evaluate reconstruct replay report",
-    "__main__",
+from tests.runs import ROOT
+
+FLOORS = [
+    "config distributed files png precision terminal version",
+    "cli curriculum run",
+    "data model tracking",
+    "training weights",
+    "evaluation",
+    "pretraining_config report",
+    "pretraining",
+    "commands",
+    "__init__ __main__",
 ]
-ROW = {module: row for row, modules in enumerate(ROWS) for module in modules.split()}
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+
+
+def name(path: Path) -> str:
+    """Return the dotted name of a module."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {
+    name(path): path for package in ("mae_curriculum", "finetune", "slurm") for path in ROOT.glob(f"{package}/**/*.py")
+}
 
 
 def imports(path: Path) -> set[str]:
-    """Name the package's own modules that a file imports, wherever in the file."""
+    """Return the project's modules that a file imports, wherever in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mae_curriculum."):
-            found.add(str(node.module).split(".")[1])
-        if isinstance(node, ast.ImportFrom) and node.module == "mae_curriculum":
-            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("mae_curriculum.")}
-    return found
+            found |= {alias.name for alias in node.names}
+    return found & MODULES.keys() - {"mae_curriculum"}
 
 
-def test_every_module_has_a_row() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(ROW)
+def room(module: str) -> str:
+    """Return the package, or the module beside the packages, that a module belongs to."""
+    return module.split(".")[1] if "." in module else "__init__"
 
 
-@pytest.mark.parametrize("module", ROW)
-def test_a_module_imports_only_from_rows_above_its_own(module: str) -> None:
-    too_low = {other for other in imports(PACKAGE / f"{module}.py") if ROW[other] >= ROW[module]}
-    assert not too_low
+def test_every_package_has_a_floor() -> None:
+    assert {room(module) for module in MODULES if module.startswith("mae_curriculum")} == set(FLOOR)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("mae_curriculum")])
+def test_a_package_imports_only_from_lower_floors(module: str) -> None:
+    used = {room(other) for other in imports(MODULES[module])} - {room(module)}
+    own = FLOOR[room(module)]
+    assert not {other for other in used if FLOOR[other] > own or (own and FLOOR[other] == own)}
+
+
+def test_no_modules_import_in_a_circle() -> None:
+    TopologicalSorter({module: imports(path) - {module} for module, path in MODULES.items()}).prepare()
+
+
+def test_finetune_imports_nothing_above_reports() -> None:
+    used = {
+        room(other)
+        for module in MODULES
+        if module.startswith("finetune")
+        for other in imports(MODULES[module])
+        if other.startswith("mae_curriculum")
+    }
+    assert not {other for other in used if FLOOR[other] > FLOOR["report"]}
 
 
 def test_config_alone_knows_jsonargparse() -> None:
-    knowing = {path.stem for path in PACKAGE.glob("*.py") if "jsonargparse" in path.read_text()}
-    assert knowing == {"config"}
-
-
-def test_the_package_itself_imports_nothing() -> None:
-    assert not [
-        n
-        for n in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text()))
-        if isinstance(n, ast.Import | ast.ImportFrom)
-    ]
-
-
-def test_finetune_imports_nothing_above_the_loop() -> None:
-    used = {module for path in (PACKAGE.parent / "finetune").glob("*.py") for module in imports(path)}
-    assert {module for module in used if ROW[module] > ROW["loop"]} == set()
+    assert {module for module, path in MODULES.items() if "jsonargparse" in path.read_text()} == {
+        "mae_curriculum.config"
+    }

@@ -7,9 +7,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from runs import ROOT, command
 
-from mae_curriculum.decode import read_image
+from mae_curriculum.data.decode import read_image
+from tests.runs import ROOT, command
 
 ARCHIVES = ROOT.parent / "shared" / "data"
 

@@ -7,10 +7,11 @@ import yaml
 
 from finetune.config import FinetuneConfig, LinprobeConfig
 from mae_curriculum.config import dump, load, load_file
-from mae_curriculum.curriculum import Curriculum
+from mae_curriculum.curriculum.schedule import Curriculum
 from mae_curriculum.pretraining_config import PretrainConfig
+from tests.runs import ROOT
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = ROOT / "configs"
 RECIPES = sorted((CONFIGS / "pretrain").glob("*.yaml"))
 VERBS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "linprobe": LinprobeConfig}
 DOWNSTREAM = [(verb, path) for verb in ("finetune", "linprobe") for path in sorted((CONFIGS / verb).glob("*.yaml"))]

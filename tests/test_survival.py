@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import command, equal, newest_state, options, rows, start, stop_midway, torchrun, weights
 
 from mae_curriculum.__main__ import main
-from mae_curriculum.checkpoint import step_of
-from mae_curriculum.folder import RunFolder
-from mae_curriculum.journal import ONCE
+from mae_curriculum.run.checkpoint import step_of
+from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.tracking.journal import ONCE
+from tests.runs import command, equal, newest_state, options, rows, start, stop_midway, torchrun, weights
 
 PYTHON = [sys.executable, "-m", "mae_curriculum"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mae_curriculum"]

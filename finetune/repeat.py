@@ -1,0 +1,38 @@
+"""The same run for several seeds."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from mae_curriculum.distributed import World
+from mae_curriculum.training.loop import STOPPED
+
+C = TypeVar("C", bound=Any)
+
+
+def one_for_each_seed(config: C) -> list[C]:
+    """Give the settings of each seed's run: the only one lives in `config.run`, several in folders in there."""
+    if config.seeds == 1:
+        return [config]
+    seeds = range(config.seed, config.seed + config.seeds)
+    return [replace(config, seed=seed, seeds=1, run=config.run / f"seed-{seed}") for seed in seeds]
+
+
+def run_seeds(
+    config: C,
+    world: World,
+    once: Callable[[C], dict[str, Any] | None],
+    conclude: Callable[[C, list[dict[str, Any]]], None],
+) -> int:
+    """Make each seed's run, then conclude from their summaries; returns the exit code.
+
+    once  makes one run; returns its summary, None if it was asked to stop.
+    """
+    summaries = []
+    for one in one_for_each_seed(config):
+        summary = once(one)
+        if summary is None:
+            return STOPPED
+        summaries.append(summary)
+    world.on_main(lambda: conclude(config, summaries))
+    return 0

@@ -1,0 +1,104 @@
+"""Encoders for other people's code: timm, Hugging Face, facebookresearch/mae; each with a card on how to load it."""
+
+from pathlib import Path
+
+import torch
+
+from mae_curriculum.commands.config import ExportConfig
+from mae_curriculum.config import ConfigError, load_file
+from mae_curriculum.evaluation.results import as_percent
+from mae_curriculum.files import read_json
+from mae_curriculum.model.config import TIMM_NAMES, ModelConfig
+from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
+from mae_curriculum.pretraining_config import PretrainConfig
+from mae_curriculum.run.folder import run_and_epochs
+from mae_curriculum.terminal import in_form
+from mae_curriculum.tracking.journal import Journal
+from mae_curriculum.weights.build import load_into_
+from mae_curriculum.weights.read import Weights, read_weights
+from mae_curriculum.weights.run_settings import run_settings
+from mae_curriculum.weights.write import hugging_face, mae_layout, save_weights
+
+
+def export(config: ExportConfig) -> int:
+    """Write the weights and their card; returns the exit code."""
+    weights = read_weights(config.checkpoint, heads=config.heads)
+    model = build_model(weights.model, seed=0)
+    if config.format in ("hf_mae", "mae") and not weights.decoder:
+        raise ConfigError(
+            f"format {config.format} needs a decoder, and {config.checkpoint} has none; choose timm or hf"
+        )
+    load_into_(model.encoder, weights.encoder, f"the encoder of {config.checkpoint}")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    match config.format:
+        case "timm":
+            save_weights(config.out, weights.encoder, weights.model, {})
+        case "mae":
+            torch.save({"model": mae_layout(model, weights)}, config.out)
+        case _:
+            hugging_face(model, weights, decoder=config.format == "hf_mae").save_pretrained(config.out)
+    card = config.out / "README.md" if config.out.is_dir() else config.out.with_suffix(".md")
+    card.write_text(model_card(config, weights, model))
+    print(f"{config.out}, and {card}")
+    return 0
+
+
+def model_card(config: ExportConfig, weights: Weights, model: MaskedAutoencoder) -> str:
+    """Say what the weights are, where they come from, and how to load them."""
+    default = ModelConfig()
+    changed = {
+        timms: getattr(weights.model, ours)
+        for ours, timms in TIMM_NAMES.items()
+        if getattr(weights.model, ours) != getattr(default, ours)
+    }
+    extras = "".join(f", {key}={value!r}" for key, value in changed.items())
+    name = config.out.name
+    loading = {
+        "timm": f'timm.create_model("{weights.model.name}", num_classes=0, checkpoint_path="{name}"{extras})',
+        "hf": f'transformers.ViTModel.from_pretrained("{name}", add_pooling_layer=False)',
+        "hf_mae": f'transformers.ViTMAEForPreTraining.from_pretrained("{name}")',
+        "mae": f'model.load_state_dict(torch.load("{name}")["model"])  # a model of its models_mae.py',
+    }[config.format]
+    lines = [
+        f"# {weights.model.name}, pretrained as a masked autoencoder",
+        "",
+        f"Images of {model.image_size[0]}x{model.image_size[1]} pixels, {model.channels} channels, patches of "
+        f"{model.patch_size[0]}; taken from a {weights.origin}.",
+        "",
+        "    " + loading,
+        "",
+        *_history(config.checkpoint),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _history(checkpoint: Path) -> list[str]:
+    """Tell data, schedule, time and results of a run folder; of other checkpoints nothing is known."""
+    folder, epochs = run_and_epochs(checkpoint)
+    if "curriculum" not in run_settings(checkpoint):  # imported
+        return []
+    run = load_file(PretrainConfig, folder.config)
+    mean, std = run.data.statistics(run.model.channels)
+    stages = ", ".join(f"{stage.share:g} at {stage.size}" for stage in run.curriculum.stages)
+    lines = [
+        f"- data: {run.data.source}, normalised by mean {list(mean)} and standard deviation {list(std)}",
+        f"- schedule: {run.epochs} equivalent epochs, batch {run.batch_size}, base learning rate {run.optim.base_lr:g}",
+        f"- curriculum: shares of {run.curriculum.pace}: {stages} (of 224) pixels; target {run.model.target}, "
+        f"mask ratio {run.model.mask_ratio:g}",
+    ]
+    if folder.summary.exists():
+        summary = read_json(folder.summary)
+        lines += [
+            f"- training: {summary['train_seconds'] / 3600:.3g} h, {summary['images']} images, "
+            f"{summary['flops']:.3g} FLOPs",
+            f"- result: loss {in_form(summary['loss'], '{:.4f}')}; kNN accuracy {summary['knn']}, "
+            f"untrained {summary['knn_untrained']}",
+        ]
+    measured = (row for row in Journal(folder.journal).rows() if "checkpoint" in row)
+    newest = {row["event"]: row for row in measured if run_and_epochs(Path(row["checkpoint"]))[1] == epochs}
+    for command in ("knn", "fewshot", "linprobe", "finetune"):
+        if row := newest.get(command):
+            figures = {"": row["accuracy"]} if "mean" in row["accuracy"] else row["accuracy"]
+            told = ", ".join(f"{shots and f'{shots} labels '}{as_percent(figure)}" for shots, figure in figures.items())
+            lines.append(f"- {command} on {row['source']}: accuracy {told}")
+    return lines

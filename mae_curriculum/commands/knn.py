@@ -1,0 +1,35 @@
+"""The kNN accuracy of any checkpoint on any images with classes."""
+
+from mae_curriculum.commands.config import EvaluateConfig
+from mae_curriculum.config import ConfigError
+from mae_curriculum.data.sources import download, open_images
+from mae_curriculum.distributed import connect
+from mae_curriculum.evaluation.features import Inference
+from mae_curriculum.evaluation.knn import knn_of_encoder, why_no_knn
+from mae_curriculum.evaluation.results import record, spread
+from mae_curriculum.weights.build import encoder_of, read_together
+from mae_curriculum.weights.run_settings import resolve_images
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """Measure, print and record; returns the exit code."""
+    data = resolve_images(config.data, config.checkpoint)
+    with connect() as world:
+        weights = read_together(config.checkpoint, world, heads=config.heads)
+        model = encoder_of(weights, config.checkpoint).to(world.device)
+        world.on_main(lambda: download(data))
+        train, val = open_images(data)
+        if why := why_no_knn(train, val, config.knn):
+            raise ConfigError(f"no kNN accuracy: {why}")
+        inference = Inference(world, data, config.precision, config.knn.batch_images)
+        accuracy = knn_of_encoder(model, train, val, config=config.knn, inference=inference, cached=True)
+        assert accuracy is not None, "why_no_knn has no reason"
+        result = {
+            "origin": weights.origin,
+            "source": data.source,
+            "neighbours": config.knn.neighbours,
+            "accuracy": spread([accuracy]),
+        }
+        world.say(f"kNN accuracy {accuracy:.4f} of {config.checkpoint} ({weights.origin}) on {data.source}")
+        world.on_main(lambda: record("knn", result, config, run=config.run, checkpoint=config.checkpoint))
+    return 0

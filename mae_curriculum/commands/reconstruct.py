@@ -1,0 +1,47 @@
+"""What any checkpoint with a decoder makes of some image files, as a picture."""
+
+from pathlib import Path
+
+import torch
+
+from mae_curriculum.commands.config import ReconstructConfig
+from mae_curriculum.config import ConfigError, load_part
+from mae_curriculum.curriculum.schedule import Curriculum
+from mae_curriculum.data.augment import resize_and_crop
+from mae_curriculum.data.config import DataConfig
+from mae_curriculum.data.decode import BrokenImageError, read_image
+from mae_curriculum.evaluation.reconstruction import reconstruct_images, why_no_reconstruction
+from mae_curriculum.report.figures import draw_reconstructions, drawable
+from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.weights.build import autoencoder_of
+from mae_curriculum.weights.read import read_weights
+from mae_curriculum.weights.run_settings import run_settings
+
+
+def reconstruct(config: ReconstructConfig) -> int:
+    """Draw the picture; returns the exit code."""
+    weights = read_weights(config.checkpoint, heads=config.heads)
+    if why := why_no_reconstruction(weights.model.target):
+        raise ConfigError(f"{config.checkpoint}: {why}")
+    model = autoencoder_of(weights, config.checkpoint)
+    data = load_part(DataConfig, run_settings(config.checkpoint).get("data", {}))
+    mean, std = data.statistics(model.channels)  # ImageNet's where the checkpoint is no run
+    pixels = []
+    for path in config.images:
+        try:
+            pixels.append(resize_and_crop(read_image(path, model.channels), model.image_size))
+        except BrokenImageError as error:
+            raise ConfigError(f"images: {path} cannot be shown: {error}") from error
+    found = reconstruct_images(
+        model, torch.stack(pixels), model.image_size, seed=config.seed, mean=mean, std=std, resize=Curriculum.resize
+    )
+    folder = RunFolder(config.checkpoint)
+    default = folder.path / "pictures" if folder.config.exists() else Path()
+    out = config.out or default / "reconstruction.png"
+    names = [path.name for path in config.images]
+    try:
+        draw_reconstructions(out, found, names, title=f"{config.checkpoint.name} ({weights.origin})")
+    except OSError as error:
+        raise ConfigError(f"{drawable(str(out))} cannot be written ({error.strerror}); choose another --out") from error
+    print(drawable(str(out)))
+    return 0

@@ -1,0 +1,69 @@
+"""The step that ended a run once more: the same images, masks and weights, image by image."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from mae_curriculum.commands.config import ReplayConfig
+from mae_curriculum.config import ConfigError, load_file
+from mae_curriculum.data.loader import RequestSampler, training_loader
+from mae_curriculum.data.sources import open_images
+from mae_curriculum.distributed import World, connect
+from mae_curriculum.pretraining import set_up
+from mae_curriculum.pretraining_config import PretrainConfig
+from mae_curriculum.run.checkpoint import load_state
+from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.terminal import as_table
+from mae_curriculum.training.anomalies import CAPTURE
+
+
+def replay(config: ReplayConfig) -> int:
+    """Print the loss and the gradient of each image that has no finite ones, and of the step; returns the exit code."""
+    capture = config.run / CAPTURE
+    if not capture.exists():
+        raise ConfigError(f"{capture} is not there: a pretraining leaves one if steps without finite loss end it")
+    path = RunFolder(config.run).config
+    if "mask_ratio" not in path.read_text():
+        raise ConfigError(f"{config.run} is no pretraining, and only those are replayed")
+    state = load_state(capture)
+    with connect() as world:
+        if world.size > 1:
+            raise ConfigError(f"replay is for one process, this is one of {world.size}; start it without torchrun")
+        rows, norm = measure(load_file(PretrainConfig, path), state, world)
+    failed = [row for row in rows if not math.isfinite(row[1] + row[2])]
+    table = [[name, f"{loss:.4g}", f"{gradient:.4g}"] for name, loss, gradient in failed or rows]
+    print(as_table([["image", "loss", "gradient"], *table]))
+    print(
+        f"step {state['step']}, with the weights {'it had' if state['exact'] else 'of a few steps later'}: the "
+        f"gradient's norm is {norm:.4g}; {len(failed)} of {len(rows)} images have no finite loss or gradient"
+    )
+    return 0
+
+
+def measure(
+    config: PretrainConfig, state: dict[str, Any], world: World
+) -> tuple[list[tuple[str, float, float]], float]:
+    """Make a step without changing weights.
+
+    Returns  name, loss and gradient's norm of each image, and the norm of the whole gradient.
+    """
+    images, _ = open_images(config.data)
+    training = set_up(config, world, images)
+    model, moment = training.model, training.clock.moment(state["step"])
+    model.load_state_dict(state["model"])
+    sampler = RequestSampler(training.clock, moment.step, config.seed, 0, 1, micro_batch=None)
+    batch = next(iter(training_loader(training.dataset, sampler, workers=0, device=world.device)))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    rows = []
+    for place, index in enumerate(batch.ids.tolist()):
+        one = batch._replace(images=batch.images[place : place + 1], ids=batch.ids[place : place + 1])
+        with world.autocast(config.precision):
+            loss = model(*training.inputs(one, moment, range(place, place + 1))).sum()
+        gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        for whole, part in zip(total, gradient, strict=True):
+            whole += part / moment.batch_images
+        rows.append((images.name(index), float(loss.detach()), float(nn.utils.get_total_norm(gradient))))
+    return rows, float(nn.utils.get_total_norm(total))

@@ -1,0 +1,20 @@
+"""Write a report: one HTML page about runs."""
+
+from mae_curriculum.commands.config import ReportConfig
+from mae_curriculum.config import ConfigError
+from mae_curriculum.files import write_whole
+from mae_curriculum.report.html import render
+from mae_curriculum.report.runs import read_runs, readable
+
+
+def report(config: ReportConfig) -> int:
+    """Write the page; returns the exit code."""
+    runs = read_runs([*filter(None, [config.baseline]), *config.runs])
+    page = render(runs, baseline=runs[0] if config.baseline else None)
+    out = config.out or config.runs[0] / "report.html"
+    try:
+        write_whole(out, page.encode(errors="replace"))
+    except OSError as error:
+        raise ConfigError(f"{readable(out)} cannot be written ({error.strerror}); choose another --out") from error
+    print(f"{readable(out)}: {len(page) / 1e6:.1f} MB, {len(runs)} run{'s' * (len(runs) > 1)}")
+    return 0

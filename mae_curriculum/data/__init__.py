@@ -1,0 +1,3 @@
+"""From image files to batches on the device: sources, decoding, augmentation, the loader with its order,
+preprocessing.
+"""

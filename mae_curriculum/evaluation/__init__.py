@@ -1,0 +1,1 @@
+"""What an encoder is worth: features, kNN accuracy, reconstructions, and what the curriculum saved."""

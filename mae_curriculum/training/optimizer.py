@@ -1,0 +1,32 @@
+"""The optimizer: AdamW with MAE's groups, and the batch-size rule."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW
+
+from mae_curriculum.training.config import OptimConfig
+
+
+def scaled_lr(base_lr: float, batch_images: int) -> float:
+    """Scale a learning rate given for 256 images to a batch (arXiv:1706.02677; MAE does so with AdamW)."""
+    return base_lr * batch_images / 256
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
+    """Make AdamW over the trained parameters; vectors and tokens (1, n, d) are not decayed."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    is_matrix = [parameter.ndim > 1 and parameter.shape[0] > 1 for parameter in trained]
+    groups = [
+        {
+            "params": [p for p, matrix in zip(trained, is_matrix, strict=True) if matrix],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [p for p, matrix in zip(trained, is_matrix, strict=True) if not matrix], "weight_decay": 0.0},
+    ]
+    return build_adamw(groups, config)
+
+
+def build_adamw(groups: list[dict[str, Any]], config: OptimConfig) -> AdamW:
+    """Make AdamW over groups of parameters that say their weight decay; the loop sets their learning rates."""
+    return AdamW(groups, lr=0.0, betas=config.betas, fused=True)

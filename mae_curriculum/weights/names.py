@@ -1,0 +1,84 @@
+"""Names of weights: timm's, this project's, Hugging Face's; fingerprints of tensors."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+MODEL_KEY = "mae_curriculum.model.masked_autoencoder"
+"""Under this key a safetensors file says, as JSON, which `ModelConfig` its weights belong to."""
+
+
+VIT_KEY = re.compile(
+    r"(cls_token|reg_token|pos_embed|patch_embed\.proj\.\w+|(norm|fc_norm|norm_pre|head)\.\w+"
+    r"|blocks\.\d+\.((norm[12]|attn\.(qkv|proj|q_norm|k_norm)|mlp\.fc[12])\.\w+|ls[12]\.gamma))"
+)
+
+
+DECODER_KEY = re.compile(
+    r"(mask_token|decoder_(embed|norm|pred)\.\w+"
+    r"|decoder_blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.\w+)"
+)
+
+
+_HUGGING_FACE = [  # on disk, and in the memory of transformers 5; the layers of encoder and decoder bear the same names
+    (r"^(vit\.)?embeddings\.cls_token$", "cls_token"),
+    (r"^(vit\.)?embeddings\.position_embeddings$", "pos_embed"),
+    (r"^(vit\.)?embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^(vit\.)?(encoder\.layer|layers)\.(\d+)\.", r"blocks.\3."),
+    (r"^(vit\.)?layernorm\.", "norm."),
+    (r"^decoder\.decoder_(layers|encoder\.layer)\.(\d+)\.", r"decoder_blocks.\2."),
+    (r"^decoder\.", ""),
+    (r"\.attention\.output\.dense\.|\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.attention\.(attention\.)?(q|k|v)(uery|ey|alue|_proj)\.", r".attn.\2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+]
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """Name weights by 16 hexadecimal digits."""
+    name = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        name.update(key.encode())
+        content: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        name.update(content)
+    return name.hexdigest()[:16]
+
+
+def read_facts(path: Path) -> dict[str, str]:
+    """Read what stands beside the weights of a safetensors file."""
+    with safe_open(path, "pt") as file:
+        facts: dict[str, str] = file.metadata() or {}
+    return facts
+
+
+def from_hugging_face(key: str) -> str:
+    """Turn a key of Hugging Face's ViT or ViTMAE into this project's, but for q, k and v, which it keeps apart."""
+    for pattern, name in _HUGGING_FACE:
+        key = re.sub(pattern, name, key)
+    return key
+
+
+def join_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Join `….attn.q/k/v.weight` and `.bias` to timm's `….attn.qkv`."""
+    joined = {key: value for key, value in state.items() if not re.search(r"\.attn\.[qkv]\.", key)}
+    for key in state:
+        if ".attn.q." in key:
+            parts = [state.get(key.replace(".attn.q.", f".attn.{part}.")) for part in "qkv"]
+            if all(part is not None for part in parts):
+                joined[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat([part for part in parts if part is not None])
+    return joined
+
+
+def some(keys: Iterable[str]) -> str:
+    """List keys, the first ten of many."""
+    keys = sorted(keys)
+    return ", ".join(keys[:10]) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "")

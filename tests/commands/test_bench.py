@@ -1,0 +1,36 @@
+import json
+
+import pytest
+
+from mae_curriculum.__main__ import main
+from tests.runs import ROOT
+
+DIGITS = str(ROOT / "configs" / "pretrain" / "digits.yaml")
+
+
+def test_stages_are_measured_beside_the_baseline_and_their_flops(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--config", DIGITS, "--batch_size", "16", "--rounds", "2", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [(row["stage"], row["size"]) for row in facts["stages"]] == [
+        ("full size", [32, 32]),
+        ("1", [24, 24]),
+        ("2", [24, 24]),
+        ("3", [32, 32]),
+    ]
+    assert [row["share_of_full_flops"] for row in facts["stages"]] == pytest.approx([1, 0.564, 0.564, 1], abs=0.001)
+    assert all(row["seconds_per_image"] > 0 for row in facts["stages"])
+    assert facts["stages"][0]["share_of_full_seconds"] == 1
+    assert [row["size"] for row in facts["resize"]] == [[24, 24]]
+    assert all(facts["resize"][0][way] > 0 for way in ("fourier", "lanczos", "bicubic"))
+
+
+def test_the_text_shows_both_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--config", DIGITS, "--batch_size", "16", "--rounds", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "full size" in text
+    assert "fourier/bicubic" in text
+
+
+def test_no_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--config", DIGITS, "--rounds", "0"]) == 2
+    assert "rounds must be at least 1, got 0" in capsys.readouterr().err

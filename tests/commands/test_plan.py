@@ -1,0 +1,95 @@
+import json
+from typing import Any
+
+import pytest
+
+from mae_curriculum.__main__ import main
+from tests.runs import ROOT
+
+CONFIGS = ROOT / "configs"
+
+
+def plan(recipe: str, *arguments: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["plan", "--config", str(CONFIGS / "pretrain" / f"{recipe}.yaml"), *arguments, "--json"]) == 0
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("recipe", "published"), [("vit_b16_in1k_efficienttrain", 1.54), ("vit_l16_in1k_efficienttrain", 1.53)]
+)
+def test_speed_ups_are_the_published_ones(recipe: str, published: float, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = plan(recipe, capsys=capsys)
+    assert facts["speedup"] == pytest.approx(published, abs=0.005)
+    assert [stage["size"] for stage in facts["stages"]] == [[160, 160], [192, 192], [224, 224]]
+    assert facts["steps"] == plan("vit_b16_in1k", capsys=capsys)["steps"]
+
+
+def test_a_stage_is_told_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--devices", "8", "--rate", "5000", "--curriculum.augmentation.randaug", "[0, 9]")
+    stage = plan("vit_b16_in1k_efficienttrain", *arguments, capsys=capsys)["stages"][0]
+    assert stage["grid"] == [10, 10]
+    assert stage["visible_tokens"] == 25
+    assert stage["magnitude"] == pytest.approx([0, 5.4])
+    assert stage["real_epochs"] == pytest.approx(960, abs=0.01)
+    assert stage["equivalent_epochs"] == pytest.approx(960)
+    # 4096 images on 8 devices; 512 fit at full size, 512 * (224/160)^2 = 1003 at 160 px
+    assert (stage["batch_images"], stage["micro_batch"], stage["accumulation"]) == (4096, 512, 1)
+    assert stage["loader_images_per_second"] == pytest.approx(5000 / 0.507, rel=0.01)
+
+
+def test_efficienttrain_plus_plus_has_real_epochs_beyond_its_equivalent_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    facts = plan("vit_b16_in1k_efficienttrain_pp", capsys=capsys)
+    assert facts["equivalent_epochs"] == 400
+    assert facts["real_epochs"] == pytest.approx(400 * 2.2729, rel=1e-3)  # 0.2 * 5.444 + 0.4 * 1.96 + 0.4
+    assert facts["stages"][0]["real_epochs"] == pytest.approx(80 * 49 / 9, rel=1e-3)
+    assert facts["speedup"] == pytest.approx(1, abs=0.01)  # equal compute by construction
+
+
+def test_plain_mae_is_the_curriculum_of_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    none = plan("vit_b16_in1k_efficienttrain", "--curriculum", str(CONFIGS / "curriculum" / "none.yaml"), capsys=capsys)
+    assert none["speedup"] == 1
+    assert none["stages"] == plan("vit_b16_in1k", capsys=capsys)["stages"]
+
+
+def test_more_devices_than_images_of_a_step_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(CONFIGS / "pretrain" / "digits.yaml")
+    stages = '[{"share": 1.0, "size": 224, "batch_factor": 0.5}]'
+    assert main(["plan", "--config", recipe, "--devices", "100", "--curriculum.stages", stages]) == 2
+    assert "makes steps of 64 images, fewer than the 100 processes" in capsys.readouterr().err
+
+
+def test_the_text_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", str(CONFIGS / "pretrain" / "vit_b16_in1k_efficienttrain.yaml")]) == 0
+    text = capsys.readouterr().out
+    assert "speed-up 1.54x" in text
+    assert [line.split()[1:4] for line in text.splitlines()[2:5]] == [
+        ["160", "10x10", "25/100"],
+        ["192", "12x12", "36/144"],
+        ["224", "14x14", "49/196"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "pace", "stages"),
+    [
+        ("none", "images", [(1, 224)]),
+        ("efficienttrain", "images", [(0.6, 160), (0.2, 192), (0.2, 224)]),
+        ("efficienttrain_pp", "compute", [(0.2, 96), (0.4, 160), (0.4, 224)]),
+        ("efficienttrain_pp_convnext", "compute", [(0.6, 160), (0.4, 224)]),
+        ("efficienttrain_pp_deit", "compute", [(0.2, 96), (0.4, 160), (0.2, 192), (0.2, 224)]),
+    ],
+)
+def test_curriculum_files_are_the_papers_tables(
+    name: str, pace: str, stages: list[tuple[float, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    curriculum = str(CONFIGS / "curriculum" / f"{name}.yaml")
+    facts = plan("vit_b16_in1k", "--curriculum", curriculum, capsys=capsys)
+    ends = [stage["progress"][1] for stage in facts["stages"]]
+    assert [(end - start, s["size"][0]) for start, end, s in zip([0, *ends], ends, facts["stages"], strict=False)] == [
+        (pytest.approx(share), size) for share, size in stages
+    ]
+    assert (facts["real_epochs"] > 1601) == (pace == "compute")
+    assert [s["magnitude"] is None for s in facts["stages"]] == [name == "none"] * len(stages)

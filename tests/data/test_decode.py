@@ -1,0 +1,124 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from mae_curriculum.data.decode import BrokenImageError, read_image, to_channels
+
+
+def gradient(height: int = 40, width: int = 60) -> NDArray[np.uint8]:
+    """A smooth image whose left is red, right green, top dark."""
+    x, y = np.linspace(0, 1, width), np.linspace(0.3, 1, height)[:, None]
+    return (np.stack([(1 - x) * y, x * y, 0.5 * y + 0 * x], 2) * 255).astype(np.uint8)
+
+
+def write(path: Path, image: Image.Image, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def close_to(image: torch.Tensor, expected: NDArray[Any], within: float) -> bool:
+    return bool((image.permute(1, 2, 0).numpy().astype(int) - expected.astype(int)).__abs__().mean() < within)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tiff", "gif"])
+def test_files_of_every_kind_give_their_pixels(ending: str, tmp_path: Path) -> None:
+    image = read_image(write(tmp_path / f"a.{ending}", Image.fromarray(gradient())), 3)
+    assert (image.shape, image.dtype) == ((3, 40, 60), torch.uint8)
+    assert close_to(image, gradient(), within=3)  # jpeg, webp and gif lose a little
+
+
+def test_grey_files_fill_three_channels(tmp_path: Path) -> None:
+    grey = gradient()[..., 1]
+    for ending in ("jpg", "png"):
+        image = read_image(write(tmp_path / f"a.{ending}", Image.fromarray(grey)), 3)
+        assert close_to(image, np.stack([grey] * 3, 2), within=2)
+
+
+def test_colour_files_become_grey_by_luminance(tmp_path: Path) -> None:
+    luminance = (gradient() @ np.array([0.299, 0.587, 0.114]))[..., None]
+    for ending in ("jpg", "png"):
+        assert close_to(
+            read_image(write(tmp_path / f"a.{ending}", Image.fromarray(gradient())), 1), luminance, within=2
+        )
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_sixteen_bit_files_are_scaled_not_clipped(ending: str, tmp_path: Path) -> None:
+    wide = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    image = read_image(write(tmp_path / f"a.{ending}", Image.fromarray(wide)), 1)
+    assert close_to(image, (wide / 257)[..., None], within=1)
+
+
+def test_cmyk_jpegs_keep_their_colours(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jpg", Image.fromarray(gradient()).convert("CMYK"), quality=95)
+    assert close_to(read_image(path, 3), gradient(), within=3)
+
+
+def test_palette_files_keep_their_colours_also_with_transparency(tmp_path: Path) -> None:
+    palette = Image.fromarray(gradient()).quantize(200)
+    expected = np.asarray(palette.convert("RGB"))
+    assert close_to(read_image(write(tmp_path / "a.png", palette), 3), expected, within=0.01)
+    assert close_to(
+        read_image(write(tmp_path / "b.png", palette, transparency=bytes([0, 128])), 3), expected, within=0.01
+    )
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_exif_rotation_is_followed(ending: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6  # to be shown turned a quarter clockwise
+    path = write(tmp_path / f"a.{ending}", Image.fromarray(gradient()), exif=exif)
+    assert close_to(read_image(path, 3), np.rot90(gradient(), k=-1), within=3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_arrays_bring_any_number_of_channels(dtype: type, tmp_path: Path) -> None:
+    array: NDArray[Any] = (np.arange(5 * 6 * 7).reshape(5, 6, 7) * (257 if dtype is np.uint16 else 1)).astype(dtype)
+    np.save(tmp_path / "a.npy", array)
+    image = read_image(tmp_path / "a.npy", 7)
+    assert torch.equal(image, torch.arange(5 * 6 * 7, dtype=torch.uint8).view(5, 6, 7).permute(2, 0, 1))
+
+
+def encoded(ending: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(gradient(200, 200)).save(buffer, ending)
+    return buffer.getvalue()
+
+
+BROKEN = {
+    "text.jpg": b"this is no image at all\n" * 9,
+    "empty.jpg": b"",
+    "head.jpg": b"\xff\xd8\xff\xe0 and no more",
+    "cut.jpg": encoded("JPEG")[: len(encoded("JPEG")) // 2],
+    "cut.png": encoded("PNG")[: len(encoded("PNG")) // 2],
+    "cut.npy": b"\x93NUMPY\x01\x00",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_told_in_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(BROKEN[name])
+    with pytest.raises(BrokenImageError) as caught:
+        read_image(tmp_path / name, 3)
+    assert str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_usable_image_is_broken_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(BrokenImageError, match="1x1 pixels are too few"):
+        read_image(write(tmp_path / "a.png", Image.new("RGB", (1, 1))), 3)
+    with pytest.raises(BrokenImageError, match="No such file"):
+        read_image(tmp_path / "gone.png", 3)
+    np.save(tmp_path / "f.npy", np.zeros((4, 4)))
+    with pytest.raises(BrokenImageError, match=r"float64 \(4, 4\); arrays are uint8 or uint16"):
+        read_image(tmp_path / "f.npy", 1)
+    with pytest.raises(BrokenImageError, match=r"model.channels is 5: store .npy arrays"):
+        read_image(write(tmp_path / "b.png", Image.new("RGB", (4, 4))), 5)
+    with pytest.raises(BrokenImageError, match="2 channels, model.channels is 3"):
+        to_channels(torch.zeros(2, 4, 4, dtype=torch.uint8), 3)

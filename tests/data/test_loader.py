@@ -1,0 +1,256 @@
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae_curriculum.config import ConfigError
+from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, Stage
+from mae_curriculum.data.config import DataConfig
+from mae_curriculum.data.loader import (
+    NO_IMAGE,
+    EvaluationImages,
+    Request,
+    RequestSampler,
+    TrainingImages,
+    epoch_order,
+    micro_batches,
+    training_loader,
+)
+from mae_curriculum.data.preprocess import normalise
+from mae_curriculum.data.sources import count_images, identify, open_images
+
+CPU = torch.device("cpu")
+GROWING = Curriculum(
+    stages=(Stage(0.5, 112), Stage(0.5, 224)), augmentation=Augmentation(randaug=(0, 9), min_area=(0.5, 0.3))
+)
+
+
+def make_clock(batch_images: int = 8, images_per_epoch: int = 30) -> Clock:
+    return Clock(
+        GROWING,
+        image_size=(16, 16),
+        patch_size=(4, 4),
+        images_per_epoch=images_per_epoch,
+        epochs=3,
+        batch_images=batch_images,
+    )
+
+
+def make_sampler(
+    first_step: int = 0, rank: int = 0, world_size: int = 1, micro_batch: int | None = None, seed: int = 5
+) -> RequestSampler:
+    return RequestSampler(make_clock(), first_step, seed, rank, world_size, micro_batch)
+
+
+def make_folder(folder: Path, counts: dict[str, int]) -> Path:
+    """Write small PNG images, each of one colour, into folders."""
+    for number, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            Image.new("RGB", (20, 24), (number * 40, index, 99)).save(folder / name / f"{index:03}.png")
+    return folder
+
+
+def test_an_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
+    orders = [epoch_order(5, epoch, 30).tolist() for epoch in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(30))
+    assert orders[0] != orders[1]
+    assert epoch_order(6, 0, 30).tolist() != orders[0]
+
+
+def test_batches_run_on_over_the_end_of_an_epoch() -> None:
+    requests = [request for batch in make_sampler() for request in batch]
+    assert [r.epoch for r in requests] == [0] * 30 + [1] * 30 + [2] * 28  # 90 images are 11 steps of 8
+    assert [r.image for r in requests[:30]] == epoch_order(5, 0, 30).tolist()
+
+
+def test_requests_carry_the_strength_of_their_moment() -> None:
+    batches = list(make_sampler())
+    clock = make_clock()
+    for step, batch in enumerate(batches):
+        assert {(r.magnitude, r.min_area) for r in batch} == {
+            (clock.moment(step).magnitude, clock.moment(step).min_area)
+        }
+    assert batches[0][0].magnitude == 0
+    assert batches[-1][0].magnitude == pytest.approx(9 * (0.5 + 0.5 * 4 / 5))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_ranks_and_micro_batches_share_the_same_images_out(world_size: int, micro_batch: int | None) -> None:
+    parts = [list(make_sampler(4, rank, world_size, micro_batch)) for rank in range(world_size)]
+    spread = sorted(request for rank in parts for batch in rank for request in batch)
+    assert spread == sorted(request for batch in list(make_sampler())[4:] for request in batch)
+
+
+def test_micro_batches_hold_more_of_smaller_images() -> None:
+    small, full = make_clock(batch_images=32).spans
+    assert [list(part) for part in micro_batches(full, 1, 2, 6)] == [
+        list(range(16, 21)),
+        list(range(21, 26)),
+        list(range(26, 32)),
+    ]
+    assert [len(part) for part in micro_batches(small, 1, 2, 6)] == [16]  # a quarter of the area: 24 fit
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_do_not_depend_on_the_number_of_workers(workers: int) -> None:
+    images, _ = open_images(DataConfig())
+    dataset = TrainingImages(images, (16, 16), 1, Augmentation(), 5)
+    clock = make_clock(images_per_epoch=len(images))
+    loader = training_loader(dataset, RequestSampler(clock, 530, 5, 0, 1, 4), workers=workers, device=CPU)
+    batches = [batch.images for batch in loader]
+    assert len(batches) == 2 * (clock.total_steps - 530)
+    expected = [dataset[request][0] for request in next(iter(RequestSampler(clock, 530, 5, 0, 1, 4)))]
+    assert torch.equal(batches[0], torch.stack(expected))
+    assert torch.equal(
+        batches[-1], torch.stack([dataset[r][0] for r in list(RequestSampler(clock, 538, 5, 0, 1, 4))[-1]])
+    )
+
+
+def test_a_broken_image_is_named_and_replaced_by_the_next(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"a": 300})
+    (tmp_path / "a" / "007.png").write_text("no image")
+    (tmp_path / "a" / "008.png").write_bytes((tmp_path / "a" / "009.png").read_bytes()[:40])
+    images, _ = open_images(DataConfig(source=str(tmp_path)))
+    image, index, broken = TrainingImages(images, (8, 8), 3, Augmentation(flip=False), 0)[Request(0, 7, None, 0.5)]
+    assert index == 9
+    assert image[:, 0, 0].tolist() == [0, 9, 99]
+    assert list(broken) == [str(tmp_path / "a" / f"00{i}.png") for i in (7, 8)]
+    assert broken[str(tmp_path / "a" / "007.png")] == "not an image"
+    evaluated = EvaluationImages(images, (8, 8), 3)
+    assert [evaluated[index][1] for index in range(6, 10)] == [6, NO_IMAGE, NO_IMAGE, 9]
+
+
+def test_an_image_with_nothing_but_broken_ones_behind_it_comes_black_with_their_names(tmp_path: Path) -> None:
+    for index in range(5):
+        (tmp_path / f"{index}.jpg").write_text("no image")
+    images, _ = open_images(DataConfig(source=str(tmp_path)))
+    image, _, broken = TrainingImages(images, (8, 8), 3, Augmentation(), 0)[Request(0, 2, None, 0.5)]
+    assert not image.any()
+    assert len(broken) == 2  # more than 1 % of five
+
+
+def test_normalised_pixels_have_mean_zero_and_variance_one() -> None:
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)
+    images = normalise(pixels, (0.5, 0.5, 0.0), (0.5, 0.25, 1.0))
+    assert images[0, :, 0].tolist() == [[-1, 1], [-2, 2], [0, 1]]
+
+
+def test_digits_are_kept_apart_for_validation() -> None:
+    train, val = open_images(DataConfig())
+    assert val is not None
+    assert (len(train), len(val)) == (count_images(DataConfig()), 359)
+    assert train.read(0, 1).shape == (1, 8, 8)
+    assert int(train.read(0, 1).max()) > 200
+    assert train.read(0, 3).shape == (3, 8, 8)
+    assert sorted(set(train.labels or [])) == list(range(10))
+
+
+def test_a_folder_with_train_and_val_gives_both(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"train/cat": 3, "train/dog": 2, "val/cat": 1, "val/dog": 1})
+    train, val = open_images(DataConfig(source=str(tmp_path)))
+    assert train.labels == [0, 0, 0, 1, 1]
+    assert val is not None
+    assert val.labels == [0, 1]
+    assert train.name(3).endswith("dog/000.png")
+
+
+def test_validation_images_bear_the_class_numbers_of_training(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"train/a": 1, "train/b": 1, "train/c": 1, "val/c": 2})
+    _, val = open_images(DataConfig(source=str(tmp_path)))
+    assert val is not None
+    assert val.labels == [2, 2]
+    make_folder(tmp_path, {"val/d": 1})
+    with pytest.raises(ConfigError, match="val has classes that train/ lacks: d"):
+        open_images(DataConfig(source=str(tmp_path)))
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    make_folder(tmp_path / "real", {"a": 2, "b": 2})
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a").symlink_to(tmp_path / "real" / "a")
+    (tmp_path / "real" / "a" / "up").symlink_to(tmp_path / "set")
+    (tmp_path / "real" / "a" / "again").symlink_to(tmp_path / "real")
+    images, _ = open_images(DataConfig(source=str(tmp_path / "set")))
+    assert len(images) == 4
+
+
+def test_a_set_of_images_is_known_by_number_and_names(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"a": 2, "b": 2})
+    before = identify(open_images(DataConfig(source=str(tmp_path)))[0])
+    moved = tmp_path.rename(tmp_path.parent / "moved")
+    assert identify(open_images(DataConfig(source=str(moved)))[0]) == before
+    (moved / "a" / "000.png").rename(moved / "a" / "zero.png")
+    assert identify(open_images(DataConfig(source=str(moved)))[0]) != before
+
+
+def test_a_tree_of_unlabelled_images_has_no_labels(tmp_path: Path) -> None:
+    make_folder(tmp_path, {".": 2, "deep/er": 2})
+    (tmp_path / "notes.txt").write_text("not an image, and not listed")
+    train, val = open_images(DataConfig(source=str(tmp_path)))
+    assert (len(train), train.labels, val) == (4, None, None)
+    one_class, _ = open_images(DataConfig(source=str(tmp_path / "deep")))
+    assert one_class.labels is None
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere", "'nowhere' is neither a folder nor one of digits, cifar10, imagenette"),
+        ("empty", "no images in empty; files that count end in .* .jpg"),
+    ],
+)
+def test_a_source_without_images_is_refused(
+    source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=message):
+        open_images(DataConfig(source=source))
+
+
+def test_an_image_count_that_is_wrong_is_refused(tmp_path: Path) -> None:
+    config = DataConfig(source=str(make_folder(tmp_path, {"a": 2})), image_count=3)
+    assert count_images(config) == 3
+    with pytest.raises(ConfigError, match="data.image_count is 3, but .* holds 2; mend it"):
+        open_images(config)
+
+
+def test_statistics_fit_the_channels() -> None:
+    assert DataConfig().statistics(3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert DataConfig(mean=(0.3,), std=(0.4,)).statistics(1) == ((0.3,), (0.4,))
+    assert len(DataConfig().statistics(5)[0]) == 5
+    with pytest.raises(ConfigError, match="data.mean has 1 values, model.channels is 3"):
+        replace(DataConfig(), mean=(0.3,)).statistics(3)
+
+
+def test_multi_channel_arrays_are_a_folder_like_any(tmp_path: Path) -> None:
+    for index in range(3):
+        np.save(tmp_path / f"{index}.npy", np.full((6, 6, 5), index, dtype=np.uint8))
+    images, _ = open_images(DataConfig(source=str(tmp_path)))
+    image, _, broken = TrainingImages(images, (8, 8), 5, Augmentation(), 0)[Request(0, 2, None, 0.5)]
+    assert (image.shape, int(image.max()), broken) == ((5, 8, 8), 2, {})
+
+
+def test_an_error_in_the_training_process_is_not_waited_upon_by_workers() -> None:
+    program = """
+import torch
+from mae_curriculum.curriculum import Augmentation, Clock, Curriculum
+from mae_curriculum.data import RequestSampler, TrainingImages, training_loader
+from mae_curriculum.sources import DataConfig, open_images
+shape = {"image_size": (16, 16), "patch_size": (8, 8)}
+clock = Clock(Curriculum(), **shape, images_per_epoch=1438, epochs=9, batch_images=4)
+dataset = TrainingImages(open_images(DataConfig())[0], (16, 16), 1, Augmentation(), 0)
+batches = iter(training_loader(dataset, RequestSampler(clock, 0, 0, 0, 1, None), workers=2, device=torch.device("cpu")))
+next(batches)
+raise RuntimeError("an error")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "RuntimeError: an error" in done.stderr

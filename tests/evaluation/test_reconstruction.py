@@ -1,0 +1,147 @@
+"""What a model makes of images, to the last pixel."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mae_curriculum.curriculum.low_frequency import low_frequency_crop
+from mae_curriculum.evaluation.reconstruction import (
+    Reconstruction,
+    choose_spread,
+    fixed_noise,
+    reconstruct_images,
+    unpatchify,
+    why_no_reconstruction,
+)
+from mae_curriculum.model.config import ModelConfig, Target
+from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model, patchify
+from mae_curriculum.model.masking import mask_noise, split_by_noise
+from mae_curriculum.model.targets import PIXEL_TARGETS, patch_target, target_pixels
+
+SMALL = ModelConfig(
+    "vit_tiny_patch16_224",
+    image_size=(32, 48),
+    patch_size=8,
+    width=48,
+    depth=1,
+    heads=3,
+    decoder_width=32,
+    decoder_depth=1,
+    decoder_heads=2,
+)
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 32, 48), np.uint8))
+
+
+class Oracle(MaskedAutoencoder):
+    """Predicts the very target of the images that it is told."""
+
+    truth: Tensor
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int], ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
+        patches = patchify(self.truth, self.patch_size)
+        return patch_target(patches.take_along_dim(ids_mask[..., None], dim=1), self.target)
+
+
+def of(model: MaskedAutoencoder, size: tuple[int, int] = (32, 48), pixels: Tensor = PIXELS) -> Reconstruction:
+    return reconstruct_images(model, pixels, size, seed=5, mean=MEAN, std=STD, resize="fourier")
+
+
+@pytest.mark.parametrize("target", PIXEL_TARGETS)
+@pytest.mark.parametrize("size", [(32, 48), (16, 24)])
+def test_the_exact_target_gives_the_input_back(target: Target, size: tuple[int, int]) -> None:
+    model = Oracle(replace(SMALL, target=target))
+    shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
+    model.truth = low_frequency_crop((PIXELS / 255 - shift) / scale, size)
+    found = of(model, size)
+    torch.testing.assert_close(found.completed, found.seen, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.seen, low_frequency_crop(PIXELS / 255, size), atol=1e-5, rtol=0)
+
+
+def test_visible_patches_are_the_inputs_own_and_without_error() -> None:
+    found = of(build_model(SMALL, seed=0))
+    visible = ~found.hidden.expand_as(found.seen)
+    assert torch.equal(found.completed[visible], found.seen[visible])
+    assert torch.equal(found.masked[visible], found.seen[visible])
+    assert (found.masked[~visible] == 0.5).all()
+    assert (found.error[~found.hidden] == 0).all()
+    assert (found.error[found.hidden] > 0).any()
+    assert (found.visible_count, found.patch_count) == (6, 24)
+    assert found.hidden.float().mean() == 18 / 24
+
+
+def test_a_prediction_of_zeros_shows_each_hidden_patchs_own_mean() -> None:
+    model = build_model(SMALL, seed=0)
+    torch.nn.init.zeros_(model.decoder_pred.weight)
+    found = of(model)
+    for image in range(len(PIXELS)):
+        for top in range(0, 32, 8):
+            for left in range(0, 48, 8):
+                patch = (image, slice(None), slice(top, top + 8), slice(left, left + 8))
+                if found.hidden[image, 0, top, left]:
+                    # the mean is that of all normalised values of the patch, colours together
+                    normal = (found.seen[patch] - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+                    shown = normal.mean() * torch.tensor(STD) + torch.tensor(MEAN)
+                    expected = shown[:, None, None].expand(3, 8, 8)
+                    torch.testing.assert_close(found.completed[patch], expected, atol=1e-5, rtol=0)
+
+
+def test_the_error_is_the_root_mean_square_over_the_channels() -> None:
+    seen, completed = (torch.tensor(values).view(1, 2, 1, 1) for values in ([0.0, 0.5], [0.3, 0.1]))
+    found = Reconstruction(seen, torch.ones(1, 1, 1, 1) > 0, completed, "pixels", 0, 1)
+    assert found.error.item() == pytest.approx((0.25 / 2) ** 0.5)
+
+
+def test_the_hidden_patches_depend_on_seed_place_and_grid_alone() -> None:
+    first, second = (build_model(SMALL, seed=seed) for seed in (0, 1))
+    assert torch.equal(of(first).hidden, of(second).hidden)
+    assert torch.equal(of(first, (16, 24)).hidden, of(second, (16, 24)).hidden)
+    assert torch.equal(of(first, pixels=PIXELS[:1]).hidden, of(first).hidden[:1])
+    noise = fixed_noise(3, (4, 6), (4, 6), seed=5)
+    assert torch.equal(noise, mask_noise(seed=5, step=0, places=range(3), patch_count=24))
+    ids_keep, _ = split_by_noise(noise, 6)
+    kept = patchify(~of(first).hidden, (8, 8)).all(dim=-1).nonzero()[:, 1].view(3, 6)
+    assert torch.equal(kept, ids_keep.sort(dim=1).values)
+
+
+def test_a_smaller_grid_takes_the_noise_of_the_patches_nearby() -> None:
+    full = fixed_noise(1, (4, 6), (4, 6), seed=0).view(4, 6)
+    assert torch.equal(fixed_noise(1, (4, 6), (2, 3), seed=0).view(2, 3), full[::2, ::2])
+
+
+def test_looking_changes_nothing() -> None:
+    model = build_model(SMALL, seed=0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = []
+    for look in (lambda: None, lambda: of(model)):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        look()
+        drawn.append((float(torch.rand(())), np.random.random(), random.random()))
+    assert drawn[0] == drawn[1]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_unpatchify_undoes_patchify() -> None:
+    images = torch.rand(2, 5, 24, 32)
+    assert torch.equal(unpatchify(patchify(images, (8, 4)), (3, 8), (8, 4)), images)
+
+
+def test_a_target_without_pixels_is_refused() -> None:
+    assert [why_no_reconstruction(target) for target in PIXEL_TARGETS] == [None, None]
+    assert why_no_reconstruction("hog") == "the decoder predicts hog, not pixels, so there is no image to show"
+    with pytest.raises(ValueError, match="a target of hog holds no pixels; those that do: pixels, norm_pixels"):
+        target_pixels(torch.zeros(1, 4), torch.zeros(1, 4), "hog")  # type: ignore[arg-type]
+
+
+def test_things_are_chosen_at_even_distances() -> None:
+    assert choose_spread(16, 4) == [0, 4, 8, 12]
+    assert choose_spread(3, 8) == [0, 1, 2]
+    assert choose_spread(100, 1) == [0]

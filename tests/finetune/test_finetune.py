@@ -1,0 +1,491 @@
+"""Fine-tuning, probes and few-shot as a user runs them, on the digits of a real pretraining."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from finetune.__main__ import main
+from finetune.config import FinetuneConfig
+from finetune.confusion import draw_confusion
+from finetune.finetune import set_up
+from finetune.mixing import mix
+from finetune.repeat import one_for_each_seed
+from mae_curriculum.__main__ import main as mae_curriculum
+from mae_curriculum.config import load
+from tests.runs import command, equal, newest_state, picture_folder, rows, spell, stop_midway, torchrun, weights
+
+DIGITS: dict[str, Any] = {"data.source": "digits", "data.mean": "[0.305]", "data.std": "[0.376]"}
+
+TUNING = {
+    "data.workers": 0,
+    "curriculum": "configs/curriculum/efficienttrain.yaml",
+    "curriculum.augmentation.flip": "false",
+    "curriculum.augmentation.min_area": "[0.8, 0.8]",
+    "curriculum.augmentation.randaug": "[0, 4]",
+    "curriculum.augmentation.erasing": 0.0,
+    "model.drop_path": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "optim.base_lr": 3e-2,
+    "layer_decay": 0.75,
+    "batch_size": 64,
+    "epochs": 6,
+    "crop": 1.0,
+    "tracking.every_steps": 5,
+    "evaluate_every_epochs": 1,
+}
+
+PROBING = {
+    "data.workers": 0,
+    "curriculum.augmentation.flip": "false",
+    "curriculum.augmentation.min_area": "[0.8, 0.8]",
+    "optim.base_lr": 8.0,
+    "batch_size": 64,
+    "epochs": 3,
+    "crop": 1.0,
+    "tracking.every_steps": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def pretrained(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretraining whose journal may grow."""
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("pretrained") / "run"))
+
+
+def tuning(checkpoint: Path | None, run: Path, **changes: Any) -> list[str]:
+    """Spell the settings of a fine-tuning of seconds."""
+    origin = {} if checkpoint is None else {"checkpoint": checkpoint}
+    return spell(TUNING | origin | {"run": run}, **changes)
+
+
+def probing(checkpoint: Path, run: Path, **changes: Any) -> list[str]:
+    """Spell the settings of a probe of seconds."""
+    return spell(PROBING | {"checkpoint": checkpoint, "run": run, "data.cache": run.parent / "cache"}, **changes)
+
+
+def results(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "results.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def tuned(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tuning from beginning to end, in one go."""
+    run = tmp_path_factory.mktemp("tuned") / "run"
+    done = command("finetune", *tuning(pretrained, run), package="finetune")
+    assert done.returncode == 0, done.stderr
+    (run.parent / "told.txt").write_text(done.stdout + done.stderr)
+    return run
+
+
+def test_fine_tuning_ends_with_results_a_picture_and_a_row_in_the_pretrainings_journal(
+    tuned: Path, pretrained: Path
+) -> None:
+    found = results(tuned)
+    assert found["accuracy"]["mean"] > 0.4
+    assert found["best_accuracy"]["mean"] >= found["accuracy"]["mean"]
+    assert found["seeds"] == [0]
+    assert found["speedup_flops"] == pytest.approx(1.55, abs=0.1)
+    (row,) = [row for row in rows(pretrained, "finetune") if row["digest"] == found["digest"]]
+    assert row["accuracy"] == found["accuracy"]
+    told = (tuned.parent / "told.txt").read_text()
+    assert "stage 1 of 3: 24 px, 81 steps of 64 images" in told
+    assert "new: fc_norm.bias, fc_norm.weight, head.bias, head.weight; left out of the checkpoint: norm.bias" in told
+    summary = json.loads((tuned / "summary.json").read_text())
+    assert summary["images_evaluated"] == 359
+    assert set(summary["class_accuracy"]) == set("0123456789")
+    with Image.open(tuned / "pictures" / "confusion.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_any_class_name_can_be_drawn(tmp_path: Path) -> None:
+    draw_confusion(torch.eye(2, dtype=torch.int64), ["$x_$", "long " * 20], tmp_path / "new" / "confusion.png")
+    with Image.open(tmp_path / "new" / "confusion.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_magnitude_follows_progress(tuned: Path) -> None:
+    steps = rows(tuned, "step")
+    assert [row["magnitude"] for row in steps] == pytest.approx([4 * row["progress"] for row in steps], abs=1e-4)
+    assert steps[-1]["magnitude"] > 3.9
+
+
+def test_the_best_weights_are_kept_for_timm_and_for_this_project(tuned: Path, tmp_path: Path) -> None:
+    best = tuned / "best.safetensors"
+    evaluations = [row["accuracy"] for row in rows(tuned, "evaluation")]
+    assert len(evaluations) == 6
+    assert results(tuned)["best_accuracy"]["mean"] == max(evaluations)
+    shape: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "in_chans": 1,
+        "embed_dim": 48,
+        "depth": 2,
+        "num_heads": 3,
+    }
+    shape |= {"num_classes": 10, "global_pool": "avg"}
+    timm.create_model("vit_tiny_patch16_224", checkpoint_path=str(best), **shape)
+    again = tuning(best, tmp_path / "again", **DIGITS, epochs=1, optim__base_lr=1e-9, optim__min_lr=0)
+    assert main(["finetune", *again]) == 0
+    assert results(tmp_path / "again")["accuracy"]["mean"] == pytest.approx(max(evaluations), abs=1e-6)
+
+
+def test_a_finished_fine_tuning_is_told_again(
+    tuned: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = results(tuned)
+    assert main(["finetune", *tuning(pretrained, tuned)]) == 0
+    assert "fine-tuned accuracy" in capsys.readouterr().out
+    assert results(tuned) == before
+
+
+def test_a_stopped_fine_tuning_continues_to_the_same_weights(pretrained: Path, tmp_path: Path) -> None:
+    changes = {"average_decay": 0.9, "model__drop_path": 0.3, "mixup": 0.8, "cutmix": 1.0, "epochs": 3}
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    assert command("finetune", *tuning(pretrained, whole, **changes), package="finetune").returncode == 0
+    stop_midway(parted, "finetune", *tuning(pretrained, parted, **changes, data__workers=2), package="finetune")
+    assert newest_state(parted)["step"] < 67
+    assert command("finetune", *tuning(pretrained, parted, **changes), package="finetune").returncode == 0
+    assert equal(weights(whole), weights(parted))
+    assert equal(*(newest_state(run)["average"] for run in (whole, parted)))
+    assert results(whole)["accuracy"] == results(parted)["accuracy"]
+    assert results(whole)["best_accuracy"] == results(parted)["best_accuracy"]
+
+
+def test_two_processes_count_every_image_once_and_see_the_same_batches(pretrained: Path, tmp_path: Path) -> None:
+    changes = {"mixup": 0.8, "cutmix": 1.0, "epochs": 2, "evaluation_batch": 50}
+    single, double = tmp_path / "single", tmp_path / "double"
+    assert command("finetune", *tuning(pretrained, single, **changes), package="finetune").returncode == 0
+    done = torchrun("finetune", *tuning(pretrained, double, **changes, micro_batch=14), package="finetune")
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (single, double)]
+    assert [summary["images_evaluated"] for summary in summaries] == [359, 359]
+    losses = [[row["loss"] for row in rows(run, "step")] for run in (single, double)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)  # pairs are mixed alike, whoever holds them
+    assert summaries[0]["accuracy"] == pytest.approx(summaries[1]["accuracy"], abs=0.02)
+
+
+def test_seeds_have_folders_of_their_own_and_a_spread(pretrained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["finetune", *tuning(pretrained, run, seeds=2, epochs=1)]) == 0
+    found = results(run)["accuracy"]
+    assert len(found["values"]) == 2
+    assert found["std"] == pytest.approx(float(np.std(found["values"], ddof=1)))
+    assert (run / "seed-0" / "summary.json").exists()
+    assert (run / "seed-1" / "best.safetensors").exists()
+
+
+def test_a_network_of_timm_trains_from_scratch(tmp_path: Path) -> None:
+    changes = {"model__name": "resnet10t", "model__image_size": 32, "model__channels": 1, "layer_decay": 1.0}
+    assert main(["finetune", *tuning(None, tmp_path / "run", **(changes | DIGITS), epochs=2)]) == 0
+    assert {tuple(row["size"]) for row in rows(tmp_path / "run", "stage")} == {(22, 22), (28, 28), (32, 32)}
+    assert results(tmp_path / "run")["checkpoint"] is None
+
+
+def test_layers_learn_the_slower_the_earlier_they_are(pretrained: Path, tmp_path: Path) -> None:
+    from finetune.labeled import open_labelled
+    from mae_curriculum.distributed import World
+    from mae_curriculum.weights.read import read_weights
+    from mae_curriculum.weights.run_settings import resolve_images
+
+    config = load(FinetuneConfig, tuning(pretrained, tmp_path / "run", layer_decay=0.5))
+    world = World(0, 1, torch.device("cpu"))
+    train, _ = open_labelled(resolve_images(config.data, config.checkpoint), world)
+    training, _ = set_up(config, read_weights(pretrained), train, world)
+    scales = {
+        name: group["lr_scale"]
+        for group in training.optimizer.param_groups
+        for name, parameter in training.model.net.named_parameters()
+        if any(parameter is other for other in group["params"])
+    }
+    expected = {"patch_embed.proj.weight": 0.125, "pos_embed": 0.125, "blocks.0.attn.qkv.weight": 0.25}
+    expected |= {"blocks.1.mlp.fc1.weight": 0.5, "fc_norm.weight": 1.0, "head.weight": 1.0}  # embedding, 2 blocks, head
+    assert {name: scales[name] for name in expected} == expected
+    decays = {id(p): group["weight_decay"] for group in training.optimizer.param_groups for p in group["params"]}
+    named = dict(training.model.net.named_parameters())
+    assert decays[id(named["pos_embed"])] == decays[id(named["head.bias"])] == 0
+    assert decays[id(named["head.weight"])] == 0.05
+
+
+def test_neighbours_are_mixed_and_their_targets_with_them() -> None:
+    from timm.data.mixup import Mixup
+
+    mixer = Mixup(0.8, 0.0, label_smoothing=0.0, num_classes=6)  # type: ignore[no-untyped-call]
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 2, 2).clone()
+    mixed, targets = mix(mixer, images, torch.arange(6), seed=3)
+    means = (targets * torch.arange(6.0)).sum(dim=1)
+    torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), means)
+    assert torch.equal(targets.sum(dim=0), torch.ones(6))
+    pairs = sorted(tuple(int(index) for index in row.nonzero()) for row in targets)
+    assert pairs == [(0, 1), (0, 1), (2, 3), (2, 3), (4, 5), (4, 5)]
+    again, _ = mix(mixer, images, torch.arange(6), seed=3)
+    assert torch.equal(mixed, again)
+
+
+def test_the_only_seeds_run_lives_in_the_run_folder(pretrained: Path, tmp_path: Path) -> None:
+    config = load(FinetuneConfig, tuning(pretrained, tmp_path / "run"))
+    assert one_for_each_seed(config) == [config]
+    three = one_for_each_seed(replace(config, seed=4, seeds=3))
+    assert [(one.seed, one.run.name, one.seeds) for one in three] == [
+        (4, "seed-4", 1),
+        (5, "seed-5", 1),
+        (6, "seed-6", 1),
+    ]
+
+
+@pytest.fixture(scope="module")
+def probed(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A linear probe from beginning to end, in one go."""
+    run = tmp_path_factory.mktemp("probed") / "run"
+    done = command("linprobe", *probing(pretrained, run), package="finetune")
+    assert done.returncode == 0, done.stderr
+    (run.parent / "told.txt").write_text(done.stdout)
+    return run
+
+
+def test_a_probe_chooses_among_its_heads_by_images_held_out(probed: Path, pretrained: Path) -> None:
+    summary = json.loads((probed / "summary.json").read_text())
+    assert len(summary["heads"]) == 14
+    best = max(summary["heads"], key=lambda head: head["held_out_accuracy"])
+    assert summary["accuracy"] == best["accuracy"] == results(probed)["accuracy"]["mean"]
+    assert summary["accuracy"] > 0.3
+    assert {"pool": best["pool"], "lr": best["lr"]} == results(probed)["chosen"][0]
+    assert any(row["digest"] == results(probed)["digest"] for row in rows(pretrained, "linprobe"))
+    assert (probed.parent / "told.txt").read_text().count("chosen") == 1
+
+
+def test_heads_side_by_side_are_what_each_is_alone(probed: Path, pretrained: Path, tmp_path: Path) -> None:
+    alone = probing(pretrained, tmp_path / "run", grid="[2.0]", pools="[avg]")
+    assert main(["linprobe", *alone]) == 0
+    (head,) = json.loads((tmp_path / "run" / "summary.json").read_text())["heads"]
+    heads = json.loads((probed / "summary.json").read_text())["heads"]
+    (beside,) = [other for other in heads if (other["pool"], other["lr"]) == ("avg", 16.0)]
+    assert head["accuracy"] == pytest.approx(beside["accuracy"], abs=0.06)  # only their first weights differ
+
+
+def test_a_head_that_diverges_harms_no_other(pretrained: Path, probed: Path, tmp_path: Path) -> None:
+    grid = "[0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 1e30]"
+    assert main(["linprobe", *probing(pretrained, tmp_path / "run", grid=grid)]) == 0
+    wild = json.loads((tmp_path / "run" / "summary.json").read_text())["heads"]
+    tame = json.loads((probed / "summary.json").read_text())["heads"]
+    pairs = [(a, b) for a, b in zip(wild, tame, strict=True) if a["lr"] < 1e9]
+    assert len(pairs) == 12
+    assert all(first == second for first, second in pairs)
+
+
+def test_the_card_of_an_export_tells_what_was_measured(probed: Path, pretrained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "encoder.safetensors"
+    assert mae_curriculum(["export", *spell({"checkpoint": pretrained, "out": out})]) == 0
+    card = out.with_suffix(".md").read_text()
+    accuracy = 100 * rows(pretrained, "linprobe")[-1]["accuracy"]["mean"]
+    assert f"- linprobe on digits: accuracy {accuracy:.1f}" in card
+
+
+def test_a_stopped_probe_continues_to_the_same_weights(probed: Path, pretrained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    stop_midway(run, "linprobe", *probing(pretrained, run), package="finetune")
+    assert command("linprobe", *probing(pretrained, run), package="finetune").returncode == 0
+    assert equal(weights(run), weights(probed))
+    assert results(run)["accuracy"] == results(probed)["accuracy"]
+
+
+def test_a_probe_without_augmentation_takes_features_from_disk(pretrained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["linprobe", *probing(pretrained, run, augment="false")]) == 0
+    stored = sorted((tmp_path / "cache" / "features").iterdir())
+    assert {np.load(path, mmap_mode="r").shape for path in stored} == {(1294, 2, 48)}
+    times = [path.stat().st_mtime_ns for path in stored]
+    assert main(["linprobe", *probing(pretrained, tmp_path / "again", augment="false", epochs=4)]) == 0
+    assert [path.stat().st_mtime_ns for path in stored] == times
+    assert results(run)["accuracy"]["mean"] > 0.3
+
+
+def test_a_head_with_attention_that_diverges_harms_no_other(pretrained: Path, tmp_path: Path) -> None:
+    changes = {"head": "attentive", "optim__base_lr": 0.01, "epochs": 1, "grid": "[1.0, 1e25]"}
+    assert main(["linprobe", *probing(pretrained, tmp_path / "run", **changes)]) == 0
+    assert not rows(tmp_path / "run", "skipped")
+
+
+def test_an_attentive_probe_learns(pretrained: Path, tmp_path: Path) -> None:
+    changes = {"head": "attentive", "optim__base_lr": 0.01, "optim__weight_decay": 0.05, "grid": "[1.0, 3.0]"}
+    assert main(["linprobe", *probing(pretrained, tmp_path / "run", **changes)]) == 0
+    assert results(tmp_path / "run")["accuracy"]["mean"] > 0.4
+
+
+def test_few_shots_get_better_with_more_labels(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--checkpoint", str(pretrained), "--run", str(tmp_path / "run"), "--crop", "1"]
+    options += ["--data.cache", str(tmp_path), "--seeds", "3"]
+    assert main(["fewshot", *options, "--shots", "[1, 10, 0.5]"]) == 0
+    found = results(tmp_path / "run")["accuracy"]
+    assert 0.2 < found["1"]["mean"] < found["10"]["mean"] < found["0.5"]["mean"]
+    assert "10 a class" in capsys.readouterr().out
+    assert len(found["1"]["values"]) == 3
+    assert rows(pretrained, "fewshot")[-1]["accuracy"] == found
+    assert main(["fewshot", *options, "--shots", "[999]"]) == 2
+    assert "999 images a class, but class 0 has only" in capsys.readouterr().err
+
+
+def test_an_import_is_a_run_for_every_command(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exported, again, run = tmp_path / "exported.pth", tmp_path / "again.pth", tmp_path / "imported"
+    assert mae_curriculum(["export", *spell({"checkpoint": finished, "format": "mae", "out": exported})]) == 0
+    assert main(["import", *spell({"checkpoint": exported, "heads": 3, "run": run})]) == 0
+    assert "encoder and decoder of" in capsys.readouterr().out
+    assert rows(run, "import")[0]["origin"] == "facebookresearch/mae"
+    assert mae_curriculum(["export", *spell({"checkpoint": run, "format": "mae", "out": again})]) == 0
+    assert equal(*(torch.load(path, weights_only=True)["model"] for path in (exported, again)))
+    capsys.readouterr()
+    assert mae_curriculum(["knn", *spell(DIGITS | {"checkpoint": run, "data.cache": tmp_path})]) == 0
+    knn = json.loads((finished / "summary.json").read_text())["knn"]
+    assert f"kNN accuracy {knn:.4f}" in capsys.readouterr().out
+    assert mae_curriculum(["knn", *spell({"checkpoint": run})]) == 2
+    assert "is no run with images of its own" in capsys.readouterr().err
+
+
+def test_a_fine_tuned_checkpoint_is_imported_with_its_pooling(
+    tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best, run = tuned / "best.safetensors", tmp_path / "run"
+    assert main(["import", *spell({"checkpoint": best, "run": run})]) == 0
+    capsys.readouterr()
+    told = []
+    for origin in (run, best):
+        assert mae_curriculum(["knn", *spell(DIGITS | {"checkpoint": origin, "data.cache": tmp_path})]) == 0
+        told.append(capsys.readouterr().out.split(" of ")[0])
+    assert told[0] == told[1]
+    assert told[0].startswith("kNN accuracy 0.")
+
+
+def test_a_probe_of_an_encoder_that_changed_is_not_gone_on_with(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder, run = tmp_path / "encoder.safetensors", tmp_path / "run"
+    assert mae_curriculum(["export", *spell({"checkpoint": finished, "out": encoder})]) == 0
+    probe = probing(encoder, run, **DIGITS, epochs=1)
+    assert main(["linprobe", *probe]) == 0
+    tensors = load_file(encoder)
+    tensors["norm.weight"] = tensors["norm.weight"] * 2
+    with safe_open(encoder, "pt") as file:
+        save_file(tensors, encoder, metadata=file.metadata())
+    assert main(["linprobe", *probe]) == 2
+    assert "bring back what it began with" in capsys.readouterr().err
+
+
+def test_two_processes_train_a_network_with_batch_norm_to_one_state(tmp_path: Path) -> None:
+    changes = {"model__name": "resnet10t", "model__image_size": 32, "model__channels": 1, "epochs": 1}
+    run = tmp_path / "run"
+    done = torchrun("finetune", *tuning(None, run, **(changes | DIGITS), average_decay=0.5), package="finetune")
+    assert done.returncode == 0, done.stderr
+    state = newest_state(run)
+    statistics = [key for key in state["model"] if key.endswith("running_mean")]
+    assert statistics
+    assert all(state["model"][key].isfinite().all() for key in statistics)
+
+
+def labelled(folder: Path, *, classes: int = 2, count: int = 40) -> Path:
+    """Make train/ and val/ of coloured pictures."""
+    for part in ("train", "val"):
+        picture_folder(folder / part, classes, count)
+    return folder
+
+
+BAD_FOLDERS: dict[str, Callable[[Path], object]] = {
+    "classes that train/ lacks: class7": lambda folder: shutil.copytree(
+        folder / "val" / "class0", folder / "val" / "class7"
+    ),
+    "no images to learn the class empty from": lambda folder: shutil.copytree(
+        folder / "val", folder / "train" / "empty", ignore=lambda _, names: names
+    ),
+    "are not sorted into two or more classes": lambda folder: shutil.move(folder / "train" / "class1", folder / "away"),
+}
+
+
+@pytest.mark.parametrize("message", BAD_FOLDERS)
+def test_folders_that_cannot_be_learned_from_are_refused(
+    message: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = labelled(tmp_path / "pictures")
+    BAD_FOLDERS[message](folder)
+    colours = {"data__source": folder, "model__name": "resnet10t", "model__image_size": 32}
+    assert main(["finetune", *tuning(None, tmp_path / "run", **colours)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+BAD_SETTINGS: dict[str, dict[str, Any]] = {
+    "so a batch must be even, got 33": {"batch_size": 33, "mixup": 0.8},
+    "layer_decay must be above 0": {"layer_decay": 0.0},
+    "crop must be above 0": {"crop": 1.5},
+    "the checkpoint says which ViT it is": {"model__name": "vit_base_patch16_224"},
+    "smoothing at least 0 and below 1": {"smoothing": 1.0},
+}
+
+
+@pytest.mark.parametrize("message", BAD_SETTINGS)
+def test_settings_that_cannot_be_are_refused(
+    message: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["finetune", *tuning(finished, tmp_path / "run", **BAD_SETTINGS[message])]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+BAD_PROBES: dict[str, dict[str, Any]] = {
+    "some images must be held out to choose by": {"held_out": 0.0},
+    "an attentive head is trained by AdamW": {"head": "attentive"},
+    "leaves none on one side": {"held_out": 1e-9},
+    "would clip all heads by one norm": {"optim__clip_norm": 1.0},
+    "batch normalisation needs two images": {"micro_batch": 1},
+    "so curriculum must have one stage of 224": {
+        "augment": "false",
+        "curriculum__stages": '[{"share": 1.0, "size": 112}]',
+    },
+    "shows the images as they are": {"augment": "false", "curriculum": "configs/curriculum/efficienttrain.yaml"},
+}
+
+
+@pytest.mark.parametrize("message", BAD_PROBES)
+def test_probes_that_cannot_be_are_refused(
+    message: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["linprobe", *probing(finished, tmp_path / "run", **BAD_PROBES[message])]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_damaged_weights_are_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exported = tmp_path / "encoder.safetensors"
+    assert mae_curriculum(["export", *spell({"checkpoint": finished, "out": exported})]) == 0
+    truncated = tmp_path / "truncated.safetensors"
+    truncated.write_bytes(exported.read_bytes()[:-100])
+    options = tuning(truncated, tmp_path / "run", data__source="digits")
+    assert main(["finetune", *options]) == 2
+    assert "truncated.safetensors cannot be read safely" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_names_its_batches_and_ends(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["finetune", *tuning(finished, run, optim__base_lr=1e30, optim__warmup=0.0)]) == 2
+    assert "loss or gradient was not finite in 5 steps in a row, up to step" in capsys.readouterr().err
+    skipped = rows(run, "skipped")
+    assert len(skipped) >= 5
+    assert len(skipped[-1]["images_by_rank"][0]) == 64
+    assert skipped[-1]["images_by_rank"][0][0].startswith("image ")

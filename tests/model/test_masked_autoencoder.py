@@ -1,0 +1,218 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mae_curriculum.config import ConfigError
+from mae_curriculum.model.config import ModelConfig
+from mae_curriculum.model.flops import forward_flops, training_flops
+from mae_curriculum.model.masked_autoencoder import build_model, patchify
+from mae_curriculum.model.masking import mask_noise, split_by_noise
+from mae_curriculum.model.positions import sincos_positions
+from mae_curriculum.model.targets import patch_target
+from tests.plain_mae import plain_mae_loss, sincos
+
+SMALL = ModelConfig(
+    name="vit_tiny_patch16_224",
+    image_size=32,
+    patch_size=8,
+    width=48,
+    depth=2,
+    heads=3,
+    decoder_width=32,
+    decoder_depth=2,
+    decoder_heads=4,
+)
+CPU = torch.device("cpu")
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("target", ["pixels", "norm_pixels"])
+@pytest.mark.parametrize("mask_ratio", [0.75, 0.5])
+def test_the_loss_is_that_of_an_independent_plain_mae(target: Any, mask_ratio: float) -> None:
+    model = build_model(replace(SMALL, target=target, mask_ratio=mask_ratio), seed=0)
+    images, order = noise(3, 3, 32, 32), noise(3, 16)
+    expected = plain_mae_loss(
+        images,
+        order,
+        dict(model.state_dict()),
+        patch=8,
+        depth=2,
+        heads=3,
+        decoder_depth=2,
+        decoder_heads=4,
+        mask_ratio=mask_ratio,
+        norm_pix=target == "norm_pixels",
+    )
+    assert model(images, order).mean().item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_the_encoder_sees_nothing_of_masked_patches() -> None:
+    model = build_model(replace(SMALL, target="pixels"), seed=0)
+    images, order = noise(1, 3, 32, 32), noise(1, 16)
+    ids_keep, ids_mask = split_by_noise(order, 4)
+    patches = patchify(images, (8, 8))
+    changed = patches.clone()
+    changed[0, ids_mask[0]] += 1
+    encoded = [
+        model.encode(p.gather(1, ids_keep[..., None].expand(-1, -1, 192)), (4, 4), ids_keep) for p in (patches, changed)
+    ]
+    assert encoded[0].shape == (1, 1 + 4, 48)
+    assert torch.equal(*encoded)
+
+
+def test_every_trained_weight_has_a_gradient() -> None:
+    model = build_model(SMALL, seed=0)
+    model(noise(2, 3, 32, 32), noise(2, 16)).mean().backward()
+    still = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not still
+
+
+@pytest.mark.parametrize("size", [(8, 16), (16, 16), (24, 24), (40, 40)])
+def test_images_smaller_or_larger_than_the_full_size_run(size: tuple[int, int]) -> None:
+    model = build_model(SMALL, seed=0)
+    loss = model(noise(2, 3, *size), noise(2, size[0] * size[1] // 64))
+    assert loss.shape == (2,)
+    assert loss.isfinite().all()
+
+
+@pytest.mark.parametrize("channels", [1, 4, 16])
+def test_rectangles_and_other_channel_counts_run(channels: int) -> None:
+    model = build_model(replace(SMALL, image_size=(16, 48), channels=channels), seed=0)
+    assert model.full_grid == (2, 6)
+    assert model(noise(2, channels, 16, 48), noise(2, 12)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "vit_base_patch16_clip_224",
+        "vit_base_patch16_reg4_gap_256",
+        "vit_base_patch16_siglip_224",
+    ],
+)
+def test_plain_vits_of_timm_run_whatever_their_prefix_tokens(name: str) -> None:
+    model = build_model(replace(SMALL, name=name), seed=0)
+    assert model(noise(1, 3, 32, 32), noise(1, 16)).isfinite().all()
+    assert model.features(noise(1, 3, 32, 32)).shape == (1, len(model.pools), 48)
+
+
+def test_the_encoder_alone_is_timms_model_of_that_name() -> None:
+    model = build_model(SMALL, seed=0).eval()
+    shape: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    timms: Any = timm.create_model("vit_tiny_patch16_224", num_classes=0, global_pool="", **shape).eval()
+    timms.load_state_dict(model.encoder.state_dict(), strict=True)
+    images = noise(2, 3, 32, 32)
+    torch.testing.assert_close(
+        model.encode(patchify(images, (8, 8)), (4, 4)), timms.forward_features(images), atol=1e-5, rtol=0
+    )
+
+
+def test_inside_autocast_tokens_stay_float32_between_blocks() -> None:
+    model = build_model(SMALL, seed=0)
+    seen: list[torch.dtype] = []
+    for block in (model.encoder.blocks[-1], model.decoder_blocks[-1]):
+        block.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    images, order = noise(2, 3, 32, 32), noise(2, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(images, order)
+    assert seen == [torch.float32, torch.float32]
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, model(images, order), rtol=0.02, atol=0)
+
+
+def test_weights_depend_on_the_seed_alone_and_leave_the_random_state() -> None:
+    before = torch.get_rng_state()
+    first, second, other = (build_model(SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["mask_token"], other["mask_token"])
+
+
+def test_initialisation_is_that_of_mae() -> None:
+    model = build_model(replace(SMALL, width=384, heads=6), seed=0)
+    qkv = model.encoder.blocks[0].attn.qkv.weight  # Xavier-uniform over the fused matrix: sqrt(6 / (384 + 1152))
+    assert qkv.abs().max().item() == pytest.approx(0.0625, rel=0.01)
+    projection = model.encoder.patch_embed.proj.weight  # over the flattened patch: sqrt(6 / (192 + 384))
+    assert projection.abs().max().item() == pytest.approx(0.1021, rel=0.01)
+    assert model.encoder.cls_token.std().item() == pytest.approx(0.02, rel=0.2)
+    assert not model.encoder.blocks[0].attn.qkv.bias.any()
+
+
+def test_positions_on_the_full_grid_are_the_papers() -> None:
+    torch.testing.assert_close(sincos_positions((5, 5), (5, 5), 16, CPU), sincos(5, 16))
+
+
+def test_positions_on_a_smaller_grid_lie_at_its_patches_centres() -> None:
+    # of 4 patches, two by two: centres at 0.5 and 2.5; of a 6-patch row, three by three: 1 and 4
+    table = sincos_positions((2, 2), (4, 6), 4, CPU)  # columns: sin x, cos x, sin y, cos y
+    x, y = torch.tensor([1.0, 4.0, 1.0, 4.0]), torch.tensor([0.5, 0.5, 2.5, 2.5])
+    torch.testing.assert_close(table, torch.stack([x.sin(), x.cos(), y.sin(), y.cos()], 1))
+
+
+def test_visible_patches_are_a_quarter_but_never_none_or_all() -> None:
+    model = build_model(SMALL, seed=0)
+    assert [model.visible_count(grid) for grid in ((14, 14), (6, 6), (1, 2))] == [49, 9, 1]
+    assert build_model(replace(SMALL, mask_ratio=0.01), seed=0).visible_count((2, 2)) == 3
+
+
+def test_masks_depend_on_seed_step_and_place_alone() -> None:
+    whole = mask_noise(seed=3, step=5, places=range(0, 16), patch_count=49)
+    parts = [
+        mask_noise(seed=3, step=5, places=part, patch_count=49) for part in (range(0, 5), range(5, 6), range(6, 16))
+    ]
+    assert torch.equal(whole, torch.cat(parts))
+    assert not torch.equal(whole, mask_noise(seed=3, step=6, places=range(0, 16), patch_count=49))
+    assert not torch.equal(whole, mask_noise(seed=4, step=5, places=range(0, 16), patch_count=49))
+
+
+def test_masks_hide_every_patch_equally_often() -> None:
+    ids_keep, _ = split_by_noise(mask_noise(seed=0, step=0, places=range(4000), patch_count=16), 4)
+    counts = torch.bincount(ids_keep.flatten(), minlength=16) / 4000
+    assert (counts - 0.25).abs().max() < 0.03  # four standard deviations
+
+
+def test_normalised_target_has_mean_zero_and_variance_one() -> None:
+    target = patch_target(noise(2, 3, 48), "norm_pixels")
+    torch.testing.assert_close(target.mean(-1), torch.zeros(2, 3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(target.var(-1), torch.ones(2, 3), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", [96, 160, 224])
+def test_flops_agree_with_torchs_counter(size: int) -> None:
+    model = build_model(ModelConfig(name="vit_tiny_patch16_224", decoder_depth=2), seed=0)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        loss = model(noise(1, 3, size, size), noise(1, (size // 16) ** 2)).mean()
+        forward = counter.get_total_flops()
+        loss.backward()
+    assert forward_flops(model, (size, size)) == pytest.approx(forward, rel=0.01)
+    assert training_flops(model, (size, size)) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+MISTAKES: dict[str, dict[str, Any]] = {
+    "has no plain ViT named 'vit_bse_patch16_224'; near are vit_base_patch16_224": {"name": "vit_bse_patch16_224"},
+    "has no plain ViT named 'resnet50'": {"name": "resnet50"},
+    "image_size 30x30 must be a multiple of the patch size, 8": {"image_size": 30},
+    "hold more than one patch": {"image_size": 8},
+    "should be divisible by num_heads": {"width": 50},
+    "width must be a multiple of 4 and of its 3 heads, got 54": {"width": 54},
+    "decoder_width must be a multiple of 4 and of its 4 heads, got 30": {"decoder_width": 30},
+    "mask_ratio must be above 0 and below 1, got 0": {"mask_ratio": 0.0},
+    "mask_ratio must be above 0 and below 1, got 1": {"mask_ratio": 1.0},
+    "channels must be in 1..16, got 17": {"channels": 17},
+    "depth must be at least 1, got 0": {"depth": 0},
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_what_cannot_be_is_refused_in_one_line(message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")) as caught:
+        build_model(replace(SMALL, **MISTAKES[message]), seed=0)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,138 @@
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from mae_curriculum.config import ConfigError, exempt
+from mae_curriculum.files import write_json
+from mae_curriculum.run.checkpoint import load_state, step_of
+from mae_curriculum.run.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a run."""
+
+    epochs: int = 3
+    """Its epochs."""
+    workers: int = exempt(2)
+    """Its workers."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
+    run.claim(Config())
+    return run
+
+
+def test_a_claimed_folder_can_be_claimed_again_and_exempt_settings_may_change(folder: RunFolder) -> None:
+    folder.claim(Config(workers=5))
+    assert "workers: 5" in folder.config.read_text()
+
+
+def test_a_folder_of_another_config_is_refused_with_the_keys_that_differ(folder: RunFolder) -> None:
+    with pytest.raises(ConfigError, match=r"belongs to a run with other settings \(epochs: 3 -> 4\)"):
+        folder.claim(Config(epochs=4))
+    assert "epochs: 3" in folder.config.read_text()
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="is no run folder"):
+        RunFolder(tmp_path).claim(Config())
+
+
+def test_a_folder_left_by_a_kill_at_the_first_moment_is_nobodys(tmp_path: Path) -> None:
+    (tmp_path / ".config.yaml.aside").write_text("epo")
+    RunFolder(tmp_path).claim(Config())
+    RunFolder(tmp_path).claim(Config())
+
+
+def steps(folder: RunFolder) -> list[int]:
+    return [step_of(path) for path in folder.checkpoints]
+
+
+def test_the_newest_checkpoint_comes_back_and_only_the_last_are_kept(folder: RunFolder) -> None:
+    assert folder.newest() is None
+    for step in (9, 10, 100):
+        folder.save({"step": step, "weights": torch.full((3,), step)}, keep=2)
+    path = folder.newest()
+    assert path is not None
+    state = load_state(path)
+    assert (state["step"], state["weights"].tolist()) == (100, [100, 100, 100])
+    assert steps(folder) == [10, 100]
+
+
+def test_spared_checkpoints_stay(folder: RunFolder) -> None:
+    for step in range(7):
+        folder.save({"step": step}, keep=1, spare=lambda step: step % 3 == 0)
+    assert steps(folder) == [0, 3, 6]
+
+
+def test_a_checkpoints_name_holds_the_checksum_of_its_content(folder: RunFolder) -> None:
+    path = folder.save({"step": 1}, keep=2)
+    assert path.name == f"step-00000001.{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.pt"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, empty])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
+    damage: Callable[[Path], None], folder: RunFolder
+) -> None:
+    first, second = (folder.save({"step": step, "weights": torch.zeros(100)}, keep=2) for step in (1, 2))
+    damage(second)
+    told: list[Path] = []
+    assert folder.newest(tell_damaged=told.append) == first
+    assert told == [second]
+    damage(first)
+    with pytest.raises(ConfigError, match="no checkpoint in .* is whole; remove them to begin anew"):
+        folder.newest()
+
+
+def test_a_checkpoint_that_carries_code_is_refused(folder: RunFolder) -> None:
+    path = folder.path / "checkpoints" / "step-00000001.pt"
+    torch.save({"step": 1, "callback": os.getcwd}, path)
+    with pytest.raises(ConfigError, match="cannot be read: .*; remove it to go on") as caught:
+        load_state(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_json_is_written_whole_and_leaves_nothing_aside(folder: RunFolder) -> None:
+    write_json(folder.summary, {"knn": 0.5})
+    write_json(folder.summary, {"knn": 0.75})
+    assert json.loads(folder.summary.read_text()) == {"knn": 0.75}
+    assert not list(folder.path.glob(".*"))
+
+
+def test_a_full_disk_is_an_error_and_harms_no_earlier_checkpoint(small_disk: Callable[[str], Path]) -> None:
+    run = RunFolder(small_disk("5m") / "run")
+    run.claim(Config())
+    weights = torch.arange(500_000, dtype=torch.float32)  # 2 MB
+    run.save({"step": 1, "weights": weights}, keep=2)
+    run.save({"step": 2, "weights": weights}, keep=2)
+    with pytest.raises(OSError, match="No space left on device"):
+        run.save({"step": 3, "weights": weights}, keep=2)
+    path = run.newest()
+    assert path is not None
+    assert torch.equal(load_state(path)["weights"], weights)
+    assert steps(run) == [1, 2]
+    assert len(list((run.path / "checkpoints").iterdir())) == 2

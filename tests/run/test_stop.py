@@ -1,0 +1,47 @@
+import os
+import signal
+import time
+
+import pytest
+
+from mae_curriculum.config import ConfigError
+from mae_curriculum.run.stop import SIGNALS, parse_duration, stop_on_signals
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_a_wish_to_stop_and_the_usual_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stop_on_signals() as stop:
+        assert stop.reason(needed_seconds=0) is None
+        os.kill(os.getpid(), number)
+        assert stop.reason(needed_seconds=0) == number.name
+        assert signal.getsignal(number) == before  # a second one has its usual effect
+    assert signal.getsignal(number) == before
+
+
+def test_a_run_stops_before_its_time_limit_by_what_it_needs_and_five_seconds() -> None:
+    with stop_on_signals(time.time() + 60) as stop:
+        assert stop.reason(needed_seconds=54) is None
+        assert stop.reason(needed_seconds=56) == "time limit"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("1:30", 90),
+        ("2:00:00", 7200),
+        ("1-0", 86400),
+        ("1-2:30", 95400),
+        ("1-12:00:01", 129601),
+        ("0", 0),
+    ],
+)
+def test_durations_are_read_as_slurm_reads_them(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "an hour", "1h", "-5", "1:2:3:4", "1.5"])
+def test_other_durations_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="time_limit: minutes, MM:SS, HH:MM:SS or D-HH:MM:SS, got"):
+        parse_duration(text)

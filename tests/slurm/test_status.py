@@ -1,0 +1,107 @@
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mae_curriculum.tracking.history import read_history
+from mae_curriculum.tracking.journal import Journal
+from slurm.__main__ import main
+from tests.runs import command, options, picture_folder, pictures, rows, start, stop_midway
+
+
+def table(capsys: pytest.CaptureFixture[str], *places: Path) -> tuple[dict[str, list[str]], str]:
+    """Ask for the status; returns each run's cells, and all that was printed."""
+    assert main(["status", *map(str, places)]) == 0
+    told = capsys.readouterr().out
+    return {cells[0].rpartition("/")[2]: cells[1:] for cells in map(str.split, told.splitlines()[1:])}, told
+
+
+def test_runs_that_finished_stopped_failed_died_and_go_on_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("pretrain", *options(tmp_path / "finished")).returncode == 0
+    stop_midway(tmp_path / "stopped", "pretrain", *options(tmp_path / "stopped", epochs=40))
+
+    shrinking = picture_folder(tmp_path / "images", 2, 99)
+    diverged = options(tmp_path / "failed", **pictures(shrinking), optim__base_lr=1e30, optim__warmup=0.0)
+    assert command("pretrain", *diverged).returncode == 2
+
+    died = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *options(tmp_path / "died", epochs=400))
+    alive = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *options(tmp_path / "alive", epochs=400))
+    for name in ("died", "alive"):
+        while not (tmp_path / name / "journal.jsonl").exists() or not rows(tmp_path / name, "step"):
+            time.sleep(0.05)
+    os.killpg(died.pid, signal.SIGKILL)
+    os.utime(tmp_path / "died" / "lock.json", (0, 0))  # half a minute without a heartbeat later
+    cells, told = table(capsys, tmp_path)
+    os.killpg(alive.pid, signal.SIGKILL)
+    for process in (died, alive):
+        process.communicate()
+
+    assert {name: cells[name][0] for name in ("finished", "stopped", "failed", "died", "alive")} == {
+        "finished": "finished",
+        "stopped": "stopped",
+        "failed": "failed",
+        "died": "died",
+        "alive": "running",
+    }
+    assert cells["finished"][1:4] == ["3/3", "100.0%", "-"]
+    assert float(cells["alive"][4]) > 0
+    assert "failed: loss or gradient was not finite in 5 steps in a row" in told
+    assert "died: no word of why (on " in told
+
+
+def test_work_done_again_and_time_between_jobs_are_counted(tmp_path: Path) -> None:
+    events = [
+        {"event": "start", "time": 100, "step": 0, "steps": 90},
+        {"event": "step", "time": 110, "step": 19},
+        {"event": "save", "time": 111, "step": 20},
+        {"event": "step", "time": 120, "step": 39},
+        {"event": "lock_taken_over", "time": 180, "last_beat": 125},
+        {"event": "error", "time": 190, "reason": "no images"},
+        {"event": "damaged_checkpoint", "time": 199},
+        {"event": "start", "time": 200, "step": 20, "steps": 90},
+        {"event": "step", "time": 220, "step": 59},
+        {"event": "save", "time": 221, "step": 60},
+        {"event": "stop", "time": 222, "step": 60},
+        {"event": "error", "time": 240, "reason": "no images"},
+        {"event": "knn", "time": 250, "checkpoint": "here"},
+        {"event": "start", "time": 300, "step": 60, "steps": 90},
+    ]
+    path = tmp_path / "journal.jsonl"
+    lines = [*map(json.dumps, events), '{"event": "st', "17"]
+    path.write_text("\n".join(lines))
+    history = read_history(path)
+    assert history is not None
+    assert history.lost_seconds == (125 - 111) + (222 - 222)
+    assert history.away_seconds == (200 - 125) + (300 - 222)
+    assert [row["event"] for row in history.results] == ["knn"]
+    assert len(list(Journal(path).rows())) == len(events)
+
+
+def test_a_step_done_again_after_a_kill_stands_in_the_journal_once(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = options(run, epochs=12, saving__every_minutes=100)
+    process = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *flags)
+    while not (run / "journal.jsonl").exists() or len(rows(run, "step")) < 5:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    stop_midway_at = len(rows(run, "step"))
+    assert command("pretrain", *flags).returncode == 0
+    steps = [row["step"] for row in rows(run, "step")]
+    assert rows(run, "start")[1]["step"] == 0
+    assert steps == sorted(set(steps))
+    assert len(steps) > stop_midway_at
+    history = read_history(run / "journal.jsonl")
+    assert history is not None
+    assert 0 < history.lost_seconds < 60
+
+
+def test_a_place_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path)]) == 2
+    assert f"no run in {tmp_path}" in capsys.readouterr().err

@@ -1,0 +1,104 @@
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mae_curriculum.tracking.journal import Journal
+from mae_curriculum.tracking.progress import Progress
+from mae_curriculum.tracking.stopwatch import Stopwatch
+
+STEPPED = ("step", "evaluation", "save")
+
+
+def test_inner_activities_stop_the_outer_clock() -> None:
+    watch = Stopwatch()
+    with watch("train/0"):
+        time.sleep(0.02)
+        with watch("wait"):
+            time.sleep(0.2)
+        time.sleep(0.02)
+    assert 0.04 <= watch.seconds["train/0"] < 0.15
+    assert watch.seconds["wait"] >= 0.2
+
+
+def test_a_total_sums_the_parts_of_an_activity() -> None:
+    watch = Stopwatch({"train/0": 1.0, "train/1": 2.0, "train/10": 4.0, "training": 8.0, "wait": 16.0})
+    assert [watch.total(name) for name in ("train", "train/1", "wait", "save")] == [7, 2, 16, 0]
+
+
+def test_a_stopwatch_goes_on_from_what_was_saved() -> None:
+    watch = Stopwatch({"train": 5.0})
+    with watch("train"):
+        time.sleep(0.01)
+    assert 5.01 <= watch.total("train") < 6
+
+
+def test_the_journal_is_appended_to_and_read_back(tmp_path: Path) -> None:
+    for step in (1, 2):
+        Journal(tmp_path / "journal.jsonl").write("step", step=step, name="broken \udcff name")
+    Journal(tmp_path / "journal.jsonl").write("save", step=2)
+    with (tmp_path / "journal.jsonl").open("a") as stream:
+        stream.write('{"event": "step", "step": 3, "lo')  # a line cut by a kill
+    rows = Journal(tmp_path / "journal.jsonl").rows()
+    assert [(row["event"], row["step"]) for row in rows] == [("step", 1), ("step", 2), ("save", 2)]
+
+
+def test_what_is_done_again_after_a_kill_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+
+    def session(origin: str, *steps: int) -> None:
+        journal = Journal(path)
+        journal.go_on(origin)
+        journal.write("start", step=steps[0], origin=origin)
+        for step in steps:
+            journal.write("step", step=step)
+            journal.write("evaluation", step=10 * step)
+            journal.write("save", step=step)
+
+    for origin, *steps in (("a", 0, 1, 2), ("a", 1, 2, 3), ("b", 0, 1)):
+        session(origin, *steps)
+    told = {event: [row["step"] for row in Journal(path).rows() if row["event"] == event] for event in STEPPED}
+    assert told == {"step": [0, 1, 2, 3, 0, 1], "evaluation": [0, 10, 20, 30, 0, 10], "save": [0, 1, 2, 1, 2, 3, 0, 1]}
+
+
+def test_where_there_is_no_terminal_progress_is_a_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress(total_images=100, done_images=20, shown=True)
+    for images in (40, 60, 100):  # the last one twice: the step, then what is reported of it
+        progress.update(images, "stage 1/1")
+    progress.update(100, "stage 1/1 | loss 0.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["100% stage 1/1 | loss 0.5"]
+
+
+def test_a_line_that_a_killed_process_left_unfinished_is_ended(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"event": "step", "step": 1}\n{"event": "st')
+    Journal(path).write("start", step=2)
+    lines = path.read_text().splitlines()
+    assert lines[1] == '{"event": "st'
+    assert json.loads(lines[2])["event"] == "start"
+
+
+def test_lines_that_a_full_disk_refuses_are_written_later(
+    small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = small_disk("64k")
+    journal = Journal(disk / "journal.jsonl")
+    journal.write("start")
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as stream:
+        stream.write(bytes(10**6))  # as much as there is room for
+    journal.write("step", step=1, text="x" * 8000)
+    journal.write("step", step=2, text="y")
+    assert "2 lines of the journal wait" in capsys.readouterr().err
+    assert len((disk / "journal.jsonl").read_text().splitlines()) == 1
+    filler.unlink()
+    journal.write("end")
+    assert [json.loads(line)["event"] for line in (disk / "journal.jsonl").read_text().splitlines()] == [
+        "start",
+        "step",
+        "step",
+        "end",
+    ]

@@ -1,0 +1,127 @@
+"""What a run warns of, and what is left of one that diverged."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae_curriculum.report.runs import read_runs
+from mae_curriculum.report.tables import troubles
+from mae_curriculum.run.checkpoint import load_state, step_of
+from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.training.anomalies import CAPTURE, is_spike
+from tests.runs import TORCHRUN, command, options, picture_folder, pictures, rows, run_python, weights
+
+
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that came to an end since a weight became NaN in its step 3."""
+    folder = tmp_path_factory.mktemp("diverged")
+    images = picture_folder(folder / "images", 2, 99)
+    done = run_python(["tests/spoiled.py", "weight", "3", "pretrain", *options(folder / "run", **pictures(images))], {})
+    assert done.returncode == 2
+    assert "not finite in 5 steps in a row" in done.stderr
+    assert "there is no checkpoint from before" in done.stderr
+    assert done.stderr.count("the loss of rank 0 was not finite") == 5
+    assert "warning: step 5 in stage 1 is skipped, 3 so far: " in done.stderr
+    return folder / "run"
+
+
+def test_steps_without_a_finite_gradient_are_named_with_their_images_and_end_a_run_after_five(diverged: Path) -> None:
+    skipped = rows(diverged, "skipped")
+    assert len(skipped) == 5
+    assert [row["step"] for row in skipped] == [3, 4, 5, 6, 7]
+    assert all(len(row["images_by_rank"]) == 1 and len(row["images_by_rank"][0]) == 64 for row in skipped)
+    assert rows(diverged, "error")[0]["reason"].startswith("loss or gradient was not finite")
+
+
+def test_while_steps_are_skipped_no_checkpoint_takes_the_place_of_a_good_one(tmp_path: Path) -> None:
+    flags = options(tmp_path / "run", tracking__every_steps=1, saving__every_minutes=1e-9)
+    done = run_python(["tests/spoiled.py", "weight", "20", "pretrain", *flags], {})
+    assert done.returncode == 2
+    assert "the checkpoint of step 20 is good" in done.stderr
+    assert [step_of(path) for path in RunFolder(tmp_path / "run").checkpoints] == [19, 20]
+    assert all(weight.isfinite().all() for weight in weights(tmp_path / "run").values())
+    assert command("pretrain", *flags).returncode == 0  # whatever spoiled it is gone: it goes on
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_a_step_skipped_by_all(tmp_path: Path) -> None:
+    flags = options(tmp_path / "run", epochs=1)
+    done = run_python([*TORCHRUN, "--", "tests/spoiled.py", "loss", "7", "pretrain", *flags], {})
+    assert done.returncode == 0
+    (warning,) = (line for line in done.stderr.splitlines() if "not finite" in line)
+    assert warning.startswith("warning: step 7 in stage 1 is skipped, 1 so far: the loss of rank 1 was not finite")
+    (row,) = rows(tmp_path / "run", "skipped")
+    assert (row["step"], row["stage"], [*map(len, row["images_by_rank"])]) == (7, 0, [32, 32])
+    assert [loss is None for loss in row["losses_by_rank"]] == [False, True]
+    assert all(weight.isfinite().all() for weight in weights(tmp_path / "run").values())
+    assert all(row["loss"] < 9 for row in rows(tmp_path / "run", "step"))
+
+
+def test_a_run_whose_last_step_is_skipped_ends_without_a_loss(tmp_path: Path) -> None:
+    flags = options(tmp_path / "run", epochs=1, tracking__every_steps=1)
+    done = run_python(["tests/spoiled.py", "loss", "21", "pretrain", *flags], {})
+    assert done.returncode == 0
+    last = rows(tmp_path / "run", "step")[-1]
+    assert (last["step"], last["loss"]) == (21, None)
+    assert "loss – after" in done.stdout
+
+
+def test_a_capture_replays_the_step_with_the_weights_it_had(diverged: Path) -> None:
+    state = load_state(diverged / CAPTURE)
+    assert state["step"] == rows(diverged, "skipped")[0]["step"]
+    done = command("replay", "--run", diverged)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    named = rows(diverged, "skipped")[0]["images_by_rank"][0]
+    told = done.stdout.splitlines()
+    assert f"step {state['step']}, with the weights it had" in told[-1]
+    assert "64 of 64 images have no finite loss or gradient" in told[-1]
+    assert sorted(line.split()[0] for line in told[1:-1]) == sorted(named)
+
+
+def test_a_run_without_capture_cannot_be_replayed(finished: Path) -> None:
+    done = command("replay", "--run", finished)
+    assert done.returncode == 2
+    assert "capture.pt is not there" in done.stderr
+
+
+def test_a_stage_that_waits_for_data_is_named_with_the_knob_to_turn(tmp_path: Path) -> None:
+    generator, images = np.random.default_rng(0), tmp_path / "images"
+    images.mkdir()
+    for index in range(64):  # large and incompressible: reading one takes longer than training on it
+        pixels = generator.integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(images / f"{index}.png", compress_level=1)
+    seen = {"curriculum": "configs/curriculum/none.yaml", "epochs": 12}
+    flags = options(tmp_path / "run", **pictures(images, **seen), tracking__every_steps=1)
+    done = command("pretrain", *flags)
+    assert done.returncode == 0
+    (warning,) = (line for line in done.stderr.splitlines() if "waits for data" in line)
+    assert warning.startswith("warning: stage 1 waits for data ")
+    assert "raise data.workers (0 for each process now)" in warning
+    (row,) = rows(tmp_path / "run", "waiting")
+    assert 0.05 < row["share"] < 1
+
+
+def test_a_loss_that_spikes_is_named_with_the_knob_to_turn(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["pretrain", *options(run, epochs=1, tracking__every_steps=1)]
+    done = run_python(["tests/spoiled.py", "spike", "15", *words], {})
+    assert done.returncode == 0
+    (warning,) = (line for line in done.stderr.splitlines() if "times what it was" in line)
+    assert warning.startswith("warning: the loss is ")
+    assert "at step 15" in warning
+    assert "lower optim.base_lr" in warning
+    (row,) = rows(run, "spike")
+    losses = [row["loss"] for row in rows(run, "step")]
+    assert (row["step"], row["loss"], row["before"]) == (15, losses[15], min(losses[5:15]))
+    assert "1 spikes of the loss, the last one at step 15" in troubles(read_runs([run])[0])
+
+
+def test_a_loss_twice_the_least_of_ten_is_a_spike() -> None:
+    before = [1.0, 0.5, *[0.9] * 8]
+    assert is_spike(1.01, before)
+    assert not is_spike(1.0, before)
+    assert not is_spike(9.0, before[1:])
+    assert not is_spike(9.0, [0.0] * 10)  # of classifiers that are sure
