@@ -7,10 +7,10 @@ from torch import Tensor
 
 from mae_curriculum.report.figures import drawable, empty_figure, save
 
-MOST_NAMES = 40
+MAX_NAMES = 40
 """With more classes than this their names would overlap; they are left out."""
 
-MOST_LETTERS = 30
+MAX_LETTERS = 30
 """Of a name; of a longer one the end is shown."""
 
 
@@ -20,7 +20,7 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> Non
     confusion  (classes, classes) images by class, row, and predicted class, column.
     """
     count = len(classes)
-    named = count <= MOST_NAMES
+    named = count <= MAX_NAMES
     inches = max(5.0, min(0.32 * count, 14.0))
     figure = empty_figure(1.7 * inches, inches)
     matrix, bars = figure.subplots(1, 2, width_ratios=[2, 1])
@@ -36,7 +36,7 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> Non
     bars.axvline(mean, color="black", linestyle="--", linewidth=1, label=f"all images: {mean:.3f}")
     bars.legend(loc="lower left")
     if named:
-        names = [drawable(name, most_letters=MOST_LETTERS) for name in classes]
+        names = [drawable(name, max_letters=MAX_LETTERS) for name in classes]
         matrix.set_xticks(range(count), names, rotation=90, parse_math=False)
         for axis in (matrix, bars):
             axis.set_yticks(range(count), names, parse_math=False)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.classifier import Classifier, vit_config
-from finetune.labeled import Labelled
+from finetune.labeled import LabeledImages
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.terminal import say
@@ -37,10 +37,10 @@ class Evaluation:
 
 def evaluated(training: Training[Classifier]) -> Classifier:
     """Give the classifier that is evaluated and kept: the moving average of its weights, if there is one."""
-    return training.model if training.average is None else cast(Classifier, training.average.module)
+    return training.model if training.ema is None else cast(Classifier, training.ema.module)
 
 
-def measure(training: Training[Classifier], val: Labelled, inference: Inference) -> Evaluation:
+def measure(training: Training[Classifier], val: LabeledImages, inference: Inference) -> Evaluation:
     """Evaluate the classifier at the full size."""
     model = evaluated(training)
     count, device = len(val.classes), training.world.device
@@ -63,11 +63,11 @@ def keep_best(run: Run, training: Training[Classifier], accuracy: float, *, step
     if accuracy > (best_accuracy(run.folder) or -1.0):
         model = evaluated(training)
         name = model.net.pretrained_cfg["architecture"]
-        facts = {"accuracy": str(accuracy), "step": str(step)}
+        facts = {"accuracy": str(accuracy), "steps_done": str(step)}
         try:
             save_weights(run.folder.path / BEST, model.net.state_dict(), vit_config(name, model.net), facts)
         except OSError as error:
-            run.journal.write("save_failed", step=step, reason=str(error))
+            run.journal.write("save_failed", steps_done=step, reason=str(error))
             say(f"warning: the best weights so far could not be written: {error}")
 
 

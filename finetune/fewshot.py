@@ -7,24 +7,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.config import FewshotConfig
-from finetune.labeled import open_labelled
+from finetune.labeled import open_labeled
 from mae_curriculum.config import ConfigError
 from mae_curriculum.distributed import connect
 from mae_curriculum.evaluation.features import Inference
-from mae_curriculum.evaluation.results import as_percent, record, spread
+from mae_curriculum.evaluation.results import format_percent, record, spread
 from mae_curriculum.run.folder import RunFolder
-from mae_curriculum.terminal import as_table
-from mae_curriculum.weights.build import encoder_of, read_together
-from mae_curriculum.weights.run_settings import resolve_images
+from mae_curriculum.terminal import format_table
+from mae_curriculum.weights.build import build_encoder, read_together
+from mae_curriculum.weights.run_settings import resolve_source
 
 
 def fewshot(config: FewshotConfig) -> int:
     """Classify from few labels; print and record the results; returns the exit code."""
-    config = replace(config, data=resolve_images(config.data, config.checkpoint))
+    config = replace(config, data=resolve_source(config.data, config.checkpoint))
     with connect() as world:
         weights = read_together(config.checkpoint, world, heads=config.heads)
-        encoder = encoder_of(weights, config.checkpoint).to(world.device)
-        train, val = open_labelled(config.data, world)
+        encoder = build_encoder(weights, config.checkpoint).to(world.device)
+        train, val = open_labeled(config.data, world)
         for shots in config.shots:  # before the encoder runs, which may take hours
             choose(train.labels.numpy(), train.classes, shots=shots, seed=config.seed)
         world.on_main(lambda: RunFolder(config.run).claim(config))
@@ -40,7 +40,7 @@ def fewshot(config: FewshotConfig) -> int:
                 seeds = range(config.seed, config.seed + config.seeds)
                 result[f"{shots:g}"] = spread(
                     [
-                        accuracy_of_few(
+                        fewshot_accuracy(
                             *sides,
                             ids=choose(sides[1], train.classes, shots=shots, seed=seed),
                             regularisation=config.regularisation,
@@ -49,7 +49,9 @@ def fewshot(config: FewshotConfig) -> int:
                     ]
                 )
             print(
-                as_table([["labels", "accuracy"], *([name_shots(float(k)), as_percent(v)] for k, v in result.items())])
+                format_table(
+                    [["labels", "accuracy"], *([format_shots(float(k)), format_percent(v)] for k, v in result.items())]
+                )
             )
             everything = {"source": config.data.source, "seeds": list(seeds), "accuracy": result}
             record("fewshot", everything, config, run=config.run, checkpoint=config.checkpoint)
@@ -59,7 +61,7 @@ def fewshot(config: FewshotConfig) -> int:
     return 0
 
 
-def name_shots(shots: float) -> str:
+def format_shots(shots: float) -> str:
     """Say how many labels there are."""
     return f"{shots:.0f} a class" if shots >= 1 else f"{shots:.3g} of all"
 
@@ -80,7 +82,7 @@ def choose(labels: NDArray[np.int64], classes: Sequence[str], *, shots: float, s
     return np.concatenate(chosen)
 
 
-def accuracy_of_few(
+def fewshot_accuracy(
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
     queries: NDArray[np.float32],

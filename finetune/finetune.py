@@ -16,40 +16,40 @@ from finetune.classifier import Classifier, build_classifier
 from finetune.config import FinetuneConfig
 from finetune.confusion import draw_confusion
 from finetune.evaluation import Evaluation, best_accuracy, keep_best, measure
-from finetune.labeled import Labelled, open_labelled
-from finetune.mixing import group_layers, mix, position_seed
+from finetune.labeled import LabeledImages, open_labeled
+from finetune.mixing import layer_decay_groups, mix, position_seed
 from finetune.repeat import run_seeds
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.schedule import Clock, Moment
 from mae_curriculum.data.loader import Batch, TrainingImages
 from mae_curriculum.data.preprocess import show
-from mae_curriculum.data.sources import identify
+from mae_curriculum.data.sources import names_fingerprint
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
-from mae_curriculum.evaluation.results import as_percent, record, spread
-from mae_curriculum.evaluation.speedup import describe, summarise
+from mae_curriculum.evaluation.results import format_percent, record, spread
+from mae_curriculum.evaluation.speedup import describe, summarize
 from mae_curriculum.files import read_json, write_json
 from mae_curriculum.model.flops import TRAINING_FACTOR
 from mae_curriculum.run.stop import Stop
-from mae_curriculum.terminal import as_table
+from mae_curriculum.terminal import format_table
 from mae_curriculum.tracking.journal import finite_or_none
 from mae_curriculum.training.config import check_channels, without_curriculum
-from mae_curriculum.training.loop import StoppedError, raise_if_stopped, train_, until_stopped
+from mae_curriculum.training.loop import StoppedError, raise_if_stopped, train_, watch_for_stop
 from mae_curriculum.training.optimizer import build_adamw
-from mae_curriculum.training.session import Run, begin, draw_if_possible, go_on_, open_run
-from mae_curriculum.training.step import Load, Training, lay_out_clock, seconds_a_step, wrap
+from mae_curriculum.training.session import Run, begin, open_session, resume_, try_drawing
+from mae_curriculum.training.step import ImageCost, Training, build_clock_of, seconds_per_step, wrap
 from mae_curriculum.weights.build import read_together
 from mae_curriculum.weights.names import fingerprint
 from mae_curriculum.weights.read import Weights
-from mae_curriculum.weights.run_settings import resolve_images
+from mae_curriculum.weights.run_settings import resolve_source
 
 
 def finetune(config: FinetuneConfig) -> int:
     """Fine-tune once for each seed, or continue; print and record the results; returns the exit code."""
-    config = replace(config, data=resolve_images(config.data, config.checkpoint))
-    with connect() as world, until_stopped(config) as stop:
+    config = replace(config, data=resolve_source(config.data, config.checkpoint))
+    with connect() as world, watch_for_stop(config) as stop:
         weights = None if config.checkpoint is None else read_together(config.checkpoint, world, heads=config.heads)
-        train, val = open_labelled(config.data, world)
+        train, val = open_labeled(config.data, world)
         once = partial(finetune_once, weights=weights, train=train, val=val, world=world, stop=stop)
         return run_seeds(config, world, once, conclude)
 
@@ -57,15 +57,15 @@ def finetune(config: FinetuneConfig) -> int:
 def finetune_once(
     config: FinetuneConfig,
     weights: Weights | None,
-    train: Labelled,
-    val: Labelled,
+    train: LabeledImages,
+    val: LabeledImages,
     world: World,
     stop: Stop,
 ) -> dict[str, Any] | None:
     """Fine-tune, or continue where the run folder stands; returns the summary, None if it was asked to stop."""
     training, told = set_up(config, weights, train, world)
-    with open_run(config, world) as run:
-        stopwatch, step = go_on_(training, run)
+    with open_session(config, world) as run:
+        stopwatch, step = resume_(training, run)
         if step == training.clock.total_steps and run.folder.summary.exists():
             summary: dict[str, Any] = read_json(run.folder.summary)
             return summary
@@ -77,7 +77,7 @@ def finetune_once(
         def evaluate(step: int, inference: Inference = inference) -> Evaluation:
             evaluation = measure(training, val, inference)
             accuracy, loss = map(finite_or_none, (evaluation.accuracy, evaluation.loss))
-            run.journal.write("evaluation", step=step, accuracy=accuracy, val_loss=loss)
+            run.journal.write("evaluation", steps_done=step, accuracy=accuracy, val_loss=loss)
             world.on_main(lambda: keep_best(run, training, evaluation.accuracy, step=step))
             return evaluation
 
@@ -101,9 +101,9 @@ def finetune_once(
         except StoppedError:
             return None
         baseline = lay_out(without_curriculum(config), training.model, len(train.images), world)
-        baseline_seconds = seconds_a_step(training, baseline, stopwatch)
+        baseline_seconds = seconds_per_step(training, baseline, stopwatch)
         flops = partial(training_flops, training.model)
-        costs = summarise(training.clock, baseline, flops, stopwatch, baseline_seconds=baseline_seconds)
+        costs = summarize(training.clock, baseline, flops, stopwatch, baseline_seconds=baseline_seconds)
         return world.on_main(lambda: finish(run, world, evaluation, val.classes, costs))
 
 
@@ -124,7 +124,7 @@ def finish(
     }
     path = run.folder.path / "pictures" / "confusion.png"
     draw = partial(draw_confusion, evaluation.confusion, classes, path)
-    draw_if_possible(run, draw, step=run.journal.newest["evaluation"]["step"])
+    try_drawing(run, draw, step=run.journal.newest["evaluation"]["steps_done"])
     write_json(run.folder.summary, summary)
     run.journal.write("end", **summary)
     world.say(describe(summary))
@@ -132,7 +132,7 @@ def finish(
 
 
 def set_up(
-    config: FinetuneConfig, weights: Weights | None, train: Labelled, world: World
+    config: FinetuneConfig, weights: Weights | None, train: LabeledImages, world: World
 ) -> tuple[Training[Classifier], str]:
     """Build the classifier and all that trains it; tells too what of the pretrained weights did not fit."""
     model, told = build_classifier(config.model, weights, class_count=len(train.classes), seed=config.seed)
@@ -151,45 +151,45 @@ def set_up(
     even = torch.full((len(train.classes),), config.smoothing / len(train.classes), device=world.device)
 
     def inputs(batch: Batch, moment: Moment, places: range) -> tuple[Tensor, Tensor]:
-        seen = show(world.bring(batch.images), moment.size, mean=mean, std=std, resize=config.curriculum.resize)
-        labels = world.bring(train.labels[batch.ids])
+        seen = show(world.to_device(batch.images), moment.size, mean=mean, std=std, resize=config.curriculum.resize)
+        labels = world.to_device(train.labels[batch.ids])
         torch.manual_seed(position_seed(config.seed, moment.step, places.start))  # what drop path draws from
         if mixing:
             return mix(mixer, seen, labels, seed=position_seed(config.seed, moment.step))
         return seen, even + (1 - config.smoothing) * nn.functional.one_hot(labels, len(even))
 
     pretrained_decay = 1.0 if weights is None else 0.65
-    groups = group_layers(model.net, config.optim.weight_decay, config.layer_decay or pretrained_decay)
-    average = None
+    groups = layer_decay_groups(model.net, config.optim.weight_decay, config.layer_decay or pretrained_decay)
+    ema = None
     if config.average_decay is not None:
         blend = get_ema_multi_avg_fn(config.average_decay)  # type: ignore[no-untyped-call]
-        average = AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
+        ema = AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
     training = Training(
         config,
         world,
         train.images,
-        identify(train.images) + ("" if weights is None else f", weights {fingerprint(weights.encoder)}"),
+        names_fingerprint(train.images) + ("" if weights is None else f", weights {fingerprint(weights.encoder)}"),
         TrainingImages(train.images, model.image_size, model.channels, augmentation, config.seed),
         inputs,
         model,
         wrap(model, world),
         build_adamw(groups, config.optim),
         clock,
-        unit=2 if mixing else 1,
-        average=average,
-        load=lambda size: Load(training_flops(model, size)),
+        pair_size=2 if mixing else 1,
+        ema=ema,
+        cost_of=lambda size: ImageCost(training_flops(model, size)),
     )
     return training, told
 
 
 def lay_out(config: FinetuneConfig, model: Classifier, images_per_epoch: int, world: World) -> Clock:
     """Lay the curriculum over the run."""
-    return lay_out_clock(
+    return build_clock_of(
         config,
         image_size=model.image_size,
         patch_size=model.cell,
         images_per_epoch=images_per_epoch,
-        processes=world.size * (2 if config.mixup > 0 or config.cutmix > 0 else 1),
+        processes=world.world_size * (2 if config.mixup > 0 or config.cutmix > 0 else 1),
     )
 
 
@@ -222,8 +222,8 @@ def conclude(config: FinetuneConfig, summaries: list[dict[str, Any]]) -> None:
                 f"{summary['speedup_seconds']:.2f}x",
             ]
         )
-    print(as_table(rows))
-    print(f"fine-tuned accuracy {as_percent(accuracy)}, best {as_percent(best)} (chosen on the same images)")
+    print(format_table(rows))
+    print(f"fine-tuned accuracy {format_percent(accuracy)}, best {format_percent(best)} (chosen on the same images)")
     result = {
         "source": config.data.source,
         "seeds": [config.seed + number for number in range(len(summaries))],

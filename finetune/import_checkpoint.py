@@ -7,7 +7,7 @@ from finetune.config import ImportConfig
 from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.tracking.journal import Journal
-from mae_curriculum.weights.build import autoencoder_of, encoder_of
+from mae_curriculum.weights.build import build_autoencoder, build_encoder
 from mae_curriculum.weights.read import read_weights
 
 
@@ -24,12 +24,12 @@ class ImportedConfig:
 def import_(config: ImportConfig) -> int:
     """Make the run folder; returns the exit code."""
     weights = read_weights(config.checkpoint, heads=config.heads)
-    check = autoencoder_of if weights.decoder else encoder_of
+    check = build_autoencoder if weights.decoder else build_encoder
     check(weights, config.checkpoint)
     folder = RunFolder(config.run)
     folder.claim(ImportedConfig(config.checkpoint, weights.model))
     encoder = {f"encoder.{key}": value for key, value in weights.encoder.items()}
-    folder.save({"step": 0, "model": encoder | weights.decoder}, keep=1)
+    folder.save({"steps_done": 0, "model": encoder | weights.decoder}, keep=1)
     Journal(folder.journal).write("import", checkpoint=str(config.checkpoint), origin=weights.origin)
     parts = "encoder and decoder" if weights.decoder else "encoder"
     print(f"{config.run}: {parts} of {config.checkpoint} ({weights.origin}), {weights.model.name}")

@@ -14,7 +14,7 @@ from mae_curriculum.distributed import World
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabeledImages:
     """Images, and a class for each."""
 
     images: Images
@@ -24,7 +24,7 @@ class Labelled:
     """Names of all classes, in the order of their numbers."""
 
 
-def open_labelled(data: DataConfig, world: World) -> tuple[Labelled, Labelled]:
+def open_labeled(data: DataConfig, world: World) -> tuple[LabeledImages, LabeledImages]:
     """Open images to learn from, and images to be judged by: the validation images, or every fifth one.
 
     Raises  ConfigError if there are fewer than two classes, or one of them has no image to learn from.
@@ -42,5 +42,5 @@ def open_labelled(data: DataConfig, world: World) -> tuple[Labelled, Labelled]:
             f"data.source: no images to learn the class{'es' * (len(empty) > 1)} {', '.join(empty[:10])} from in "
             f"{data.source}; add some, or remove the folder"
         )
-    sides = [Labelled(images, torch.tensor(images.labels), train.classes) for images in (train, val)]
+    sides = [LabeledImages(images, torch.tensor(images.labels), train.classes) for images in (train, val)]
     return sides[0], sides[1]

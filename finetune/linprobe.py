@@ -14,28 +14,28 @@ from torch.utils.data import Dataset
 
 from finetune.config import LinprobeConfig
 from finetune.heads import Heads
-from finetune.labeled import Labelled, open_labelled
+from finetune.labeled import LabeledImages, open_labeled
 from finetune.repeat import run_seeds
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.schedule import Moment
 from mae_curriculum.data.loader import Batch, Request, TrainingImages, micro_batches
 from mae_curriculum.data.preprocess import show
-from mae_curriculum.data.sources import Chosen, identify
+from mae_curriculum.data.sources import Subset, names_fingerprint
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
-from mae_curriculum.evaluation.results import as_percent, record, spread
+from mae_curriculum.evaluation.results import format_percent, record, spread
 from mae_curriculum.files import read_json, write_json
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.run.stop import Stop
-from mae_curriculum.terminal import as_table
+from mae_curriculum.terminal import format_table
 from mae_curriculum.training.config import check_channels
-from mae_curriculum.training.loop import StoppedError, raise_if_stopped, train_, until_stopped
+from mae_curriculum.training.loop import StoppedError, raise_if_stopped, train_, watch_for_stop
 from mae_curriculum.training.optimizer import build_adamw
-from mae_curriculum.training.session import begin, go_on_, open_run
-from mae_curriculum.training.step import Training, lay_out_clock, wrap
-from mae_curriculum.weights.build import encoder_of, read_together
+from mae_curriculum.training.session import begin, open_session, resume_
+from mae_curriculum.training.step import Training, build_clock_of, wrap
+from mae_curriculum.weights.build import build_encoder, read_together
 from mae_curriculum.weights.names import fingerprint
-from mae_curriculum.weights.run_settings import resolve_images
+from mae_curriculum.weights.run_settings import resolve_source
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class FeatureRows(Dataset[tuple[Tensor, int, dict[str, str]]]):
 
 def linprobe(config: LinprobeConfig) -> int:
     """Probe once for each seed, or continue; print and record the results; returns the exit code."""
-    config = replace(config, data=resolve_images(config.data, config.checkpoint))
-    with connect() as world, until_stopped(config) as stop:
+    config = replace(config, data=resolve_source(config.data, config.checkpoint))
+    with connect() as world, watch_for_stop(config) as stop:
         weights = read_together(config.checkpoint, world, heads=config.heads)
-        encoder = encoder_of(weights, config.checkpoint).to(world.device).requires_grad_(False)
+        encoder = build_encoder(weights, config.checkpoint).to(world.device).requires_grad_(False)
         if lacking := [pool for pool in config.pools if config.head == "linear" and pool not in encoder.pools]:
             raise ConfigError(f"pools: this encoder has no {lacking[0]}, only {', '.join(encoder.pools)}")
-        train, val = open_labelled(config.data, world)
+        train, val = open_labeled(config.data, world)
         once = partial(probe_once, encoder=encoder, train=train, val=val, world=world, stop=stop)
         return run_seeds(config, world, once, conclude)
 
@@ -66,17 +66,17 @@ def linprobe(config: LinprobeConfig) -> int:
 def probe_once(
     config: LinprobeConfig,
     encoder: MaskedAutoencoder,
-    train: Labelled,
-    val: Labelled,
+    train: LabeledImages,
+    val: LabeledImages,
     world: World,
     stop: Stop,
 ) -> dict[str, Any] | None:
     """Train and choose heads, or continue where the run folder stands; returns the summary, None if stopped."""
     inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
-    learning, held_out = set_apart(train, config.held_out, seed=config.seed)
+    learning, held_out = hold_out_labeled(train, config.held_out, seed=config.seed)
     training = set_up(config, encoder, learning, world, inference)
-    with open_run(config, world) as run:
-        stopwatch, step = go_on_(training, run)
+    with open_session(config, world) as run:
+        stopwatch, step = resume_(training, run)
         if step == training.clock.total_steps and run.folder.summary.exists():
             summary: dict[str, Any] = read_json(run.folder.summary)
             return summary
@@ -116,19 +116,21 @@ def probe_once(
         return summary
 
 
-def set_apart(train: Labelled, share: float, *, seed: int) -> tuple[Labelled, Labelled | None]:
+def hold_out_labeled(train: LabeledImages, share: float, *, seed: int) -> tuple[LabeledImages, LabeledImages | None]:
     """Split images to learn from into those and others to choose by, at random; None for no others."""
     order = np.random.default_rng((seed, 0)).permutation(len(train.images))
     count = round(share * len(order))
     if share and not 0 < count < len(order):
         raise ConfigError(f"held_out: a share of {share} of {len(order)} images leaves none on one side")
     sides = [np.sort(ids) for ids in (order[count:], order[:count])]
-    first, second = (Labelled(Chosen(train.images, ids.tolist()), train.labels[ids], train.classes) for ids in sides)
+    first, second = (
+        LabeledImages(Subset(train.images, ids.tolist()), train.labels[ids], train.classes) for ids in sides
+    )
     return first, second if count else None
 
 
 def set_up(
-    config: LinprobeConfig, encoder: MaskedAutoencoder, learning: Labelled, world: World, inference: Inference
+    config: LinprobeConfig, encoder: MaskedAutoencoder, learning: LabeledImages, world: World, inference: Inference
 ) -> Training[Heads]:
     """Build the heads and all that trains them."""
     with torch.random.fork_rng(devices=[]):
@@ -151,30 +153,30 @@ def set_up(
     else:
         features = inference.cached(encoder, images)
         whole = np.flatnonzero(np.isfinite(features[:, 0, 0]))
-        images, labels = Chosen(images, whole.tolist()), labels[whole]
+        images, labels = Subset(images, whole.tolist()), labels[whole]
         dataset = FeatureRows(features, whole)
     wanted = [encoder.pools.index(pool) for pool in config.pools if pool in encoder.pools]
 
     def inputs(batch: Batch, moment: Moment, _places: range) -> tuple[Tensor, Tensor]:
-        seen = world.bring(batch.images)
+        seen = world.to_device(batch.images)
         if config.augment:
             seen = show(seen, moment.size, mean=mean, std=std, resize=config.curriculum.resize)
             with torch.no_grad(), world.autocast(config.precision):
                 seen = describe(encoder, seen, config.head)
-        return seen[:, wanted] if config.head == "linear" else seen, world.bring(labels[batch.ids])
+        return seen[:, wanted] if config.head == "linear" else seen, world.to_device(labels[batch.ids])
 
-    clock = lay_out_clock(
+    clock = build_clock_of(
         config,
         image_size=encoder.image_size,
         patch_size=encoder.patch_size,
         images_per_epoch=len(images),
-        processes=world.size,
+        processes=world.world_size,
     )
     check_channels(config, encoder.channels)
     for span in clock.spans:
-        if min(map(len, micro_batches(span, world.rank, world.size, config.micro_batch))) < 2:
+        if min(map(len, micro_batches(span, world.rank, world.world_size, config.micro_batch))) < 2:
             raise ConfigError("batch_size, micro_batch: batch normalisation needs two images or more on a device")
-    origin = f"{identify(images)}, encoder {fingerprint(encoder.encoder.state_dict())}"
+    origin = f"{names_fingerprint(images)}, encoder {fingerprint(encoder.encoder.state_dict())}"
     groups = model.groups(config.optim.weight_decay)
     optimizer: Optimizer = build_adamw(groups, config.optim)
     if config.head == "linear":
@@ -190,7 +192,7 @@ def describe(encoder: MaskedAutoencoder, images: Tensor, head: str) -> Tensor:
 
 
 def measure(
-    model: Heads, encoder: MaskedAutoencoder, side: Labelled, inference: Inference, config: LinprobeConfig
+    model: Heads, encoder: MaskedAutoencoder, side: LabeledImages, inference: Inference, config: LinprobeConfig
 ) -> list[float]:
     """Tell the accuracy of each head on images as they are."""
     wanted = [encoder.pools.index(pool) for pool in config.pools if pool in encoder.pools]
@@ -226,8 +228,8 @@ def conclude(config: LinprobeConfig, summaries: list[dict[str, Any]]) -> None:
                 ]
             )
     accuracy = spread([summary["accuracy"] for summary in summaries])
-    print(as_table(rows))
-    print(f"{config.head} probe: accuracy {as_percent(accuracy)} of the head that did best on the images held out")
+    print(format_table(rows))
+    print(f"{config.head} probe: accuracy {format_percent(accuracy)} of the head that did best on the images held out")
     result = {
         "source": config.data.source,
         "seeds": [config.seed + number for number in range(len(summaries))],

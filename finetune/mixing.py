@@ -9,7 +9,7 @@ from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
 
 
-def group_layers(net: Any, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+def layer_decay_groups(net: Any, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """Group a network's parameters by layer: timm's groups, with the final norm beside the head, as in MAE."""
     spared: set[str] = getattr(net, "no_weight_decay", set)()
     groups: list[dict[str, Any]] = param_groups_layer_decay(

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from mae_curriculum.distributed import World
-from mae_curriculum.training.loop import STOPPED
+from mae_curriculum.training.loop import EXIT_RESUMABLE
 
 C = TypeVar("C", bound=Any)
 
 
-def one_for_each_seed(config: C) -> list[C]:
+def config_per_seed(config: C) -> list[C]:
     """Give the settings of each seed's run: the only one lives in `config.run`, several in folders in there."""
     if config.seeds == 1:
         return [config]
@@ -29,10 +29,10 @@ def run_seeds(
     once  makes one run; returns its summary, None if it was asked to stop.
     """
     summaries = []
-    for one in one_for_each_seed(config):
+    for one in config_per_seed(config):
         summary = once(one)
         if summary is None:
-            return STOPPED
+            return EXIT_RESUMABLE
         summaries.append(summary)
     world.on_main(lambda: conclude(config, summaries))
     return 0

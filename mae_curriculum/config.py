@@ -114,7 +114,7 @@ def dump(config: Any) -> str:
     return yaml.safe_dump(plain(config), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
 
 
-def digest(config: Any) -> str:
+def config_fingerprint(config: Any) -> str:
     """Name a config by 12 hexadecimal digits; exempt fields do not count."""
     text = json.dumps(plain(config, with_exempt=False), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

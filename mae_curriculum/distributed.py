@@ -24,7 +24,7 @@ from mae_curriculum.precision import Precision
 T = TypeVar("T")
 
 
-LONGEST_WAIT = timedelta(hours=1)
+MAX_WAIT = timedelta(hours=1)
 """For other ranks: one may download, or try to save on a full disk. One that has died is noticed at once."""
 
 
@@ -33,7 +33,7 @@ class World:
     """This process's place among all, and its device."""
 
     rank: int
-    size: int
+    world_size: int
     device: torch.device
 
     @property
@@ -43,7 +43,7 @@ class World:
 
     def sum(self, value: Tensor) -> Tensor:
         """Add a tensor up over the ranks."""
-        if self.size == 1:
+        if self.world_size == 1:
             return value
         value = value.clone()
         dist.all_reduce(value)
@@ -51,15 +51,15 @@ class World:
 
     def gather(self, thing: Any) -> list[Any]:
         """Collect a small picklable thing from every rank, in order of rank, on every rank."""
-        if self.size == 1:
+        if self.world_size == 1:
             return [thing]
-        things: list[Any] = [None] * self.size
+        things: list[Any] = [None] * self.world_size
         dist.all_gather_object(things, thing)
         return things
 
     def any(self, flag: bool) -> bool:
         """Agree on whether a flag is up on any rank."""
-        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+        return flag if self.world_size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def on_main(self, action: Callable[[], T]) -> T:
         """Do something on rank 0 while the others wait; every rank gets what it returns, or raises what it raises."""
@@ -78,7 +78,7 @@ class World:
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Join the rows (n_rank, ...) of all ranks, whose numbers may differ, in order of rank, on every rank."""
-        if self.size == 1:
+        if self.world_size == 1:
             return rows
         counts = self.gather(len(rows))
         padded = rows.new_zeros((max(counts), *rows.shape[1:]))
@@ -87,13 +87,13 @@ class World:
         dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
-    def share_(self, tensors: list[Tensor]) -> None:
+    def broadcast_(self, tensors: list[Tensor]) -> None:
         """Give every rank the values that rank 0 holds."""
-        if self.size > 1:
+        if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def bring(self, tensor: Tensor) -> Tensor:
+    def to_device(self, tensor: Tensor) -> Tensor:
         """Copy a tensor from the CPU to the device without waiting for what the device is doing."""
         if self.device.type == "cuda" and not tensor.is_pinned():
             tensor = tensor.pin_memory()
@@ -115,7 +115,7 @@ class World:
         if self.is_main:
             print(text, flush=True)
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         """Wait until the device has done all it was asked to."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -126,7 +126,7 @@ class Agreement:
 
     def __init__(self, world: World) -> None:
         """Make a channel of its own, on the CPU, that does not wait for what devices are doing."""
-        self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group: Any = dist.new_group(backend="gloo") if world.world_size > 1 else None
         self._pending: tuple[Tensor, Any] | None = None
 
     def __call__(self, flag: bool) -> bool:
@@ -148,7 +148,7 @@ class Agreement:
 
 
 @contextmanager
-def connect(longest_wait: timedelta = LONGEST_WAIT) -> Iterator[World]:
+def connect(longest_wait: timedelta = MAX_WAIT) -> Iterator[World]:
     """Join the processes that were started together, for as long as the context lasts.
 
     NCCL joins GPUs, gloo CPUs. A process started alone joins nobody.

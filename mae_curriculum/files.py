@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON so that the old or the new content is there at any moment, and nothing else."""
-    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -19,17 +19,17 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """Write a file aside, flush it to disk, then rename it; of a failure nothing remains."""
-    aside = aside_of(path)
+    aside = temporary_name(path)
     try:
-        write_aside(aside, lambda stream: stream.write(content))
-        put_in_place(aside, path)
+        write_temporary(aside, lambda stream: stream.write(content))
+        rename_into_place(aside, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # the name that the user knows
 
 
-def write_aside(aside: Path, write: Callable[[IO[bytes]], T]) -> T:
+def write_temporary(aside: Path, write: Callable[[IO[bytes]], T]) -> T:
     """Have a file written, and flush it to disk; of a failure nothing remains. Returns what `write` does."""
     try:
         with aside.open("wb") as stream:
@@ -42,7 +42,7 @@ def write_aside(aside: Path, write: Callable[[IO[bytes]], T]) -> T:
     return result
 
 
-def put_in_place(aside: Path, path: Path) -> None:
+def rename_into_place(aside: Path, path: Path) -> None:
     """Give a file its name."""
     aside.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)  # the rename itself reaches the disk with its folder
@@ -52,6 +52,6 @@ def put_in_place(aside: Path, path: Path) -> None:
         os.close(folder)
 
 
-def aside_of(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
     """Return the temporary name under which a file is written."""
     return path.with_name(f".{path.name}.aside")

@@ -15,7 +15,7 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
-def as_table(rows: Sequence[Sequence[str]]) -> str:
+def format_table(rows: Sequence[Sequence[str]]) -> str:
     """Lay rows of equal length out in columns, aligned to the right; the first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
@@ -27,7 +27,7 @@ def side(size: Sequence[int]) -> str:
     return str(height) if height == width else f"{height}x{width}"
 
 
-def spell_seconds(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
     """Spell a duration as H:MM:SS."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -38,49 +38,49 @@ UNKNOWN = "–"
 """Stands for what is not known."""
 
 
-def in_form(value: float | None, form: str, *, scale: float = 1.0) -> str:
+def format_or_dash(value: float | None, form: str, *, scale: float = 1.0) -> str:
     """Spell a number in a format such as "{:.3g}", if there is one."""
     return UNKNOWN if value is None or not math.isfinite(value) else form.format(value * scale)
 
 
-def spell_size(size: Sequence[int] | None) -> str:
+def format_size(size: Sequence[int] | None) -> str:
     """Spell an image size with its unit."""
     return f"{side(size)} px" if size else UNKNOWN
 
 
-def spell_share(share: float | None) -> str:
+def format_share(share: float | None) -> str:
     """Spell a share as percent."""
-    return in_form(share, "{:.1f} %", scale=100)
+    return format_or_dash(share, "{:.1f} %", scale=100)
 
 
-def spell_count(count: float | None) -> str:
+def format_count(count: float | None) -> str:
     """Spell a count."""
-    return in_form(count, "{:,.0f}")
+    return format_or_dash(count, "{:,.0f}")
 
 
-def spell_flops(flops: float | None) -> str:
+def format_flops(flops: float | None) -> str:
     """Spell FLOPs, such as 7.73e19."""
-    return in_form(flops, "{:.2e}").replace("e+", "e")
+    return format_or_dash(flops, "{:.2e}").replace("e+", "e")
 
 
-def spell_duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Spell a duration: 12.3 s, or from two minutes on H:MM:SS."""
     if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
-    return f"{seconds:.1f} s" if seconds < 120 else spell_seconds(seconds)
+    return f"{seconds:.1f} s" if seconds < 120 else format_clock(seconds)
 
 
-def spell_date(seconds: float) -> str:
+def format_date(seconds: float) -> str:
     """Spell a time of day, where the report is made."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def spell_number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """Spell any number in four digits."""
-    return in_form(value, "{:,.4g}")
+    return format_or_dash(value, "{:,.4g}")
 
 
-def spell_setting(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """Spell a setting's value; stages by their shares and sizes."""
     if value is None:
         return UNKNOWN

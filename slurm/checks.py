@@ -35,9 +35,9 @@ ALL_REDUCE_FLOATS = 2**24
 """67 MB, more than the 25 MB that DistributedDataParallel sends at once: latency does not count."""
 
 MAX_SKEW = 1.0
-"""Seconds between clocks: a run stops 5 s before the end that SLURM tells, on its own clock (`LEAST_MARGIN`)."""
+"""Seconds between clocks: a run stops 5 s before the end that SLURM tells, on its own clock (`MIN_MARGIN`)."""
 
-JOIN_CURE = (
+JOIN_ADVICE = (
     "name the interface between the nodes (ip addr lists them): --setup 'export NCCL_SOCKET_IFNAME=ib0 "
     "GLOO_SOCKET_IFNAME=ib0'; or MASTER_ADDR, the first node's address there; or ask for a firewall between nodes"
 )
@@ -131,12 +131,12 @@ def examine_network() -> list[Finding]:
     meet_on_first_node()
     try:
         with connect(timedelta(seconds=JOIN_SECONDS)) as world:
-            if world.size == 1:
+            if world.world_size == 1:
                 return []
             found = [measure_all_reduce(world), compare_clocks(world)]
             return found if world.is_main else []
     except RuntimeError as error:  # whatever hinders gloo and NCCL
-        return [Finding("network", "mend", str(error).split("\n")[0], JOIN_CURE, node_name())]
+        return [Finding("network", "mend", str(error).split("\n")[0], JOIN_ADVICE, node_name())]
 
 
 def measure_all_reduce(world: "World", repeats: int = 5) -> Finding:
@@ -147,17 +147,18 @@ def measure_all_reduce(world: "World", repeats: int = 5) -> Finding:
     numbers = torch.zeros(ALL_REDUCE_FLOATS, device=world.device)
 
     def seconds() -> float:
-        world.synchronise()
+        world.synchronize()
         begun = time.perf_counter()
         for _ in range(repeats):
             dist.all_reduce(numbers)
-        world.synchronise()
+        world.synchronize()
         return (time.perf_counter() - begun) / repeats
 
     seconds()  # connects and warms up
-    speed, factor = numbers.nbytes / 1e9 / seconds(), 2 * (world.size - 1) / world.size
+    speed, factor = numbers.nbytes / 1e9 / seconds(), 2 * (world.world_size - 1) / world.world_size
     nodes = len(set(world.gather(node_name())))
-    text = f"{dist.get_backend()}, tasks: {world.size}, nodes: {nodes}; all-reduce of {numbers.nbytes / 1e6:.0f} MB: "
+    text = f"{dist.get_backend()}, tasks: {world.world_size}, nodes: {nodes}; "
+    text += f"all-reduce of {numbers.nbytes / 1e6:.0f} MB: "
     return Finding("network", "ok", f"{text}{speed:.2f} GB/s, on the bus {speed * factor:.2f} GB/s")
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mae_curriculum.config import ConfigError
-from slurm.checks import JOIN_CURE, Finding, examine_network, examine_node, node_name
+from slurm.checks import JOIN_ADVICE, Finding, examine_network, examine_node, node_name
 from slurm.cluster import ClusterConfig, copy_code, make_executor, new_folder
 
 LIMITS = {"RUNNING": 300, "COMPLETING": 15, "gone": 15, "SLURM does not answer": 300}
@@ -121,7 +121,7 @@ def examine_cluster(config: DoctorConfig) -> list[Finding]:
     return [
         *silence("shared folder", set(range(tasks)) - nodes.keys(), unseen),
         *compare_software([finding for report in nodes.values() for finding in report]),
-        *silence("network", nodes.keys() - network.keys(), JOIN_CURE),
+        *silence("network", nodes.keys() - network.keys(), JOIN_ADVICE),
         *(finding for report in network.values() for finding in report),
     ]
 

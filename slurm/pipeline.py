@@ -149,7 +149,7 @@ def lay_out(config: PipelineConfig) -> list[list[Part]]:
     pretrainings = []
     for variant in config.pretrain.variants:
         run = config.folder / name_variant(variant) / config.pretrain.label
-        part = Part(config.pretrain, variant, run, ("--run", str(run), *spell(variant), *kept))
+        part = Part(config.pretrain, variant, run, ("--run", str(run), *as_flags(variant), *kept))
         if points and max(points) > part.settings.epochs:
             raise ConfigError(f"evaluate.at: {max(points)} is beyond the {part.settings.epochs} epochs of {run}")
         pretrainings.append(part)
@@ -161,7 +161,7 @@ def lay_out(config: PipelineConfig) -> list[list[Part]]:
             groups.append([])
             for before in pretrainings:
                 run = before.run.with_name(name)
-                flags = ("--run", str(run), "--checkpoint", f"{before.run}{point}", *spell(variant))
+                flags = ("--run", str(run), "--checkpoint", f"{before.run}{point}", *as_flags(variant))
                 groups[-1].append(Part(task, before.variant, run, flags, before.run))
     runs = [part.run for part in itertools.chain(*groups)]
     if twice := {run for run in runs if runs.count(run) > 1}:
@@ -177,7 +177,7 @@ def name_variant(variant: Mapping[str, Any]) -> str:
     return ",".join(f"{key}={value}" for key, value in short.items())
 
 
-def spell(variant: Mapping[str, Any]) -> list[str]:
+def as_flags(variant: Mapping[str, Any]) -> list[str]:
     """Spell a combination as flags."""
     words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in variant.items()}
     return [f"--{key}={value}" for key, value in words.items()]

@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from mae_curriculum.evaluation.results import as_percent, spread
+from mae_curriculum.evaluation.results import format_percent, spread
 from mae_curriculum.files import read_json
 from mae_curriculum.run.folder import RunFolder
-from mae_curriculum.terminal import as_table
+from mae_curriculum.terminal import format_table
 from mae_curriculum.tracking.history import read_history
 from slurm.cluster import read_submission
 from slurm.status import stands
@@ -32,7 +32,7 @@ def as_outcome(groups: Sequence[Sequence[Entry]], queue: Mapping[str, str]) -> s
     rows = list(dict.fromkeys(entry.row for entry in groups[0]))
     header = ["variant", *(group[0].run.name for group in groups)]
     cells = [[row, *(as_cell([e for e in group if e.row == row], queue) for group in groups)] for row in rows]
-    return as_table([header, *cells])
+    return format_table([header, *cells])
 
 
 def as_cell(entries: Sequence[Entry], queue: Mapping[str, str]) -> str:
@@ -40,10 +40,10 @@ def as_cell(entries: Sequence[Entry], queue: Mapping[str, str]) -> str:
     results = [read_json(entry.result) for entry in entries if entry.result.exists()]
     others = Counter(stand(entry.run, queue) for entry in entries if not entry.result.exists())
     told = [f"{count} {state}" if len(entries) > 1 else state for state, count in others.items()]
-    return ", ".join(([summarise(results)] if results else []) + told)
+    return ", ".join(([summarize(results)] if results else []) + told)
 
 
-def summarise(results: Sequence[Mapping[str, Any]]) -> str:
+def summarize(results: Sequence[Mapping[str, Any]]) -> str:
     """Spell the results of a variant's seeds: the accuracy where there is one, else the loss."""
     if "accuracy" not in results[0]:
         losses = [result["loss"] for result in results if result["loss"] is not None]
@@ -56,7 +56,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> str:
 
 def over_seeds(figures: Sequence[dict[str, Any]]) -> str:
     """Spell figures of several pretrainings by their means; those of a single one with their own spread."""
-    return as_percent(figures[0] if len(figures) == 1 else spread([each["mean"] for each in figures]))
+    return format_percent(figures[0] if len(figures) == 1 else spread([each["mean"] for each in figures]))
 
 
 def stand(run: Path, queue: Mapping[str, str]) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.run.folder import RunFolder
-from mae_curriculum.terminal import as_table, spell_seconds
-from mae_curriculum.tracking.history import History, read_history, standing
+from mae_curriculum.terminal import format_clock, format_table
+from mae_curriculum.tracking.history import History, read_history, run_state
 from slurm.cluster import SUBMISSION, read_submission
 
 COLUMNS = ["run", "state", "stage", "progress", "left", "images/s", "restarts", "lost", "away"]
@@ -39,7 +39,7 @@ def status(config: StatusConfig) -> int:
         print(f"{silence}; here is what the run folders tell")
         queue = {}
     told = [describe(folder, queue) for folder in folders]
-    print(as_table([COLUMNS, *(cells for cells, _ in told)]))
+    print(format_table([COLUMNS, *(cells for cells, _ in told)]))
     for error in filter(None, (error for _, error in told)):
         print(error)
     print("lost: work that was done again, since a kill came before it was saved; away: between one job and the next")
@@ -70,8 +70,8 @@ def describe(folder: RunFolder, queue: Mapping[str, str]) -> tuple[list[str], st
         str(folder.path),
         state,
         f"{stage['stage'] + 1}/{start['stages']}" if stage and "stages" in start else "-",
-        f"{(step.get('step', -1) + 1) / start['steps']:.1%}" if "steps" in start else "-",
-        "-" if left is None or state == "finished" else spell_seconds(left),
+        f"{step.get('steps_done', 0) / start['total_steps']:.1%}" if "total_steps" in start else "-",
+        "-" if left is None or state == "finished" else format_clock(left),
         "-" if rate is None else f"{rate:.0f}",
         str(len(history.sessions) - 1),
         f"{history.lost_seconds / 3600:.2f} h",
@@ -83,7 +83,7 @@ def describe(folder: RunFolder, queue: Mapping[str, str]) -> tuple[list[str], st
 def stands(folder: RunFolder, history: History | None, queue: Mapping[str, str]) -> tuple[str, str | None]:
     """Tell how a run stands, or what SLURM says of its job; and the last error."""
     done = (folder.path / "results.json").exists()  # a command that evaluates trains no run, and writes no journal
-    state = standing(folder, history) if history else "finished" if done else "failed"
+    state = run_state(folder, history) if history else "finished" if done else "failed"
     if state in ("finished", "running"):
         return state, None
     start = history.last.start if history else {}

@@ -74,11 +74,11 @@ def describe_resources(config: ClusterConfig) -> str:
 def describe_cost(settings: Any, config: SubmitConfig) -> str:
     """Say what plan makes of a pretraining: hours, starts at this time limit, bytes of its checkpoints."""
     from mae_curriculum.commands.config import PlanConfig
-    from mae_curriculum.commands.plan import work_out
+    from mae_curriculum.commands.plan import compute_plan
 
     processes = config.nodes * config.processes_per_node
     own = {f.name: getattr(settings, f.name) for f in fields(settings)}
-    facts = work_out(PlanConfig(**own, devices=processes, rate=config.rate))
+    facts = compute_plan(PlanConfig(**own, devices=processes, rate=config.rate))
     hours, unit = facts["hours"], "GPU" if config.gpus_per_node else "process"
     requeues = math.ceil(hours * 3600 / limit) - 1 if (limit := time_limit(config.time)) else 0
     saving = settings.saving

@@ -47,7 +47,7 @@ TINY = {
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def spell(settings: dict[str, Any], **changes: Any) -> list[str]:
+def as_flags(settings: dict[str, Any], **changes: Any) -> list[str]:
     """Spell settings as flags; `a__b` in `changes` stands for `a.b`."""
     settings = settings | {key.replace("__", "."): value for key, value in changes.items()}
     return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
@@ -55,7 +55,7 @@ def spell(settings: dict[str, Any], **changes: Any) -> list[str]:
 
 def options(run: Path | None = None, **changes: Any) -> list[str]:
     """Spell the settings of a pretraining of seconds on digits; `a__b` in `changes` stands for `a.b`."""
-    return spell(TINY if run is None else TINY | {"run": run}, **changes)
+    return as_flags(TINY if run is None else TINY | {"run": run}, **changes)
 
 
 def command(*arguments: object, package: str = "mae_curriculum", **environment: str) -> Finished:

@@ -31,10 +31,10 @@ from tests.runs import equal, options, picture_folder, pictures, rows, stop_midw
 
 
 def test_knn_is_monitored_on_the_way_only_when_asked_for(finished: Path, tmp_path: Path) -> None:
-    assert [row["step"] for row in rows(finished, "evaluation")] == [67]
+    assert [row["steps_done"] for row in rows(finished, "evaluation")] == [67]
     run = tmp_path / "run"
     assert main(["pretrain", *options(run, knn__every_epochs=2)]) == 0
-    assert [row["step"] for row in rows(run, "evaluation")] == [45, 67]  # two epochs of 1438 images, and the end
+    assert [row["steps_done"] for row in rows(run, "evaluation")] == [45, 67]  # two epochs of 1438 images, and the end
     assert rows(run, "evaluation")[-1]["knn"] == json.loads((run / "summary.json").read_text())["knn"]
     assert equal(weights(run), weights(finished))  # looking changes nothing
 
@@ -51,7 +51,7 @@ def test_a_run_ends_with_a_summary_of_its_worth_and_its_savings(finished: Path) 
         "wait_seconds",
         "speedup_flops",
         "speedup_seconds",
-        "digest",
+        "config_fingerprint",
     } <= set(summary)
     assert summary["images"] == 67 * 64  # 3 * 1438 images are 67.4 batches
     assert summary["speedup_flops"] == pytest.approx(summary["baseline_flops"] / summary["flops"])
@@ -85,12 +85,13 @@ def test_a_run_says_what_it_does(finished: Path) -> None:
 def test_the_loss_falls_and_the_stages_change_as_planned(finished: Path) -> None:
     steps = rows(finished, "step")
     assert steps[-1]["loss"] < 0.9 * steps[0]["loss"]
-    assert [(row["step"], row["size"]) for row in rows(finished, "stage")] == [
+    assert [(row["steps_done"], row["size"]) for row in rows(finished, "stage")] == [
         (0, [24, 24]),
         (40, [24, 24]),
         (54, [32, 32]),
     ]
-    assert [row["step"] for row in steps] == sorted([*range(1, 67, 5), 39, 53])  # and at the stages' ends
+    at_ends = [40, 54, 67]
+    assert [row["steps_done"] for row in steps] == sorted({*range(5, 67, 5), *at_ends})
     assert steps[-1]["images"] == 67 * 64
 
 
@@ -137,10 +138,10 @@ def test_a_run_killed_before_its_summary_makes_it_up(finished: Path, tmp_path: P
 def test_a_stopped_run_continues_to_the_same_weights(workers: int, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert "the same command continues" in stop_midway(run, "pretrain", *options(run, data__workers=workers))
-    stopped_at = rows(run, "save")[-1]["step"]
+    stopped_at = rows(run, "save")[-1]["steps_done"]
     assert 2 <= stopped_at < 67
     assert main(["pretrain", *options(run)]) == 0
-    assert rows(run, "start")[-1]["step"] == stopped_at
+    assert rows(run, "start")[-1]["steps_done"] == stopped_at
     assert equal(weights(run), weights(finished))
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from mae_curriculum.__main__ import main
-from mae_curriculum.run.checkpoint import step_of
+from mae_curriculum.run.checkpoint import steps_of
 from mae_curriculum.run.folder import RunFolder
-from mae_curriculum.tracking.journal import ONCE
+from mae_curriculum.tracking.journal import IDEMPOTENT_EVENTS
 from tests.runs import command, equal, newest_state, options, rows, start, stop_midway, torchrun, weights
 
 PYTHON = [sys.executable, "-m", "mae_curriculum"]
@@ -39,7 +39,7 @@ def processes_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 def steps_reported(run: Path) -> list[int]:
-    return [row["step"] for row in rows(run, "step")] if (run / "journal.jsonl").exists() else []
+    return [row["steps_done"] for row in rows(run, "step")] if (run / "journal.jsonl").exists() else []
 
 
 def kill_until_done(program: list[str], run: Path, *arguments: str, kills: int, seed: int) -> int:
@@ -80,7 +80,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_bits_of_one_that_was_not(f
     assert equal(weights(run), weights(whole))
     first, second = newest_state(run)["optimizer"]["state"], newest_state(whole)["optimizer"]["state"]
     assert all(equal(first[key], second[key]) for key in second)
-    told = {event: [row["step"] for row in rows(run, event)] for event in ONCE}
+    told = {event: [row["steps_done"] for row in rows(run, event)] for event in IDEMPOTENT_EVENTS}
     assert all(steps == sorted({*steps}) for steps in told.values())
     assert len(told["evaluation"]) == len(told["pictures"]) == 3
 
@@ -90,7 +90,7 @@ def test_two_processes_killed_together_end_with_the_bits_of_two_that_were_not(tm
     assert torchrun("pretrain", *options(whole)).returncode == 0
     arguments = options(run, saving__every_minutes=1e-9, tracking__every_steps=2)
     assert kill_until_done([*TWO, "--"], run, "pretrain", *arguments, kills=1, seed=1) == 1
-    assert [row["step"] for row in rows(run, "start")][1] in range(1, 67)  # it was really cut short, and went on
+    assert [row["steps_done"] for row in rows(run, "start")][1] in range(1, 67)  # it was really cut short, and went on
     assert equal(weights(run), weights(whole))
 
 
@@ -116,10 +116,10 @@ def test_a_run_stopped_while_its_end_is_evaluated_ends_with_the_next_job(finishe
     assert process.returncode == 75
     assert "SIGTERM: " in told
     assert "the same command continues" in told
-    assert (rows(run, "stop")[0]["step"], rows(run, "evaluation")) == (67, [])
+    assert (rows(run, "stop")[0]["steps_done"], rows(run, "evaluation")) == (67, [])
     done = command("pretrain", *flags)
     assert done.returncode == 0
-    assert [row["step"] for row in rows(run, "evaluation")] == [67]
+    assert [row["steps_done"] for row in rows(run, "evaluation")] == [67]
     assert equal(weights(run), weights(finished))
 
 
@@ -130,10 +130,10 @@ def test_two_processes_stop_at_the_same_step_whichever_of_them_is_told(tmp_path:
     os.kill(processes_of(process)[1], signal.SIGTERM)
     told = process.communicate()[1]
     assert "SIGTERM: saved and stopped at step" in told
-    stopped = rows(run, "stop")[0]["step"]
-    assert stopped == step_of(RunFolder(run).checkpoints[-1])
+    stopped = rows(run, "stop")[0]["steps_done"]
+    assert stopped == steps_of(RunFolder(run).checkpoints[-1])
     assert torchrun("pretrain", *options(run, epochs=15, tracking__every_steps=5)).returncode == 0
-    assert [row["step"] for row in rows(run, "start")] == [0, stopped]
+    assert [row["steps_done"] for row in rows(run, "start")] == [0, stopped]
 
 
 def test_a_time_limit_saves_and_stops_before_it(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_leads_to_the_same_bits
     assert command("pretrain", *options(run)).returncode == 0
     assert rows(run, "damaged_checkpoint") == [rows(run, "damaged_checkpoint")[0]]
     assert rows(run, "damaged_checkpoint")[0]["name"] == newest.name
-    assert rows(run, "start")[-1]["step"] < step_of(newest)
+    assert rows(run, "start")[-1]["steps_done"] < steps_of(newest)
     assert equal(weights(run), weights(finished))
 
 
@@ -222,7 +222,7 @@ def test_a_stop_on_a_full_disk_says_so_and_leaves_the_checkpoint_before(small_di
 def test_checkpoints_of_chosen_epochs_stay(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(["pretrain", *options(run, saving__keep=1, saving__keep_every_epochs=1)]) == 0
-    assert [step_of(path) for path in RunFolder(run).checkpoints] == [23, 45, 67]  # 1438 images, 64 a step
+    assert [steps_of(path) for path in RunFolder(run).checkpoints] == [23, 45, 67]  # 1438 images, 64 a step
 
 
 def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path: Path) -> None:
@@ -241,8 +241,8 @@ def test_a_run_of_another_world_size_goes_on_with_the_same_images(finished: Path
     run = tmp_path / "run"
     stop_midway(run, "pretrain", *options(run))
     assert torchrun("pretrain", *options(run)).returncode == 0
-    losses = {row["step"]: row["loss"] for row in rows(run, "step")}
-    alone = {row["step"]: row["loss"] for row in rows(finished, "step")}
+    losses = {row["steps_done"]: row["loss"] for row in rows(run, "step")}
+    alone = {row["steps_done"]: row["loss"] for row in rows(finished, "step")}
     assert losses[66] == pytest.approx(alone[66], abs=1e-4)
     assert [row["world_size"] for row in rows(run, "start")] == [1, 2]
 

@@ -15,20 +15,20 @@ from mae_curriculum.commands.config import BenchConfig
 from mae_curriculum.curriculum.low_frequency import RESIZE
 from mae_curriculum.curriculum.schedule import Clock, Span
 from mae_curriculum.data.loader import Batch, micro_batches
-from mae_curriculum.data.preprocess import normalise
+from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.data.sources import count_images
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.model.flops import training_flops
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.pretraining import build_clock, set_up
-from mae_curriculum.terminal import as_table, side
+from mae_curriculum.terminal import format_table, side
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import without_curriculum
 from mae_curriculum.training.step import Training, update_
 
 
 @dataclass(frozen=True)
-class Unseen:
+class PlaceholderImages:
     """As many images as the run has, none of which is ever read."""
 
     count: int
@@ -54,7 +54,7 @@ class Unseen:
 def bench(config: BenchConfig) -> int:
     """Measure and print; returns the exit code."""
     with connect() as world:
-        training = set_up(config, world, Unseen(count_images(config.data)))
+        training = set_up(config, world, PlaceholderImages(count_images(config.data)))
         baseline = build_clock(without_curriculum(config), training.model, images_per_epoch=len(training.images))
         stages = measure_stages(training, baseline, rounds=config.rounds)
         resizing = measure_resizing(training, rounds=config.rounds)
@@ -93,7 +93,7 @@ def measure_stages(training: Training[MaskedAutoencoder], baseline: Clock, *, ro
 def step_of(training: Training[MaskedAutoencoder], clock: Clock, span: Span) -> Callable[[], object]:
     """Make a training step of a stage, with learning rate 0, on random pixels that are at hand."""
     world = training.world
-    parts = micro_batches(span, world.rank, world.size, training.config.micro_batch)
+    parts = micro_batches(span, world.rank, world.world_size, training.config.micro_batch)
     batches = [
         Batch(random_pixels(training, len(part)), torch.zeros(len(part), dtype=torch.int64), {}) for part in parts
     ]
@@ -105,8 +105,8 @@ def measure_resizing(training: Training[MaskedAutoencoder], *, rounds: int) -> l
     """Time each way to bring a batch of normalised images to each stage's size, in turn."""
     mean, std = training.config.data.statistics(training.model.channels)
     span = training.clock.spans[-1]
-    count = len(micro_batches(span, 0, training.world.size, training.config.micro_batch)[0])
-    images = normalise(random_pixels(training, count).to(training.world.device), mean, std)
+    count = len(micro_batches(span, 0, training.world.world_size, training.config.micro_batch)[0])
+    images = normalize(random_pixels(training, count).to(training.world.device), mean, std)
     rows = []
     for size in dict.fromkeys(span.size for span in training.clock.spans if span.size != training.model.image_size):
         ways = [lambda resize=resize, size=size: resize(images, size) for resize in RESIZE.values()]
@@ -123,10 +123,10 @@ def random_pixels(training: Training[MaskedAutoencoder], count: int) -> Tensor:
 
 def elapsed(action: Callable[[], object], world: World) -> float:
     """Time an action in seconds, until the device is done."""
-    world.synchronise()
+    world.synchronize()
     start = time.perf_counter()
     action()
-    world.synchronise()
+    world.synchronize()
     return time.perf_counter() - start
 
 
@@ -146,4 +146,6 @@ def as_text(facts: dict[str, Any]) -> str:
         times = [f"{1000 * row[way]:.3f}" for way in RESIZE]
         resizing.append([side(row["size"]), *times, f"{row['fourier'] / row['bicubic']:.2f}"])
     head = f"{facts['device']}, {facts['threads']} threads; training steps:"
-    return "\n".join([head, as_table(stages), "", "bringing full images to a stage's size:", as_table(resizing)])
+    return "\n".join(
+        [head, format_table(stages), "", "bringing full images to a stage's size:", format_table(resizing)]
+    )

@@ -11,7 +11,7 @@ from mae_curriculum.evaluation.config import KnnConfig
 from mae_curriculum.png import check_png
 from mae_curriculum.precision import Precision
 from mae_curriculum.pretraining_config import PretrainConfig
-from mae_curriculum.tracking.config import MOST_IMAGES
+from mae_curriculum.tracking.config import MAX_IMAGES
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class ReconstructConfig:
     """Attention heads of the encoder, where the checkpoint does not show them."""
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.images) <= MOST_IMAGES:
-            raise ConfigError(f"images: give 1 to {MOST_IMAGES} image files, got {len(self.images)}")
+        if not 1 <= len(self.images) <= MAX_IMAGES:
+            raise ConfigError(f"images: give 1 to {MAX_IMAGES} image files, got {len(self.images)}")
         check_png("out", self.out)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be in 0..2**63-1, got {self.seed}")

@@ -6,13 +6,13 @@ import torch
 
 from mae_curriculum.commands.config import ExportConfig
 from mae_curriculum.config import ConfigError, load_file
-from mae_curriculum.evaluation.results import as_percent
+from mae_curriculum.evaluation.results import format_percent
 from mae_curriculum.files import read_json
 from mae_curriculum.model.config import TIMM_NAMES, ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.folder import run_and_epochs
-from mae_curriculum.terminal import in_form
+from mae_curriculum.terminal import format_or_dash
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.weights.build import load_into_
 from mae_curriculum.weights.read import Weights, read_weights
@@ -91,7 +91,7 @@ def _history(checkpoint: Path) -> list[str]:
         lines += [
             f"- training: {summary['train_seconds'] / 3600:.3g} h, {summary['images']} images, "
             f"{summary['flops']:.3g} FLOPs",
-            f"- result: loss {in_form(summary['loss'], '{:.4f}')}; kNN accuracy {summary['knn']}, "
+            f"- result: loss {format_or_dash(summary['loss'], '{:.4f}')}; kNN accuracy {summary['knn']}, "
             f"untrained {summary['knn_untrained']}",
         ]
     measured = (row for row in Journal(folder.journal).rows() if "checkpoint" in row)
@@ -99,6 +99,8 @@ def _history(checkpoint: Path) -> list[str]:
     for command in ("knn", "fewshot", "linprobe", "finetune"):
         if row := newest.get(command):
             figures = {"": row["accuracy"]} if "mean" in row["accuracy"] else row["accuracy"]
-            told = ", ".join(f"{shots and f'{shots} labels '}{as_percent(figure)}" for shots, figure in figures.items())
+            told = ", ".join(
+                f"{shots and f'{shots} labels '}{format_percent(figure)}" for shots, figure in figures.items()
+            )
             lines.append(f"- {command} on {row['source']}: accuracy {told}")
     return lines

@@ -7,16 +7,16 @@ from mae_curriculum.distributed import connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.knn import knn_of_encoder, why_no_knn
 from mae_curriculum.evaluation.results import record, spread
-from mae_curriculum.weights.build import encoder_of, read_together
-from mae_curriculum.weights.run_settings import resolve_images
+from mae_curriculum.weights.build import build_encoder, read_together
+from mae_curriculum.weights.run_settings import resolve_source
 
 
 def evaluate(config: EvaluateConfig) -> int:
     """Measure, print and record; returns the exit code."""
-    data = resolve_images(config.data, config.checkpoint)
+    data = resolve_source(config.data, config.checkpoint)
     with connect() as world:
         weights = read_together(config.checkpoint, world, heads=config.heads)
-        model = encoder_of(weights, config.checkpoint).to(world.device)
+        model = build_encoder(weights, config.checkpoint).to(world.device)
         world.on_main(lambda: download(data))
         train, val = open_images(data)
         if why := why_no_knn(train, val, config.knn):

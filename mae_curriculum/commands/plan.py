@@ -14,20 +14,20 @@ from mae_curriculum.model.flops import training_flops
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.pretraining import build_clock, build_shapes
 from mae_curriculum.report.figures import draw_plan
-from mae_curriculum.terminal import as_table, side
+from mae_curriculum.terminal import format_table, side
 from mae_curriculum.training.config import without_curriculum
 
 
 def plan(config: PlanConfig) -> int:
     """Print the plan; returns the exit code."""
-    facts = work_out(config)
+    facts = compute_plan(config)
     if config.picture is not None:
         draw_plan(config.picture, picture(config, facts))
     print(json.dumps(facts, indent=2) if config.json else as_text(facts))
     return 0
 
 
-def work_out(config: PlanConfig) -> dict[str, Any]:
+def compute_plan(config: PlanConfig) -> dict[str, Any]:
     """Work out the plan: totals, and a row for each stage."""
     model, clock = build_shapes(config, processes=config.devices)
     baseline = build_clock(without_curriculum(config), model, images_per_epoch=clock.images_per_epoch)
@@ -49,11 +49,11 @@ def work_out(config: PlanConfig) -> dict[str, Any]:
         "baseline_hours": baseline.total_images / config.rate / 3600,
         # weights and AdamW's two moments of those that are trained
         "checkpoint_bytes": sum(p.nbytes * (3 if p.requires_grad else 1) for p in model.parameters()),
-        "stages": [lay_out_stage(clock, span, model, config) for span in clock.spans],
+        "stages": [plan_stage(clock, span, model, config) for span in clock.spans],
     }
 
 
-def lay_out_stage(clock: Clock, span: Span, model: MaskedAutoencoder, config: PlanConfig) -> dict[str, Any]:
+def plan_stage(clock: Clock, span: Span, model: MaskedAutoencoder, config: PlanConfig) -> dict[str, Any]:
     """Work out a stage's row."""
     grid = model.grid(span.size)
     parts = micro_batches(span, 0, config.devices, config.micro_batch)
@@ -110,4 +110,4 @@ def as_text(facts: dict[str, Any]) -> str:
         "at {rate:g} images/s at full size: {hours:.3g} h of training instead of {baseline_hours:.3g} h; "
         "the loader column is what it must supply meanwhile"
     )
-    return "\n".join([head.format(**facts), as_table(rows), totals.format(**facts), hours.format(**facts)])
+    return "\n".join([head.format(**facts), format_table(rows), totals.format(**facts), hours.format(**facts)])

@@ -5,7 +5,7 @@ import numpy as np
 from mae_curriculum.commands.config import PlotConfig
 from mae_curriculum.config import ConfigError
 from mae_curriculum.report.figures import Curve, draw_losses, drawable
-from mae_curriculum.report.runs import Told, read_runs
+from mae_curriculum.report.runs import RunData, read_runs
 
 
 def plot(config: PlotConfig) -> int:
@@ -15,7 +15,7 @@ def plot(config: PlotConfig) -> int:
     return 0
 
 
-def curve_of(run: Told) -> Curve:
+def curve_of(run: RunData) -> Curve:
     """Give the loss of a run by its reports; raises ConfigError if there is none, or if FLOPs were not counted."""
     known = np.isfinite(run.curves["loss"])
     if not known.any():
@@ -23,5 +23,5 @@ def curve_of(run: Told) -> Curve:
     if not np.isfinite(run.curves["flops"]).any():
         raise ConfigError(f"{run.path} counted no FLOPs; plot takes runs of pretraining and fine-tuning")
     columns = {axis: run.curves[axis][known] for axis in ("loss", "images", "flops", "train_seconds")}
-    edges = np.isin(run.curves["steps"][known], [stage.first_step for stage in run.stages[1:]])
+    edges = np.isin(run.curves["steps_done"][known], [stage.first_step for stage in run.stages[1:]])
     return Curve(run.name, **columns, edges=[*map(int, np.flatnonzero(edges))])

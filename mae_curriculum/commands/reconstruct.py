@@ -13,7 +13,7 @@ from mae_curriculum.data.decode import BrokenImageError, read_image
 from mae_curriculum.evaluation.reconstruction import reconstruct_images, why_no_reconstruction
 from mae_curriculum.report.figures import draw_reconstructions, drawable
 from mae_curriculum.run.folder import RunFolder
-from mae_curriculum.weights.build import autoencoder_of
+from mae_curriculum.weights.build import build_autoencoder
 from mae_curriculum.weights.read import read_weights
 from mae_curriculum.weights.run_settings import run_settings
 
@@ -23,7 +23,7 @@ def reconstruct(config: ReconstructConfig) -> int:
     weights = read_weights(config.checkpoint, heads=config.heads)
     if why := why_no_reconstruction(weights.model.target):
         raise ConfigError(f"{config.checkpoint}: {why}")
-    model = autoencoder_of(weights, config.checkpoint)
+    model = build_autoencoder(weights, config.checkpoint)
     data = load_part(DataConfig, run_settings(config.checkpoint).get("data", {}))
     mean, std = data.statistics(model.channels)  # ImageNet's where the checkpoint is no run
     pixels = []

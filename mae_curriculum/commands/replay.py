@@ -15,7 +15,7 @@ from mae_curriculum.pretraining import set_up
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.checkpoint import load_state
 from mae_curriculum.run.folder import RunFolder
-from mae_curriculum.terminal import as_table
+from mae_curriculum.terminal import format_table
 from mae_curriculum.training.anomalies import CAPTURE
 
 
@@ -29,14 +29,16 @@ def replay(config: ReplayConfig) -> int:
         raise ConfigError(f"{config.run} is no pretraining, and only those are replayed")
     state = load_state(capture)
     with connect() as world:
-        if world.size > 1:
-            raise ConfigError(f"replay is for one process, this is one of {world.size}; start it without torchrun")
+        if world.world_size > 1:
+            raise ConfigError(
+                f"replay is for one process, this is one of {world.world_size}; start it without torchrun"
+            )
         rows, norm = measure(load_file(PretrainConfig, path), state, world)
     failed = [row for row in rows if not math.isfinite(row[1] + row[2])]
     table = [[name, f"{loss:.4g}", f"{gradient:.4g}"] for name, loss, gradient in failed or rows]
-    print(as_table([["image", "loss", "gradient"], *table]))
+    print(format_table([["image", "loss", "gradient"], *table]))
     print(
-        f"step {state['step']}, with the weights {'it had' if state['exact'] else 'of a few steps later'}: the "
+        f"step {state['steps_done']}, with the weights {'it had' if state['exact'] else 'of a few steps later'}: the "
         f"gradient's norm is {norm:.4g}; {len(failed)} of {len(rows)} images have no finite loss or gradient"
     )
     return 0
@@ -51,7 +53,7 @@ def measure(
     """
     images, _ = open_images(config.data)
     training = set_up(config, world, images)
-    model, moment = training.model, training.clock.moment(state["step"])
+    model, moment = training.model, training.clock.moment(state["steps_done"])
     model.load_state_dict(state["model"])
     sampler = RequestSampler(training.clock, moment.step, config.seed, 0, 1, micro_batch=None)
     batch = next(iter(training_loader(training.dataset, sampler, workers=0, device=world.device)))

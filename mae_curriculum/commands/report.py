@@ -2,7 +2,7 @@
 
 from mae_curriculum.commands.config import ReportConfig
 from mae_curriculum.config import ConfigError
-from mae_curriculum.files import write_whole
+from mae_curriculum.files import write_atomic
 from mae_curriculum.report.html import render
 from mae_curriculum.report.runs import read_runs, readable
 
@@ -13,7 +13,7 @@ def report(config: ReportConfig) -> int:
     page = render(runs, baseline=runs[0] if config.baseline else None)
     out = config.out or config.runs[0] / "report.html"
     try:
-        write_whole(out, page.encode(errors="replace"))
+        write_atomic(out, page.encode(errors="replace"))
     except OSError as error:
         raise ConfigError(f"{readable(out)} cannot be written ({error.strerror}); choose another --out") from error
     print(f"{readable(out)}: {len(page) / 1e6:.1f} MB, {len(runs)} run{'s' * (len(runs) > 1)}")

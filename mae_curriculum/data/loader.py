@@ -141,7 +141,7 @@ def training_loader(
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=leave_signals_to_the_parent,
+        worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
     )
@@ -158,7 +158,7 @@ def kill_workers_at_exit() -> None:
     atexit.register(kill)
 
 
-def leave_signals_to_the_parent(_worker: int) -> None:
+def ignore_signals(_worker: int) -> None:
     """Keep a worker alive when a signal goes to the whole group, as a scheduler's does: the run must save first."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

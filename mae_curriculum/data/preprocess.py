@@ -14,10 +14,10 @@ def show(images: Tensor, size: tuple[int, int], *, mean: Sequence[float], std: S
 
     resize  one of `frequency.RESIZE`; at full size nothing is resized.
     """
-    return RESIZE[resize](normalise(images, mean, std), size)
+    return RESIZE[resize](normalize(images, mean, std), size)
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Bring pixels (b, c, h, w) uint8 to mean 0 and variance 1: `mean` and `std` are the channels', from 0 to 1."""
     return (images - _for_channels(tuple(mean), images.device)) / _for_channels(tuple(std), images.device)
 

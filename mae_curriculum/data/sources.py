@@ -99,7 +99,7 @@ class FileImages:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Subset:
     """Some images of a set."""
 
     images: Images
@@ -137,7 +137,7 @@ def hold_out(train: Images, val: Images | None) -> tuple[Images, Images]:
     if val is not None:
         return train, val
     everything = range(len(train))
-    return Chosen(train, [index for index in everything if index % 5 != 4]), Chosen(train, everything[4::5])
+    return Subset(train, [index for index in everything if index % 5 != 4]), Subset(train, everything[4::5])
 
 
 def download(config: DataConfig) -> None:
@@ -185,7 +185,7 @@ def open_images(config: DataConfig) -> tuple[Images, Images | None]:
     return train, val
 
 
-def identify(images: Images) -> str:
+def names_fingerprint(images: Images) -> str:
     """Name a set of images by their number and their names, so that a run goes on with the set it began with."""
     names = "\n".join("/".join(Path(images.name(index)).parts[-2:]) for index in range(len(images)))
     return f"{len(images)} images {hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:12]}"

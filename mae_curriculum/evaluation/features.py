@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from mae_curriculum.curriculum.schedule import split
 from mae_curriculum.data.config import DataConfig
-from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages, kill_workers_at_exit, leave_signals_to_the_parent
-from mae_curriculum.data.preprocess import normalise
+from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages, ignore_signals, kill_workers_at_exit
+from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.data.sources import Images
 from mae_curriculum.distributed import World
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
@@ -54,7 +54,7 @@ class Inference:
         """
         world = self.world
         mean, std = self.data.statistics(channels)
-        block = self.batch_images * world.size
+        block = self.batch_images * world.world_size
         blocks = [range(start, min(start + block, len(images))) for start in range(0, len(images), block)]
         if self.data.workers:
             kill_workers_at_exit()
@@ -62,19 +62,19 @@ class Inference:
             EvaluationImages(images, size, channels, self.crop),
             batch_sampler=[self._share(each) or [NO_IMAGE] for each in blocks],
             num_workers=self.data.workers,
-            worker_init_fn=leave_signals_to_the_parent,
+            worker_init_fn=ignore_signals,
             pin_memory=world.device.type == "cuda",
         )
         for pixels, index in loader:
             self.check()
             with torch.inference_mode(), world.autocast(self.precision):
-                rows = function(normalise(world.bring(pixels), mean, std)).float()
+                rows = function(normalize(world.to_device(pixels), mean, std)).float()
             index = index.to(world.device)
             usable = index != NO_IMAGE
             yield world.gather_rows(rows[usable]), world.gather_rows(index[usable])
 
     def _share(self, block: range) -> list[int]:
-        return [block[place] for place in split(len(block), self.world.size, self.world.rank)]
+        return [block[place] for place in split(len(block), self.world.world_size, self.world.rank)]
 
     def encode(self, model: MaskedAutoencoder, images: Images) -> tuple[Tensor, Tensor]:
         """Encode all images: features (n, p, d) of each pooling, and indices (n,) of their images."""

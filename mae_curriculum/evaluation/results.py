@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from mae_curriculum.config import digest
+from mae_curriculum.config import config_fingerprint
 from mae_curriculum.files import write_json
 from mae_curriculum.run.folder import run_and_epochs
 from mae_curriculum.tracking.journal import Journal
@@ -15,7 +15,7 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None, "values": values}
 
 
-def as_percent(figures: dict[str, Any]) -> str:
+def format_percent(figures: dict[str, Any]) -> str:
     """Spell what `spread` made of shares: 83.5 %, or 83.5 ± 0.2 %."""
     deviation = "" if figures["std"] is None else f" ± {100 * figures['std']:.1f}"
     return f"{100 * figures['mean']:.1f}{deviation} %"
@@ -26,7 +26,12 @@ def record(command: str, result: dict[str, Any], config: Any, *, run: Path | Non
 
     run  where results.json goes; None for the checkpoint's own folder, if it is a run folder.
     """
-    result = {"command": command, "digest": digest(config), "checkpoint": checkpoint and str(checkpoint), **result}
+    result = {
+        "command": command,
+        "config_fingerprint": config_fingerprint(config),
+        "checkpoint": checkpoint and str(checkpoint),
+        **result,
+    }
     pretrained = run_and_epochs(checkpoint)[0] if checkpoint is not None else None
     if pretrained is not None and not pretrained.config.exists():
         pretrained = None

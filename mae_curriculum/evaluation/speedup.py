@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mae_curriculum.curriculum.schedule import Clock
-from mae_curriculum.terminal import in_form
+from mae_curriculum.terminal import format_or_dash
 from mae_curriculum.tracking.stopwatch import ACTIVITIES, Stopwatch
 
 FlopsOfSize = Callable[[tuple[int, int]], int]
@@ -16,7 +16,7 @@ def run_flops(clock: Clock, flops: FlopsOfSize) -> int:
     return sum(span.images * flops(span.size) for span in clock.spans)
 
 
-def summarise(
+def summarize(
     clock: Clock, baseline: Clock, flops_of_size: FlopsOfSize, stopwatch: Stopwatch, *, baseline_seconds: float
 ) -> dict[str, Any]:
     """Put a finished run's figures together.
@@ -51,7 +51,7 @@ def summarise(
 def describe(summary: dict[str, Any]) -> str:
     """Say a summary in a few lines."""
     lines = [
-        f"loss {in_form(summary['loss'], '{:.4f}')} after {summary['images']} images, "
+        f"loss {format_or_dash(summary['loss'], '{:.4f}')} after {summary['images']} images, "
         f"{summary['train_seconds']:.1f} s of training and {summary['wait_seconds']:.1f} s of waiting for data",
         f"curriculum: {summary['flops']:.3g} FLOPs instead of {summary['baseline_flops']:.3g} "
         f"({summary['speedup_flops']:.2f}x), "

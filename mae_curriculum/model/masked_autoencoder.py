@@ -57,7 +57,7 @@ class MaskedAutoencoder(nn.Module):
         )
         self.decoder_norm = _layer_norm(decoder_width)
         self.decoder_pred = nn.Linear(decoder_width, patch_values)
-        self._initialise_()
+        self._initialize_()
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """Hide the patches of highest noise, predict them, and measure the error.
@@ -156,7 +156,7 @@ class MaskedAutoencoder(nn.Module):
             table = sincos_positions(grid, self.full_grid, width, device)
         return table if ids is None else table[ids]
 
-    def _initialise_(self) -> None:
+    def _initialize_(self) -> None:
         """MAE's initialisation: Xavier-uniform linear layers, the patch embedding among them; tokens N(0, 0.02)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -16,9 +16,9 @@ from bokeh.plotting import figure
 from bokeh.resources import Resources
 
 from mae_curriculum.report.curves import AXES, EVALUATIONS, MEASURES, TIMES, Column, Measure, means, thin
-from mae_curriculum.report.runs import Told
+from mae_curriculum.report.runs import RunData
 
-POINTS, MOST_POINTS = 40_000, 1_200
+POINTS, MAX_POINTS = 40_000, 1_200
 """Of all curves together, 32 bytes each, so that the page stays small; of one curve, about two a pixel."""
 
 FEW_POINTS = 40
@@ -68,25 +68,25 @@ class Chart:
     """What Bokeh's `embed_item` takes."""
 
 
-def draw_charts(runs: Sequence[Told]) -> Iterator[Chart]:
+def draw_charts(runs: Sequence[RunData]) -> Iterator[Chart]:
     """Draw a chart for each measure that a run tells."""
     seconds, _ = time_unit(runs)
     marks = [mark for place, run in enumerate(runs) for mark in _marks(place, run, seconds)]
     measures = (*MEASURES, *EVALUATIONS)
     told = {each: [place for place, run in enumerate(runs) if run.tells(each)] for each in measures}
-    points = min(MOST_POINTS, POINTS // max(1, sum(map(len, told.values()))))
+    points = min(MAX_POINTS, POINTS // max(1, sum(map(len, told.values()))))
     for number, (measure, places) in enumerate((each, where) for each, where in told.items() if where):
         curves = [_curve(place, runs[place], measure, seconds, points) for place in places]
         yield Chart(measure, curves, _draw(measure, curves, marks, height=HEIGHT if number else FIRST_HEIGHT))
 
 
-def time_unit(runs: Sequence[Told]) -> tuple[float, str]:
+def time_unit(runs: Sequence[RunData]) -> tuple[float, str]:
     """Choose the unit in which time is told, by its seconds and its name."""
     longest = max(run.history.last.last_sign - run.began for run in runs)
     return (3600.0, "hours") if longest > 7200 else (60.0, "minutes")
 
 
-def axes_of(runs: Sequence[Told]) -> dict[str, tuple[str, float]]:
+def axes_of(runs: Sequence[RunData]) -> dict[str, tuple[str, float]]:
     """Name the axes of which a run tells, each with where the last run ended."""
     seconds, unit = time_unit(runs)
     axes = {}
@@ -103,7 +103,7 @@ def script() -> str:
     return Resources(mode="inline", components=["bokeh"]).render_js()
 
 
-def _curve(place: int, run: Told, measure: Measure, seconds: float, points: int) -> Curve:
+def _curve(place: int, run: RunData, measure: Measure, seconds: float, points: int) -> Curve:
     """Take at most so many points of a curve, in the page's units."""
     if measure in EVALUATIONS:
         steps, values = run.evaluations(measure.key)
@@ -120,9 +120,9 @@ def _curve(place: int, run: Told, measure: Measure, seconds: float, points: int)
     return Curve(place, columns)
 
 
-def _marks(place: int, run: Told, seconds: float) -> Iterator[Marks]:
+def _marks(place: int, run: RunData, seconds: float) -> Iterator[Marks]:
     starts = [session.start for session in run.history.sessions[1:]]
-    steps = np.array([start["step"] for start in starts], dtype=np.float64)
+    steps = np.array([start["steps_done"] for start in starts], dtype=np.float64)
     columns = {axis: run.place(steps, axis) for axis in AXES}
     # its last steps may have been done once before, but not at this time
     columns["elapsed"] = np.array([start["time"] - run.began for start in starts])
@@ -146,20 +146,20 @@ def _draw(measure: Measure, curves: Sequence[Curve], marks: Sequence[Marks], *, 
     plot.xgrid.visible = False
     plot.outline_line_color = plot.background_fill_color = plot.border_fill_color = None
     for mark in marks:
-        if len(mark.columns["steps"]):
+        if len(mark.columns["steps_done"]):
             dash, width = ([6, 3], 1.5) if mark.kind == "restart" else ([1, 4], 1.5)
             name = f"{mark.kind}-{mark.run}"
-            plot.vspan("steps", source=_source(mark.columns), name=name, line_dash=dash, line_width=width)
+            plot.vspan("steps_done", source=_source(mark.columns), name=name, line_dash=dash, line_width=width)
     for curve in curves:
         source = _source(curve.columns)
         look: dict[str, Any] = {"source": source, "line_dash": DASHES[curve.run // COLOURS % len(DASHES)]}
         faint = 0.45 if "mean" in curve.columns else 1.0
         draw = partial(plot.step, mode="before") if measure.stepped else plot.line
-        draw("steps", "value", name=f"run-{curve.run}", line_width=1.6, line_alpha=faint, **look)
+        draw("steps_done", "value", name=f"run-{curve.run}", line_width=1.6, line_alpha=faint, **look)
         if "mean" in curve.columns:
-            plot.line("steps", "mean", name=f"mean-{curve.run}", line_width=1.8, **look)
+            plot.line("steps_done", "mean", name=f"mean-{curve.run}", line_width=1.8, **look)
         if len(curve.columns["value"]) <= FEW_POINTS:
-            plot.scatter("steps", "value", source=source, name=f"points-{curve.run}", size=5)
+            plot.scatter("steps_done", "value", source=source, name=f"points-{curve.run}", size=5)
     plot.add_layout(Span(dimension="height", name="cursor", line_width=1, visible=False))
     return dict(json_item(plot))
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mae_curriculum.report.curves import Column, newest_mean
-from mae_curriculum.report.runs import Told
+from mae_curriculum.report.runs import RunData
 from mae_curriculum.report.tables import Table
-from mae_curriculum.terminal import UNKNOWN, spell_count, spell_duration, spell_flops, spell_share
+from mae_curriculum.terminal import UNKNOWN, format_count, format_duration, format_flops, format_share
 
 COMPARED = {"images": "images", "flops": "FLOPs", "train_seconds": "training time"}
 """What a run is held against the baseline at equal amounts of."""
@@ -18,7 +18,7 @@ LOSS_SETTINGS = ("data.source", "model.patch_size", "model.mask_ratio", "model.t
 """Losses compare where these are the same."""
 
 
-def comparison(runs: Sequence[Told], baseline: Told) -> Table:
+def comparison(runs: Sequence[RunData], baseline: RunData) -> Table:
     """Hold runs against a baseline at equal images, FLOPs and training seconds: as far as both got.
 
     Losses of other images, targets or masks do not compare, nor do accuracies on other images; where a run's settings
@@ -46,7 +46,7 @@ def comparison(runs: Sequence[Told], baseline: Told) -> Table:
     return Table(caption, head, rows)
 
 
-def less(run: Told, baseline: Told | None, key: str) -> str:
+def less(run: RunData, baseline: RunData | None, key: str) -> str:
     """Say how many times less of something a run took than the baseline; empty until both are finished."""
     if baseline is None or run is baseline or {run.state, baseline.state} != {"finished"}:
         return ""
@@ -56,7 +56,7 @@ def less(run: Told, baseline: Told | None, key: str) -> str:
     return f"{its / mine:.2f}× less" if mine <= its else f"{mine / its:.2f}× more"
 
 
-_AMOUNTS = {"images": spell_count, "flops": spell_flops, "train_seconds": spell_duration}
+_AMOUNTS = {"images": format_count, "flops": format_flops, "train_seconds": format_duration}
 
 
 def _last(positions: Column) -> float:
@@ -64,7 +64,7 @@ def _last(positions: Column) -> float:
     return float(known[-1]) if len(known) else math.nan
 
 
-def _loss_at(run: Told, axis: str, point: float) -> str:
+def _loss_at(run: RunData, axis: str, point: float) -> str:
     positions = run.positions(axis)
     sizes, before = run.curves["size"], positions <= point
     size = sizes[before][-1] if before.any() else math.nan
@@ -74,9 +74,9 @@ def _loss_at(run: Told, axis: str, point: float) -> str:
     return UNKNOWN if loss is None else f"{loss:.4f}{at_size}"
 
 
-def _evaluated_at(run: Told, key: str, axis: str, point: float) -> str:
+def _evaluated_at(run: RunData, key: str, axis: str, point: float) -> str:
     """Tell the accuracy at a point: on the straight line between two evaluations, or that of the last one before."""
     steps, accuracies = run.evaluations(key)
     places = run.place(steps, axis)
     known = len(places) and places[0] <= point
-    return spell_share(float(np.interp(point, places, accuracies))) if known else UNKNOWN
+    return format_share(float(np.interp(point, places, accuracies))) if known else UNKNOWN

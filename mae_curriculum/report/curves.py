@@ -51,7 +51,7 @@ EVALUATIONS = (
 """What rows of evaluations may tell."""
 
 AXES = {
-    "steps": "Steps",
+    "steps_done": "Steps",
     "images": "Images",
     "epochs": "Equivalent epochs",
     "flops": "FLOPs",
@@ -63,17 +63,14 @@ AXES = {
 TIMES = ("train_seconds", "elapsed")
 """Axes in seconds."""
 
-_FIELDS = ("step", "time", "images", "epochs", "flops", "train_seconds", "progress", *(m.key for m in MEASURES))
+_FIELDS = ("steps_done", "time", "images", "epochs", "flops", "train_seconds", "progress", *(m.key for m in MEASURES))
 
 LAST_ROWS, LAST_SHARE = 10, 0.1
 """At most so many, and that share of all: their mean tells where a noisy curve stands, of which a row is luck."""
 
 
 class Curves:
-    """What a run's steps told, a number for each row of its journal; NaN where a row says nothing.
-
-    Fields are those of the rows, and "steps": how many are done.
-    """
+    """What a run's steps told, a number for each row of its journal; NaN where a row says nothing."""
 
     def __init__(self) -> None:
         self._fields = {field: array("d") for field in _FIELDS}
@@ -92,11 +89,9 @@ class Curves:
             del column[:]
 
     def __len__(self) -> int:
-        return len(self._fields["step"])
+        return len(self._fields["steps_done"])
 
     def __getitem__(self, field: str) -> Column:
-        if field == "steps":
-            return self["step"] + 1
         column = np.asarray(self._fields[field], dtype=np.float64)
         return np.where(np.isfinite(column), column, np.nan)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from mae_curriculum.curriculum.schedule import Clock, Moment
 from mae_curriculum.evaluation.reconstruction import Reconstruction
 from mae_curriculum.evaluation.speedup import FlopsOfSize
-from mae_curriculum.files import write_whole
+from mae_curriculum.files import write_atomic
 from mae_curriculum.report.curves import Column
 from mae_curriculum.terminal import side
 
@@ -33,7 +33,7 @@ COLUMNS = 8
 """Images beside each other; more go on below."""
 
 
-MOST_LETTERS = 22
+MAX_LETTERS = 22
 """Of a name above an image, at `TILE_INCHES`."""
 
 
@@ -76,7 +76,7 @@ def draw_reconstructions(path: Path, images: Reconstruction, names: Sequence[str
         axis.tick_params(length=0)
         if row % 4 == 0:
             middles = [place * (w + gap) + (w - 1) / 2 for place in range(len(names[block]))]
-            labels = [drawable(name, most_letters=MOST_LETTERS) for name in names[block]]
+            labels = [drawable(name, max_letters=MAX_LETTERS) for name in names[block]]
             axis.set_xticks(middles, labels, fontsize=7, parse_math=False)
             axis.xaxis.tick_top()
     shrink = min(1.0, 4 / columns)
@@ -219,10 +219,10 @@ def draw_losses(path: Path, curves: Sequence[Curve]) -> None:
     save(figure, path)
 
 
-def drawable(name: str, *, most_letters: int = 120) -> str:
+def drawable(name: str, *, max_letters: int = 120) -> str:
     """Make a text that can be drawn and printed of a file's name, whatever bytes are in it; of a long one, the end."""
     text = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
-    return text if len(text) <= most_letters else "…" + text[1 - most_letters :]
+    return text if len(text) <= max_letters else "…" + text[1 - max_letters :]
 
 
 def save(figure: Any, path: Path) -> None:
@@ -231,7 +231,7 @@ def save(figure: Any, path: Path) -> None:
     with warnings.catch_warnings(action="ignore"):  # of letters in names that the font lacks; they come as boxes
         figure.savefig(content, format="png", dpi=DPI)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content.getvalue())
+    write_atomic(path, content.getvalue())
 
 
 def empty_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Any:

@@ -17,7 +17,7 @@ from mae_curriculum.report import comparison
 from mae_curriculum.report import tables as findings
 from mae_curriculum.report.charts import axes_of, draw_charts, script
 from mae_curriculum.report.curves import MEASURES
-from mae_curriculum.report.runs import Told, readable
+from mae_curriculum.report.runs import RunData, readable
 from mae_curriculum.report.tables import Table
 
 PARTS = {
@@ -52,16 +52,16 @@ class Picture:
     url: str
 
 
-def render(runs: Sequence[Told], *, baseline: Told | None) -> str:
+def render(runs: Sequence[RunData], *, baseline: RunData | None) -> str:
     """Make the page; a baseline is one of the runs."""
-    templates = files("mae_curriculum") / "page"
+    templates = files("mae_curriculum.report") / "page"
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {}  # Bokeh's references rely on the order of keys
     environment.filters |= {
-        name.removeprefix("spell_"): spell for name, spell in vars(terminal).items() if name.startswith("spell_")
+        name.removeprefix("format_"): form for name, form in vars(terminal).items() if name.startswith("format_")
     }
     charts = list(draw_charts(runs))
-    pictures = [list(pictures_of(run, most_bytes=PICTURE_BYTES // len(runs))) for run in runs]
+    pictures = [list(pictures_of(run, max_bytes=PICTURE_BYTES // len(runs))) for run in runs]
     results = findings.result_table(runs)
     told = {
         "stages": any(run.stages for run in runs),
@@ -89,20 +89,20 @@ def render(runs: Sequence[Told], *, baseline: Told | None) -> str:
     )
 
 
-def numbers_of(run: Told) -> Table:
+def numbers_of(run: RunData) -> Table:
     """Tell a run's curves as numbers, for those who cannot see charts."""
     known = [measure for measure in MEASURES if run.tells(measure)]
     chosen = np.unique(np.linspace(0, len(run.curves) - 1, TABLE_ROWS).astype(int))
     columns = [run.curves[measure.key][chosen] * measure.scale for measure in known]
     rows = [
-        [terminal.spell_count(step), *(terminal.spell_number(value) for value in row)]
-        for step, *row in zip(run.curves["steps"][chosen], *columns, strict=True)
+        [terminal.format_count(step), *(terminal.format_number(value) for value in row)]
+        for step, *row in zip(run.curves["steps_done"][chosen], *columns, strict=True)
     ]
     head = ["step", *(f"{m.title}, {m.unit}" if m.unit else m.title for m in known)]
     return Table(f"Curves of {run.name}", head, rows)
 
 
-def pictures_of(run: Told, *, most_bytes: int) -> Iterator[Picture]:
+def pictures_of(run: RunData, *, max_bytes: int) -> Iterator[Picture]:
     """Choose pictures of a run, the newest first, and make them small; those that cannot be read are left out."""
     paths = sorted((run.folder.path / "pictures").glob("*.png"), reverse=True)
     for place in np.unique(np.linspace(0, len(paths) - 1, min(PICTURE_COUNT, len(paths))).astype(int)):
@@ -113,14 +113,14 @@ def pictures_of(run: Told, *, most_bytes: int) -> Iterator[Picture]:
                 image.save(content, "WEBP", quality=80)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # so does Pillow name them
             continue
-        most_bytes -= content.tell()
-        if most_bytes < 0:
+        max_bytes -= content.tell()
+        if max_bytes < 0:
             return
         url = "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
         yield Picture(*name_picture(run, paths[place].stem), *image.size, url)
 
 
-def name_picture(run: Told, stem: str) -> tuple[str, str]:
+def name_picture(run: RunData, stem: str) -> tuple[str, str]:
     """Name a picture, and say in words what it shows."""
     if match := re.fullmatch(r"step-(\d+)", stem):
         name = f"after {int(match[1]):,} steps"

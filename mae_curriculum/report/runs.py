@@ -14,9 +14,9 @@ import yaml
 from mae_curriculum.config import ConfigError, leaves, read_yaml
 from mae_curriculum.report.curves import EVALUATIONS, Column, Curves, Measure
 from mae_curriculum.run.folder import RunFolder
-from mae_curriculum.tracking.history import History, Row, read_history, standing
+from mae_curriculum.tracking.history import History, Row, read_history, run_state
 
-STAGE_AXES = ("steps", "images", "flops", "train_seconds")
+STAGE_AXES = ("progress", "steps_done", "images", "flops", "train_seconds")
 """What is told of a stage."""
 
 
@@ -43,7 +43,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Told:
+class RunData:
     """What a run's folder tells."""
 
     name: str
@@ -61,7 +61,7 @@ class Told:
     @cached_property
     def state(self) -> str:
         """How it stands."""
-        return standing(self.folder, self.history)
+        return run_state(self.folder, self.history)
 
     @property
     def began(self) -> float:
@@ -77,14 +77,14 @@ class Told:
     @property
     def progress(self) -> float:
         """The share of the run's steps that is done, 0 to 1."""
-        steps = self.history.last.start.get("steps")
+        steps = self.history.last.start.get("total_steps")
         return self.done / steps if steps else 0.0
 
     @property
     def done(self) -> int:
         """How many steps are done."""
         step = self.history.newest("step")
-        return int(step["step"]) + 1 if step else 0
+        return int(step["steps_done"]) if step else 0
 
     def positions(self, axis: str) -> Column:
         """Tell where on an axis the rows of steps stand."""
@@ -96,7 +96,7 @@ class Told:
         known = np.isfinite(there)
         if not known.any():
             return np.full(len(steps), np.nan)
-        done = np.concatenate([[0.0], self.curves["steps"][known]])
+        done = np.concatenate([[0.0], self.curves["steps_done"][known]])
         return np.asarray(np.interp(steps, done, np.concatenate([[0.0], there[known]])))
 
     def tells(self, measure: Measure) -> bool:
@@ -106,7 +106,7 @@ class Told:
 
     def evaluations(self, key: str) -> tuple[Column, Column]:
         """Give the steps after which something was evaluated, and what came out; each step once."""
-        found = {row["step"]: row[key] for row in self.history.rows("evaluation") if row.get(key) is not None}
+        found = {row["steps_done"]: row[key] for row in self.history.rows("evaluation") if row.get(key) is not None}
         steps = sorted(found)
         return np.array(steps, dtype=np.float64), np.array([found[step] for step in steps], dtype=np.float64)
 
@@ -115,40 +115,34 @@ class Told:
         """The stages that have begun."""
         begun: dict[int, Row] = {}
         for row in self.history.rows("stage"):
-            if row["step"] < self.done:
+            if row["steps_done"] < self.done:
                 begun.setdefault(row["stage"], row)
-        edges = np.array([*(row["step"] for row in begun.values()), self.done], dtype=np.float64)
-        places = [self._progress_before(edges), *(self.place(edges, axis) for axis in STAGE_AXES)]
+        edges = np.array([*(row["steps_done"] for row in begun.values()), self.done], dtype=np.float64)
+        places = [self.place(edges, axis) for axis in STAGE_AXES]
         return [
-            Stage(row["stage"] + 1, row.get("size"), row["step"], *map(float, spent))
+            Stage(row["stage"] + 1, row.get("size"), row["steps_done"], *map(float, spent))
             for row, spent in zip(begun.values(), np.diff(places).T, strict=True)
         ]
 
-    def _progress_before(self, steps: Column) -> Column:
-        """Tell the progress before steps: that of a row is the one before its step, where all else is after it."""
-        total = self.history.last.start.get("steps", np.nan)
-        known = np.concatenate([[0.0], self.curves["step"], [total]])
-        return np.asarray(np.interp(steps, known, np.concatenate([[0.0], self.curves["progress"], [1.0]])))
 
-
-def read_runs(paths: Sequence[Path]) -> list[Told]:
+def read_runs(paths: Sequence[Path]) -> list[RunData]:
     """Read runs' folders, each once, named by their last part where that tells them apart; raises ConfigError."""
     folders = list({path.resolve(): path for path in paths})
     names = Counter(folder.name for folder in folders)
     return [read_run(each, readable(each.name if names[each.name] == 1 else each)) for each in folders]
 
 
-def read_run(path: Path, name: str) -> Told:
+def read_run(path: Path, name: str) -> RunData:
     """Read a run's folder; raises ConfigError if it is none."""
     folder, curves = RunFolder(path), Curves()
     if not folder.journal.exists():
         seeds = ", ".join(sorted(each.name for each in path.glob("seed-*")))
         here = f", but in {seeds} of it" if seeds else ""
         raise ConfigError(f"no run in {readable(path)}{here}; a run's folder has a journal.jsonl")
-    history = read_history(folder.journal, tell_step=curves.take, forget=curves.clear)
+    history = read_history(folder.journal, on_step=curves.take, forget=curves.clear)
     if history is None:
         raise ConfigError(f"{readable(path)}: no job has begun this run; its journal has no start")
-    return Told(name, folder, history, curves, _read_settings(folder.config))
+    return RunData(name, folder, history, curves, _read_settings(folder.config))
 
 
 def readable(path: str | Path) -> str:

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_curriculum.evaluation.results import as_percent
-from mae_curriculum.report.runs import Told
+from mae_curriculum.evaluation.results import format_percent
+from mae_curriculum.report.runs import RunData
 from mae_curriculum.run.folder import run_and_epochs
 from mae_curriculum.terminal import (
     UNKNOWN,
-    in_form,
-    spell_count,
-    spell_date,
-    spell_duration,
-    spell_flops,
-    spell_setting,
-    spell_share,
-    spell_size,
+    format_count,
+    format_date,
+    format_duration,
+    format_flops,
+    format_or_dash,
+    format_setting,
+    format_share,
+    format_size,
 )
 from mae_curriculum.tracking.history import Row
 from mae_curriculum.tracking.stopwatch import ACTIVITIES
@@ -37,7 +37,7 @@ SETTINGS = {
     "optim.base_lr": "base learning rate",
     "seed": "seed",
 }
-"""Told of every run; others only where runs differ."""
+"""Settings shown of every run; others only where runs differ."""
 
 
 STARTS = {
@@ -48,7 +48,7 @@ STARTS = {
     "commit": "version of the code",
     "command": "command",
 }
-"""Told of each run's newest start."""
+"""Fields shown of each run's newest start."""
 
 
 ACTIVITY_NAMES = {
@@ -65,7 +65,7 @@ ACTIVITY_NAMES = {
 """What a run's time goes to, from its first start to its last sign of life."""
 
 
-MOST_NAMED = 5
+MAX_NAMED = 5
 """Broken images that are named; the journal names all."""
 
 
@@ -82,11 +82,11 @@ class Table:
     rows: list[list[str]]
 
 
-def what_was_run(runs: Sequence[Told]) -> Table:
+def what_was_run(runs: Sequence[RunData]) -> Table:
     """Tell what each run was, and all settings in which they differ, marked by a star."""
 
     def row(name: str, values: Iterable[Any]) -> list[str]:
-        cells = [*map(spell_setting, values)]
+        cells = [*map(format_setting, values)]
         return [name + " *" * (len(set(cells)) > 1), *cells]
 
     keys = dict.fromkeys(key for run in runs for key in run.settings if key not in ("run", *SETTINGS))
@@ -94,24 +94,24 @@ def what_was_run(runs: Sequence[Told]) -> Table:
     others = [row(key, (run.settings.get(key) for run in runs)) for key in keys]
     rows += [cells for cells in others if cells[0].endswith(" *")]
     rows += [row(name, (run.history.last.start.get(key) for run in runs)) for key, name in STARTS.items()]
-    rows.append(["began", *(spell_date(run.began) for run in runs)])
+    rows.append(["began", *(format_date(run.began) for run in runs)])
     told = [cells for cells in rows if {*cells[1:]} != {UNKNOWN}]
     return Table("A star marks where runs differ." if len(runs) > 1 else "", ["", *(run.name for run in runs)], told)
 
 
-def stage_table(run: Told) -> Table:
+def stage_table(run: RunData) -> Table:
     """Tell what each stage of a run took."""
     total = sum(stage.flops for stage in run.stages)
     rows = [
         [
             str(stage.number),
-            spell_size(stage.size),
-            spell_count(stage.steps),
-            spell_count(stage.images),
-            spell_flops(stage.flops),
-            spell_share(stage.flops / total if total else None),
-            spell_duration(stage.train_seconds),
-            in_form(1000 * stage.train_seconds / stage.images if stage.images else None, "{:.3g}"),
+            format_size(stage.size),
+            format_count(stage.steps),
+            format_count(stage.images),
+            format_flops(stage.flops),
+            format_share(stage.flops / total if total else None),
+            format_duration(stage.train_seconds),
+            format_or_dash(1000 * stage.train_seconds / stage.images if stage.images else None, "{:.3g}"),
         ]
         for stage in run.stages
     ]
@@ -119,7 +119,7 @@ def stage_table(run: Told) -> Table:
     return Table("", head, rows)
 
 
-def seconds_by_activity(run: Told) -> dict[str, float]:
+def seconds_by_activity(run: RunData) -> dict[str, float]:
     """Split the time from a run's first start to its last sign of life."""
     seconds = {name: float(run.newest.get(f"{name}_seconds", 0)) for name in ACTIVITIES}
     after = {"lost": run.history.lost_seconds, "away": run.history.away_seconds}
@@ -127,7 +127,7 @@ def seconds_by_activity(run: Told) -> dict[str, float]:
     return {**seconds, "rest": max(0.0, rest), **after}
 
 
-def time_table(runs: Sequence[Told]) -> Table:
+def time_table(runs: Sequence[RunData]) -> Table:
     """Tell where the runs' time went."""
     spent = [seconds_by_activity(run) for run in runs]
     totals = [sum(each.values()) for each in spent]
@@ -135,30 +135,32 @@ def time_table(runs: Sequence[Told]) -> Table:
         [
             name,
             *(
-                f"{spell_duration(each[key])} · {spell_share(each[key] / total if total else None)}"
+                f"{format_duration(each[key])} · {format_share(each[key] / total if total else None)}"
                 for each, total in zip(spent, totals, strict=True)
             ),
         ]
         for key, name in ACTIVITY_NAMES.items()
     ]
-    rows.append(["in all", *map(spell_duration, totals)])
+    rows.append(["in all", *map(format_duration, totals)])
     return Table("From the first start to the last sign of life", ["", *(run.name for run in runs)], rows)
 
 
-def cost_table(runs: Sequence[Told]) -> Table:
+def cost_table(runs: Sequence[RunData]) -> Table:
     """Tell what the runs cost: FLOPs, device hours, and energy where it was measured."""
 
-    def device_hours(run: Told) -> float:
+    def device_hours(run: RunData) -> float:
         sessions = run.history.sessions
         return sum((s.last_sign - float(s.start["time"])) * int(s.start.get("world_size", 1)) for s in sessions) / 3600
 
-    facts: dict[str, Callable[[Told], str]] = {
-        "FLOPs": lambda run: spell_flops(run.newest.get("flops")),
-        "FLOPs without curriculum": lambda run: spell_flops(run.newest.get("baseline_flops")),
+    facts: dict[str, Callable[[RunData], str]] = {
+        "FLOPs": lambda run: format_flops(run.newest.get("flops")),
+        "FLOPs without curriculum": lambda run: format_flops(run.newest.get("baseline_flops")),
         "device hours (processes × hours)": lambda run: f"{device_hours(run):,.3g}",
-        "images/s, training and waiting": lambda run: in_form(_rate(run), "{:,.0f}"),
-        "energy of the GPUs, kWh": lambda run: in_form(run.newest.get("energy_joules"), "{:.3g}", scale=1 / 3.6e6),
-        f"CO2eq at {GRAMS_PER_KWH} g/kWh, kg": lambda run: in_form(
+        "images/s, training and waiting": lambda run: format_or_dash(_rate(run), "{:,.0f}"),
+        "energy of the GPUs, kWh": lambda run: format_or_dash(
+            run.newest.get("energy_joules"), "{:.3g}", scale=1 / 3.6e6
+        ),
+        f"CO2eq at {GRAMS_PER_KWH} g/kWh, kg": lambda run: format_or_dash(
             run.newest.get("energy_joules"), "{:.3g}", scale=GRAMS_PER_KWH / 1000 / 3.6e6
         ),
     }
@@ -167,7 +169,7 @@ def cost_table(runs: Sequence[Told]) -> Table:
     return Table("What it cost", ["", *(run.name for run in runs)], known)
 
 
-def restart_table(run: Told) -> Table:
+def restart_table(run: RunData) -> Table:
     """Tell when a run was started, how each session ended, and what a restart cost."""
     rows = []
     restarts = [None, *run.history.restarts]
@@ -176,37 +178,37 @@ def restart_table(run: Told) -> Table:
         rows.append(
             [
                 str(number),
-                spell_date(session.start["time"]),
-                spell_count(session.start.get("step")),
+                format_date(session.start["time"]),
+                format_count(session.start.get("steps_done")),
                 "still running" if running else session.ending,
-                UNKNOWN if restart is None else spell_duration(restart.lost_seconds),
-                UNKNOWN if restart is None else spell_duration(restart.away_seconds),
+                UNKNOWN if restart is None else format_duration(restart.lost_seconds),
+                UNKNOWN if restart is None else format_duration(restart.away_seconds),
             ]
         )
     head = ["session", "began", "from step", "how it ended", "lost before it", "away before it"]
     return Table(f"Sessions of {run.name}", head, rows)
 
 
-def troubles(run: Told) -> list[str]:
+def troubles(run: RunData) -> list[str]:
     """Tell what went wrong in a run, kind by kind."""
     told = []
-    if skipped := [row["step"] for row in run.history.rows("skipped")]:
+    if skipped := [row["steps_done"] for row in run.history.rows("skipped")]:
         told.append(f"{len(skipped)} steps skipped, the first at {skipped[0]:,}: their loss or gradient was not finite")
     if broken := {str(row["image"]): row["reason"] for row in run.history.rows("broken_image")}:
-        named = "; ".join(f"{name} ({reason})" for name, reason in [*broken.items()][:MOST_NAMED])
-        more = f"; and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
+        named = "; ".join(f"{name} ({reason})" for name, reason in [*broken.items()][:MAX_NAMED])
+        more = f"; and {len(broken) - MAX_NAMED} more" if len(broken) > MAX_NAMED else ""
         told.append(f"{len(broken)} broken images were replaced: {named}{more}")
     if failed := [*run.history.rows("save_failed")]:
         told.append(f"{len(failed)} saves failed, the last one so: {failed[-1]['reason']}")
     if spikes := [*run.history.rows("spike")]:
-        told.append(f"{len(spikes)} spikes of the loss, the last one at step {spikes[-1]['step']:,}")
+        told.append(f"{len(spikes)} spikes of the loss, the last one at step {spikes[-1]['steps_done']:,}")
     waits = {row["stage"]: row for row in run.history.rows("waiting")}.values()
     told += [f"stage {row['stage'] + 1} waited for data {row['share']:.0%} of its time" for row in waits]
     told += [f"damaged checkpoint put aside: {row['name']}" for row in run.history.rows("damaged_checkpoint")]
     return told
 
 
-def result_table(runs: Sequence[Told]) -> Table:
+def result_table(runs: Sequence[RunData]) -> Table:
     """Tell what the runs' encoders are worth: the newest result of each kind."""
     columns = [results_of(run) for run in runs]
     kinds = dict.fromkeys(kind for column in columns for kind in column)
@@ -214,7 +216,7 @@ def result_table(runs: Sequence[Told]) -> Table:
     return Table("Accuracy, mean ± standard deviation over seeds", ["", *(run.name for run in runs)], rows)
 
 
-def results_of(run: Told) -> dict[str, str]:
+def results_of(run: RunData) -> dict[str, str]:
     """Name and spell the newest result of each kind."""
     found = {}
     for key, name in {
@@ -223,7 +225,7 @@ def results_of(run: Told) -> dict[str, str]:
         "accuracy": "accuracy, of the run's own classifier",
     }.items():
         if isinstance(share := run.newest.get(key), float):
-            found[name] = spell_share(share)
+            found[name] = format_share(share)
     for row in run.history.results:
         name = _RESULTS.get(row["event"], str(row["event"]))
         if row.get("head") == "attentive":
@@ -232,7 +234,7 @@ def results_of(run: Told) -> dict[str, str]:
         name += f" after {epochs} epochs" if epochs else ""
         if isinstance(accuracy := row.get("accuracy"), dict):
             parts = {name: accuracy} if "mean" in accuracy else _by_shots(name, accuracy)
-            found |= {f"{part} on {row.get('source', UNKNOWN)}": as_percent(each) for part, each in parts.items()}
+            found |= {f"{part} on {row.get('source', UNKNOWN)}": format_percent(each) for part, each in parts.items()}
     return found
 
 
@@ -246,6 +248,6 @@ def _by_shots(name: str, accuracy: Row) -> Row:
     }
 
 
-def _rate(run: Told) -> float | None:
+def _rate(run: RunData) -> float | None:
     seconds = run.newest.get("train_seconds", 0) + run.newest.get("wait_seconds", 0)
     return run.newest.get("images", 0) / seconds if seconds else None

@@ -14,7 +14,7 @@ RETRY_SECONDS = 15.0
 """A save that failed is tried again after this long: a full disk or a quota is often cleared by hand."""
 
 
-class Saver:
+class BackgroundSaver:
     """Writes one checkpoint after another from a thread of its own."""
 
     def __init__(self, folder: RunFolder, *, keep: int) -> None:

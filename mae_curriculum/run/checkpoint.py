@@ -7,12 +7,12 @@ from typing import IO, Any
 from mae_curriculum.config import ConfigError
 
 
-def step_of(checkpoint: Path) -> int:
+def steps_of(checkpoint: Path) -> int:
     """Read the step off a checkpoint's name."""
     return int(checkpoint.name.split(".")[0].removeprefix("step-"))
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_intact(checkpoint: Path) -> bool:
     """Tell whether a checkpoint's content is what its name says."""
     with checkpoint.open("rb") as stream:
         return checkpoint.name.split(".")[1] == hashlib.file_digest(stream, "sha256").hexdigest()[:16]

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mae_curriculum.config import ConfigError, differences, dump, load_file
-from mae_curriculum.files import aside_of, put_in_place, write_aside, write_whole
-from mae_curriculum.run.checkpoint import is_whole, step_of, write_state
+from mae_curriculum.files import rename_into_place, temporary_name, write_atomic, write_temporary
+from mae_curriculum.run.checkpoint import is_intact, steps_of, write_state
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunFolder:
     def _early(self) -> set[Path]:
         """What may be there before anybody claims the folder: a lock, the note of a submission, what a kill left."""
         submission = self.path / "submission.json"
-        return {aside_of(self.config), self.lock, submission, aside_of(submission)}
+        return {temporary_name(self.config), self.lock, submission, temporary_name(submission)}
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -86,35 +86,35 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         text = dump(config)
         if not self.config.exists() or self.config.read_text() != text:
-            write_whole(self.config, text.encode())
+            write_atomic(self.config, text.encode())
         (self.path / "checkpoints").mkdir(exist_ok=True)  # last: until there is a config, the folder is nobody's
 
     def save(self, state: dict[str, Any], *, keep: int, spare: Callable[[int], bool] = lambda _: False) -> Path:
-        """Write a checkpoint for `state["step"]`; once it is complete on disk, drop all but the newest `keep`.
+        """Write a checkpoint for `state["steps_done"]`; once it is complete on disk, drop all but the newest `keep`.
 
         spare   tells of a step that its checkpoint stays all the same.
         Raises  OSError if it cannot be written; what was there before stays.
         """
         folder = self.path / "checkpoints"
         aside = folder / ".checkpoint.aside"  # always the same, so that what a killed process left is overwritten
-        checksum = write_aside(aside, partial(write_state, state))
-        path = folder / f"step-{state['step']:08d}.{checksum}.pt"
-        put_in_place(aside, path)
+        checksum = write_temporary(aside, partial(write_state, state))
+        path = folder / f"step-{state['steps_done']:08d}.{checksum}.pt"
+        rename_into_place(aside, path)
         for old in self.checkpoints[:-keep]:
-            if not spare(step_of(old)):
+            if not spare(steps_of(old)):
                 old.unlink(missing_ok=True)
         return path
 
-    def newest(self, *, tell_damaged: Callable[[Path], object] = lambda _: None) -> Path | None:
+    def newest(self, *, on_damaged: Callable[[Path], object] = lambda _: None) -> Path | None:
         """Find the newest checkpoint that is whole, or None if there is none at all.
 
-        tell_damaged  is told of each one that is not.
+        on_damaged  is told of each one that is not.
         Raises        ConfigError if there are some, but none is whole.
         """
         for path in reversed(self.checkpoints):
-            if is_whole(path):
+            if is_intact(path):
                 return path
-            tell_damaged(path)
+            on_damaged(path)
         if any((self.path / "checkpoints").glob("step-*")):
             raise ConfigError(f"no checkpoint in {self.path / 'checkpoints'} is whole; remove them to begin anew")
         return None

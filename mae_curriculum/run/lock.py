@@ -12,7 +12,7 @@ from threading import Event, Thread
 from typing import Any
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.files import write_whole
+from mae_curriculum.files import write_atomic
 
 BEAT_SECONDS = 5.0
 """Between two heartbeats."""
@@ -43,7 +43,7 @@ def hold(path: Path, *, tell: Callable[[dict[str, Any]], object]) -> Iterator[Ca
             count += 1
             if _read(path).get("id") == mine["id"]:
                 try:
-                    write_whole(path, _encode({**mine, "beat": count}))
+                    write_atomic(path, _encode({**mine, "beat": count}))
                 except OSError:  # a full disk: tried again at the next beat
                     continue
 
@@ -58,7 +58,7 @@ def hold(path: Path, *, tell: Callable[[dict[str, Any]], object]) -> Iterator[Ca
             path.unlink()
 
 
-def holder_of(path: Path) -> dict[str, Any] | None:
+def lock_holder(path: Path) -> dict[str, Any] | None:
     """Tell at once who seems to hold a lock file, None for nobody; whether it may be taken over needs a longer look."""
     try:
         silence = time.time() - path.stat().st_mtime

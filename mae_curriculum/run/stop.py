@@ -13,7 +13,7 @@ from mae_curriculum.config import ConfigError
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What schedulers send before they kill, and Ctrl-C."""
 
-LEAST_MARGIN = 5.0
+MIN_MARGIN = 5.0
 """Seconds before a time limit that a run stops at the latest, besides what its steps and saves take."""
 
 
@@ -31,13 +31,13 @@ class Stop:
 
         needed_seconds  what may pass until this is asked again, and what stopping takes then.
         """
-        if self.signal_name is None and time.time() > self.deadline - LEAST_MARGIN - needed_seconds:
+        if self.signal_name is None and time.time() > self.deadline - MIN_MARGIN - needed_seconds:
             return "time limit"
         return self.signal_name
 
 
 @contextmanager
-def stop_on_signals(deadline: float | None = None) -> Iterator[Stop]:
+def catch_signals(deadline: float | None = None) -> Iterator[Stop]:
     """Catch the signals that ask a run to stop for as long as the context lasts; a second one has its usual effect.
 
     deadline  when the time limit is reached, in seconds since 1970; None for never.

@@ -9,7 +9,7 @@ from mae_curriculum.config import ConfigError, exempt
 Mode = Literal["online", "offline", "disabled"]
 
 
-MOST_IMAGES = 64
+MAX_IMAGES = 64
 """In one picture: more would make it longer than viewers take."""
 
 
@@ -29,8 +29,8 @@ class TrackingConfig:
     """Images whose reconstruction pretraining draws after each stage, always the same, 0 to 64; 0 for no pictures."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.pictures <= MOST_IMAGES:
-            raise ConfigError(f"tracking.pictures must be in 0..{MOST_IMAGES}, got {self.pictures}")
+        if not 0 <= self.pictures <= MAX_IMAGES:
+            raise ConfigError(f"tracking.pictures must be in 0..{MAX_IMAGES}, got {self.pictures}")
         if not re.fullmatch(r"[^/\\#?%:]{1,128}", self.project):
             raise ConfigError(f"tracking.project: 1 to 128 characters, none of / \\ # ? % :, got '{self.project}'")
         if self.every_steps < 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_curriculum.run.folder import RunFolder
-from mae_curriculum.run.lock import holder_of
+from mae_curriculum.run.lock import lock_holder
 from mae_curriculum.tracking.journal import Journal
 
 Row = dict[str, Any]
@@ -58,7 +58,7 @@ class Session:
 
     def reached(self, step: int) -> float:
         """Tell when so many steps were done and safe, as far as its rows tell."""
-        safe = (row for row in self.rows[1:] if row["event"] in ("save", "stop") and row["step"] <= step)
+        safe = (row for row in self.rows[1:] if row["event"] in ("save", "stop") and row["steps_done"] <= step)
         return float(max(row["time"] for row in (self.start, *safe)))
 
 
@@ -72,7 +72,7 @@ class Restart:
     @property
     def lost_seconds(self) -> float:
         """Seconds of work that was done again, since a kill came before it was saved."""
-        return self.before.last_sign - self.before.reached(self.after.start["step"])
+        return self.before.last_sign - self.before.reached(self.after.start["steps_done"])
 
     @property
     def away_seconds(self) -> float:
@@ -119,22 +119,22 @@ class History:
         return next((row for row in found if row), None)
 
 
-def standing(folder: RunFolder, history: History) -> str:
+def run_state(folder: RunFolder, history: History) -> str:
     """Tell how a run stands: finished, running, failed, stopped or died."""
     if folder.summary.exists():
         return "finished"
-    if holder_of(folder.lock):
+    if lock_holder(folder.lock):
         return "running"
     known = {"error": "failed", "stop": "stopped"}
     return next((state for event, state in known.items() if history.last.newest(event)), "died")
 
 
 def read_history(
-    journal: Path, *, tell_step: Callable[[Row], object] = lambda _: None, forget: Callable[[], object] = lambda: None
+    journal: Path, *, on_step: Callable[[Row], object] = lambda _: None, forget: Callable[[], object] = lambda: None
 ) -> History | None:
     """Read a run's history; None if no job has begun it.
 
-    tell_step  is told of every step's row, oldest first.
+    on_step  is told of every step's row, oldest first.
     forget     is called where the run began anew, with other images or weights: what was told before was another run.
     """
     sessions: list[Session] = []
@@ -145,7 +145,7 @@ def read_history(
             results.append(row)
             continue
         if row["event"] == "start":
-            if sessions and row.get("origin") != sessions[-1].start.get("origin"):
+            if sessions and row.get("data_fingerprint") != sessions[-1].start.get("data_fingerprint"):
                 sessions.clear()
                 results.clear()
                 forget()
@@ -153,14 +153,14 @@ def read_history(
             over = False
         over = over or row["event"] == "lock_taken_over"
         if sessions:
-            _add(row, sessions[-1].afterwards if over else sessions[-1].rows, tell_step)
+            _add(row, sessions[-1].afterwards if over else sessions[-1].rows, on_step)
         over = over or row["event"] in ENDINGS
     return History(sessions, results) if sessions else None
 
 
-def _add(row: Row, rows: list[Row], tell_step: Callable[[Row], object]) -> None:
+def _add(row: Row, rows: list[Row], on_step: Callable[[Row], object]) -> None:
     if row["event"] == "step":
-        tell_step(row)
+        on_step(row)
         if rows and rows[-1]["event"] == "step":
             rows.pop()
     rows.append(row)

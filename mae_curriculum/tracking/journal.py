@@ -12,7 +12,7 @@ from typing import Any, SupportsFloat
 
 from mae_curriculum.terminal import say
 
-ONCE = ("step", "stage", "evaluation", "pictures", "skipped", "spike")
+IDEMPOTENT_EVENTS = ("step", "stage", "evaluation", "pictures", "skipped", "spike")
 """Events that follow from the position in the run: a job that does steps again, after a kill, writes none again."""
 
 
@@ -22,21 +22,21 @@ class Journal:
 
     path: Path | None
     newest: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The newest row of each event of `ONCE`, once `go_on` has read them."""
+    """The newest row of each event of `IDEMPOTENT_EVENTS`, once `resume` has read them."""
     _unwritten: list[str] = field(default_factory=list)
     """Lines that a full disk refused: they are written with the next one that it takes."""
 
     def write(self, event: str, **facts: Any) -> None:
         """Append an event with the time of day, in one write, so that a line is whole or missing.
 
-        A line that cannot be written is no reason to end a run: it waits, and the user is told. An event of `ONCE` that
-        the journal has of this step or a later one is not written again.
+        A line that cannot be written is no reason to end a run: it waits, and a warning is logged. An event of
+        `IDEMPOTENT_EVENTS` that the journal has of this step or a later one is not written again.
         """
         if self.path is None:
             return
         row = {"event": event, "time": round(time.time(), 3), **facts}
-        if event in ONCE:
-            if event in self.newest and row["step"] <= self.newest[event]["step"]:
+        if event in IDEMPOTENT_EVENTS:
+            if event in self.newest and row["steps_done"] <= self.newest[event]["steps_done"]:
                 return
             self.newest[event] = row
         self._unwritten.append(json.dumps(row) + "\n")
@@ -47,15 +47,15 @@ class Journal:
         else:
             self._unwritten.clear()
 
-    def go_on(self, origin: str) -> None:
+    def resume(self, data_fingerprint: str) -> None:
         """Read what is not to be written again: the newest rows of a run with the same origin: images and weights."""
         same = False
         for row in self.rows():
             if row["event"] == "start":
-                same = row.get("origin") == origin
+                same = row.get("data_fingerprint") == data_fingerprint
                 if not same:
                     self.newest.clear()
-            elif same and row["event"] in ONCE:
+            elif same and row["event"] in IDEMPOTENT_EVENTS:
                 self.newest[row["event"]] = row
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -8,29 +8,29 @@ from typing import Any
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.loader import BROKEN_LIMIT
-from mae_curriculum.files import put_in_place, write_aside
-from mae_curriculum.run.checkpoint import step_of, write_state
+from mae_curriculum.files import rename_into_place, write_temporary
+from mae_curriculum.run.checkpoint import steps_of, write_state
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.tracking.journal import Journal, finite_or_none
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.step import Step, Training
 
-MOST_SKIPPED = 5
+MAX_SKIPPED = 5
 """Steps in a row without finite loss or gradient that end a run: one may be a bad batch, five tell that it diverged."""
 
-MOST_WAITING, LEAST_WAIT_SECONDS = 0.05, 5.0
+MAX_WAIT_SHARE, MIN_WAIT_SECONDS = 0.05, 5.0
 """Share of a stage's time that it may wait for data without a warning; of less than these seconds nobody need know."""
 
 SPIKE, SPIKE_REPORTS = 2.0, 10
 """A loss so many times the least of so many reports before is told: at a change of size it moves by less."""
 
-CURES = "lower optim.base_lr, or set optim.clip_norm or precision float32"
+DIVERGENCE_ADVICE = "lower optim.base_lr, or set optim.clip_norm or precision float32"
 
 CAPTURE = "capture.pt"
 """In the run folder: the weights before the first of the steps that ended the run, for `replay`."""
 
 
-class Health:
+class AnomalyDetector:
     """Watches over a run's steps; what it finds goes to the journal and to the user."""
 
     def __init__(
@@ -63,11 +63,11 @@ class Health:
 
     def _name_broken(self, steps: list[Step]) -> None:
         training = self._training
-        everybodys = dict(ChainMap(*training.world.gather(dict(ChainMap(*(step.broken for step in steps))))))
-        new = sorted(everybodys.keys() - self._broken.keys())
+        reasons = dict(ChainMap(*training.world.gather(dict(ChainMap(*(step.broken for step in steps))))))
+        new = sorted(reasons.keys() - self._broken.keys())
         for name in new:
-            self._journal.write("broken_image", step=steps[-1].moment.step, image=name, reason=everybodys[name])
-        self._broken |= everybodys
+            self._journal.write("broken_image", steps_done=steps[-1].moment.step + 1, image=name, reason=reasons[name])
+        self._broken |= reasons
         share = len(self._broken) / len(training.images)
         if share > BROKEN_LIMIT:
             name = min(self._broken)
@@ -90,38 +90,42 @@ class Health:
             mine = (finite_or_none(step.loss_share), [self._training.images.name(index) for index in step.ids])
             losses, names = zip(*self._training.world.gather(mine), strict=True)
             facts = {"stage": step.moment.stage, "losses_by_rank": losses, "images_by_rank": names}
-            self._journal.write("skipped", step=step.moment.step, **facts)
+            self._journal.write("skipped", steps_done=step.moment.step + 1, **facts)
             guilty = [rank for rank, loss in enumerate(losses) if loss is None]
             self._skips += 1
             self._say(
                 f"warning: step {step.moment.step} in stage {step.moment.stage + 1} is skipped, {self._skips} so far: "
                 f"{f'the loss of rank {guilty[0]}' if guilty else 'its gradient'} was not finite"
-                + (f". The journal names its images; if there are more, {CURES}" if self._skips == 1 else "")
+                + (
+                    f". The journal names its images; if there are more, {DIVERGENCE_ADVICE}"
+                    if self._skips == 1
+                    else ""
+                )
             )
-            if len(self._skipped) == MOST_SKIPPED:
+            if len(self._skipped) == MAX_SKIPPED:
                 self._capture(exact=not any(map(math.isfinite, norms[index:])))
                 raise ConfigError(
-                    f"loss or gradient was not finite in {MOST_SKIPPED} steps in a row, up to step {step.moment.step} "
-                    f"({names[guilty[0] if guilty else 0][0]} and others, which journal.jsonl names); {CURES}, in "
-                    f"another --run, which begins anew; {self._good_checkpoint()}"
+                    f"loss or gradient was not finite in {MAX_SKIPPED} steps in a row, up to step {step.moment.step} "
+                    f"({names[guilty[0] if guilty else 0][0]} and others, which journal.jsonl names); "
+                    f"{DIVERGENCE_ADVICE}, in another --run, which begins anew; {self._good_checkpoint()}"
                 )
 
     def _good_checkpoint(self) -> str:
         """Say which checkpoint is from before the steps that were skipped."""
         if self._journal.path is None:  # another rank says it
             return ""
-        steps = map(step_of, RunFolder(self._journal.path.parent).checkpoints)
+        steps = map(steps_of, RunFolder(self._journal.path.parent).checkpoints)
         before = max((step for step in steps if step <= self._skipped[0]), default=None)
         return "there is no checkpoint from before" if before is None else f"the checkpoint of step {before} is good"
 
     def _capture(self, *, exact: bool) -> None:
         """Keep the weights with which the steps were skipped; not exact if others were made since."""
         if self._journal.path is not None:
-            state = {"step": self._skipped[0], "exact": exact, "model": self._training.model.state_dict()}
+            state = {"steps_done": self._skipped[0], "exact": exact, "model": self._training.model.state_dict()}
             path = self._journal.path.with_name(CAPTURE)
             try:
-                write_aside(aside := path.with_suffix(".aside"), partial(write_state, state))
-                put_in_place(aside, path)
+                write_temporary(aside := path.with_suffix(".aside"), partial(write_state, state))
+                rename_into_place(aside, path)
             except OSError as error:
                 self._say(f"warning: no capture of the weights: {error}")
 
@@ -129,7 +133,7 @@ class Health:
         if loss is None:
             return
         if is_spike(loss, self._losses):
-            self._journal.write("spike", step=step, loss=loss, before=min(self._losses))
+            self._journal.write("spike", steps_done=step + 1, loss=loss, before=min(self._losses))
             self._say(
                 f"warning: the loss is {loss:.4g} at step {step}, {loss / min(self._losses):.1f} times what it was; if "
                 "it stays, lower optim.base_lr, lengthen optim.warmup or set optim.clip_norm"
@@ -142,7 +146,7 @@ class Health:
         waited, trained = (self._stopwatch.total(clock) - self._before.total(clock) for clock in clocks)
         shares = self._training.world.gather(waited / (waited + trained))
         share = max(shares)
-        if stage not in self._waited and share > MOST_WAITING and share * (waited + trained) > LEAST_WAIT_SECONDS:
+        if stage not in self._waited and share > MAX_WAIT_SHARE and share * (waited + trained) > MIN_WAIT_SECONDS:
             self._waited.add(stage)
             workers = self._training.config.data.workers
             self._journal.write("waiting", stage=stage, share=share, workers=workers)

@@ -9,15 +9,15 @@ from typing import Any
 from mae_curriculum.curriculum.schedule import Clock
 from mae_curriculum.distributed import Agreement, World, job_end
 from mae_curriculum.run.background_save import RETRY_SECONDS
-from mae_curriculum.run.stop import Stop, parse_duration, stop_on_signals
+from mae_curriculum.run.stop import Stop, catch_signals, parse_duration
 from mae_curriculum.terminal import say
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import TrainingConfig
 from mae_curriculum.training.metrics import Reporter
-from mae_curriculum.training.session import Run, begin_save, save_for_sure, tell_failure
+from mae_curriculum.training.session import Run, log_save_failure, save_with_retries, start_save
 from mae_curriculum.training.step import Training, is_reported, run_steps_
 
-STOPPED = 75
+EXIT_RESUMABLE = 75
 """Exit code of a run that was asked to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""
 
 FIRST_SAVE_SECONDS = 30.0
@@ -30,25 +30,25 @@ class StoppedError(Exception):
 
 def raise_if_stopped(run: Run, world: World, stop: Stop, *, step: int) -> None:
     """Raise StoppedError on all ranks if one of them was asked to stop."""
-    reason = stop.reason(needed_seconds=run.leave_seconds)
+    reason = stop.reason(needed_seconds=run.shutdown_seconds)
     if world.any(reason is not None):
-        tell_stop(run, world, reason, f"stopped at step {step}, the last one, before all was evaluated", step=step)
+        log_stop(run, world, reason, f"stopped at step {step}, the last one, before all was evaluated", step=step)
         raise StoppedError
 
 
-def tell_stop(run: Run, world: World, reason: str | None, what: str, *, step: int) -> None:
+def log_stop(run: Run, world: World, reason: str | None, what: str, *, step: int) -> None:
     """Write and say why the run stops."""
     why = next(filter(None, world.gather(reason)), "a signal")
-    run.journal.write("stop", step=step, reason=why)
+    run.journal.write("stop", steps_done=step, reason=why)
     if world.is_main:
         say(f"{why}: {what}; the same command continues")
 
 
 @contextmanager
-def until_stopped(config: TrainingConfig) -> Iterator[Stop]:
+def watch_for_stop(config: TrainingConfig) -> Iterator[Stop]:
     """Watch for signals, the time limit of the settings, and the scheduler's."""
     own = None if config.time_limit is None else time.time() + parse_duration(config.time_limit)
-    with stop_on_signals(min((end for end in (own, job_end()) if end is not None), default=None)) as stop:
+    with catch_signals(min((end for end in (own, job_end()) if end is not None), default=None)) as stop:
         yield stop
 
 
@@ -85,14 +85,14 @@ def train_(
             at_end = done == clock.total_steps
             reporter.take(step)
             asked, longest = time.monotonic(), max(longest, time.monotonic() - asked)
-            reason = stop.reason(needed_seconds=longest + 2 * saver.seconds + run.leave_seconds)
+            reason = stop.reason(needed_seconds=longest + 2 * saver.seconds + run.shutdown_seconds)
             stopping = agree(reason is not None)
             evaluating = not at_end and is_due(clock, done, every_epochs=evaluate_every_epochs)
             stage = clock.spans[step.moment.stage]
             stage_over = done == stage.end_step
             if stage_over and not stopping:
                 with stopwatch(f"train/{stage.index}"):
-                    world.synchronise()  # what the device still has to do is training
+                    world.synchronize()  # what the device still has to do is training
                 with stopwatch("pictures"):
                     draw(done)
             reporting = is_reported(clock, done, every_steps=config.tracking.every_steps)
@@ -101,7 +101,7 @@ def train_(
             with stopwatch("report"):
                 reporter.report()
             if failure := saver.failure():
-                tell_failure(run, progress, failure)
+                log_save_failure(run, progress, failure)
                 next_save = min(next_save, time.monotonic() + RETRY_SECONDS)
             if evaluating and not stopping:
                 saver.wait()  # the loader's processes are forked, which other threads had better not be at work during
@@ -111,10 +111,10 @@ def train_(
             due = world.any(time.monotonic() > next_save) and not reporter.is_skipping
             if due or stopping or at_end or spare(done):
                 with stopwatch("save"):
-                    begin_save(training, run, stopwatch, spare, step=done)
+                    start_save(training, run, stopwatch, spare, step=done)
                     if stopping or at_end:
                         world.on_main(
-                            partial(save_for_sure, training, run, stopwatch, spare, stop, progress, step=done)
+                            partial(save_with_retries, training, run, stopwatch, spare, stop, progress, step=done)
                         )
                 next_save = time.monotonic() + 60 * config.saving.every_minutes
             if not stopping:
@@ -126,7 +126,7 @@ def train_(
                 with stopwatch("evaluate"):
                     evaluate(done)
             progress.close()
-            tell_stop(run, world, reason, f"saved and stopped at step {done} of {clock.total_steps}", step=done)
+            log_stop(run, world, reason, f"saved and stopped at step {done} of {clock.total_steps}", step=done)
             agree.finish()
             return False
     agree.finish()

@@ -9,12 +9,12 @@ import torch
 from mae_curriculum.curriculum.schedule import Clock, Moment
 from mae_curriculum.data.loader import micro_batches
 from mae_curriculum.distributed import World
-from mae_curriculum.terminal import side, spell_seconds
+from mae_curriculum.terminal import format_clock, side
 from mae_curriculum.tracking.hardware import EnergyMeter, memory_bytes, peak_flops
 from mae_curriculum.tracking.journal import Journal, finite_or_none
 from mae_curriculum.tracking.progress import Progress
 from mae_curriculum.tracking.stopwatch import ACTIVITIES, Stopwatch
-from mae_curriculum.training.anomalies import Health
+from mae_curriculum.training.anomalies import AnomalyDetector
 from mae_curriculum.training.step import Step, Training
 
 PACE_REPORTS = 10
@@ -33,10 +33,10 @@ class Reporter:
         self._training, self._journal, self._stopwatch, self._first_step = training, journal, stopwatch, first_step
         self._joules: float = journal.newest.get("step", {}).get("energy_joules") or 0.0
         self._energy = EnergyMeter(world.device)
-        self._loads = [training.load(span.size) for span in clock.spans] if training.load else None
+        self._loads = [training.cost_of(span.size) for span in clock.spans] if training.cost_of else None
         self._peak = peak_flops(world.device, world.dtype(training.config.precision))
         self._unread: list[Step] = []
-        self._health = Health(training, journal, stopwatch, self.progress.say)
+        self._health = AnomalyDetector(training, journal, stopwatch, self.progress.say)
         self._at_work = stopwatch.total("train") + stopwatch.total("wait")
         self._pace: float | None = None
         """Seconds of training and waiting for each image, counted at full size: of the last few reports."""
@@ -53,14 +53,14 @@ class Reporter:
         self._unread.append(step)
         if moment.step in (self._first_step, clock.spans[moment.stage].first_step):
             self.progress.say(describe_stage(self._training, moment))
-            self._journal.write("stage", step=moment.step, stage=moment.stage, size=moment.size)
+            self._journal.write("stage", steps_done=moment.step, stage=moment.stage, size=moment.size)
         self.progress.update(clock.images(moment.step + 1), describe_moment(clock, moment) + self._facts)
 
     def report(self) -> None:
         """Report on the steps taken since the last time; raises ConfigError if they tell that the run is to end."""
         training, moment = self._training, self._unread[-1].moment
         with self._stopwatch(f"train/{moment.stage}"):
-            losses, norms = bring_over(self._unread, training.world)  # here the device is waited for
+            losses, norms = fetch_losses(self._unread, training.world)  # here the device is waited for
         finite = [loss for loss, norm in zip(losses, norms, strict=True) if math.isfinite(norm)]
         loss = fmean(finite) if finite else None
         self._health.examine(self._unread, norms, loss)
@@ -74,7 +74,7 @@ class Reporter:
         }
         self._journal.write("step", **row)
         self._facts = " | loss {} lr {lr:.2e} | {images_per_second:.0f} images/s, {} left".format(
-            "none" if loss is None else f"{loss:.4f}", spell_seconds(row["seconds_left"]), **row
+            "none" if loss is None else f"{loss:.4f}", format_clock(row["seconds_left"]), **row
         )
         self.progress.update(row["images"], describe_moment(training.clock, moment) + self._facts)
         self._unread.clear()
@@ -84,11 +84,11 @@ class Reporter:
         clock, done = self._training.clock, moment.step + 1
         load = self._loads and self._loads[moment.stage]
         return {
-            "step": moment.step,
+            "steps_done": done,
             "images": clock.images(done),
             "epochs": float(clock.equivalent_epochs(done)),
             "flops": self._flops(done),
-            "progress": round(moment.progress, 6),
+            "progress": round(float(clock.progress(done)), 6),
             "stage": moment.stage,
             "size": moment.size,
             "magnitude": moment.magnitude,
@@ -114,7 +114,7 @@ class Reporter:
         return {
             "images_per_second": images / seconds,
             "tokens_per_second": tokens and images * tokens / seconds,
-            "mfu": flops and flops / seconds / (self._peak * world.size),
+            "mfu": flops and flops / seconds / (self._peak * world.world_size),
             "memory_bytes": max(memories),
             "energy_joules": None if None in energies else round(self._joules),
             "seconds_left": self._pace * sum(totals.values()) / at_work * area_left(clock, moment.step + 1),
@@ -147,7 +147,7 @@ def images_by_stage(clock: Clock, done: int) -> list[int]:
     ]
 
 
-def bring_over(steps: list[Step], world: World) -> tuple[list[float], list[float]]:
+def fetch_losses(steps: list[Step], world: World) -> tuple[list[float], list[float]]:
     """Bring the losses of some steps, and the norms of their gradients, over from the device, in one go."""
     losses = world.sum(torch.stack([step.loss_share for step in steps]))
     norms = torch.stack([step.gradient_norm for step in steps])
@@ -164,9 +164,9 @@ def describe_moment(clock: Clock, moment: Moment) -> str:
 def describe_stage(training: Training[Any], moment: Moment) -> str:
     """Say in a line how large a stage's images are, and how its steps are made."""
     span, world = training.clock.spans[moment.stage], training.world
-    parts = micro_batches(span, world.rank, world.size, training.config.micro_batch, training.unit)
+    parts = micro_batches(span, world.rank, world.world_size, training.config.micro_batch, training.pair_size)
     return (
         f"stage {span.index + 1} of {len(training.clock.spans)}: {side(span.size)} px, {span.steps} steps of "
-        f"{span.batch_images} images ({world.size} processes x {len(parts)} micro-batches x {max(map(len, parts))} "
-        "images)"
+        f"{span.batch_images} images ({world.world_size} processes x {len(parts)} micro-batches x "
+        f"{max(map(len, parts))} images)"
     )

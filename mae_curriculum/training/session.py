@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mae_curriculum.config import ConfigError, digest
+from mae_curriculum.config import ConfigError, config_fingerprint
 from mae_curriculum.distributed import World, job_facts
-from mae_curriculum.run.background_save import RETRY_SECONDS, Saver
+from mae_curriculum.run.background_save import RETRY_SECONDS, BackgroundSaver
 from mae_curriculum.run.checkpoint import load_state
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.run.lock import hold
@@ -37,15 +37,15 @@ class Run:
 
     folder: RunFolder
     journal: Journal
-    saver: Saver
+    saver: BackgroundSaver
     check_lock: Callable[[], None]
     """Raises ConfigError once another job has taken the run over."""
-    leave_seconds: float
+    shutdown_seconds: float
     """What leaving it may take."""
 
 
 @contextmanager
-def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
+def open_session(config: TrainingConfig, world: World) -> Iterator[Run]:
     """Make the run folder this config's, and hold it for as long as the context lasts; raises ConfigError."""
     folder = RunFolder(config.run)
     journal = Journal(folder.journal if world.is_main else None)
@@ -66,7 +66,7 @@ def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
 
     with ExitStack() as stack:
         world.on_main(claim)
-        saver = Saver(folder, keep=config.saving.keep)
+        saver = BackgroundSaver(folder, keep=config.saving.keep)
         stack.callback(saver.wait)  # however this ends, nothing is being written once the lock is released
         try:
             check = partial(world.on_main, locks[0] if locks else lambda: None)
@@ -78,12 +78,12 @@ def open_run(config: TrainingConfig, world: World) -> Iterator[Run]:
         world.on_main(lambda: [end() for end in ends])  # together: a launcher ends the others once one has left
 
 
-def draw_if_possible(run: Run, draw: Callable[[], object], *, step: int) -> None:
+def try_drawing(run: Run, draw: Callable[[], object], *, step: int) -> None:
     """Draw a picture of the model after so many steps; of one that cannot be drawn the journal says why."""
     try:
         draw()
     except Exception as error:  # whatever it is, a picture is worth no run
-        run.journal.write("picture_failed", step=step, reason=str(error))
+        run.journal.write("picture_failed", steps_done=step, reason=str(error))
         say(f"warning: no picture of step {step}: {error}")
 
 
@@ -92,16 +92,16 @@ def begin(run: Run, training: Training[Any], *, step: int, **facts: Any) -> None
     world, clock = training.world, training.clock
 
     def write() -> None:
-        run.journal.go_on(training.origin)
+        run.journal.resume(training.data_fingerprint)
         run.journal.write(
             "start",
-            step=step,
-            steps=clock.total_steps,
+            steps_done=step,
+            total_steps=clock.total_steps,
             stages=len(clock.spans),
-            world_size=world.size,
+            world_size=world.world_size,
             device=str(world.device),
-            digest=digest(training.config),
-            origin=training.origin,
+            config_fingerprint=config_fingerprint(training.config),
+            data_fingerprint=training.data_fingerprint,
             commit=code_version(),
             **job_facts(),
             **facts,
@@ -110,7 +110,7 @@ def begin(run: Run, training: Training[Any], *, step: int, **facts: Any) -> None
     world.on_main(write)
 
 
-def go_on_(training: Training[Any], run: Run) -> tuple[Stopwatch, int]:
+def resume_(training: Training[Any], run: Run) -> tuple[Stopwatch, int]:
     """Bring model and optimizer to the state of the newest whole checkpoint; damaged ones are named in the journal.
 
     Returns  its stopwatch, and the step to go on with.
@@ -120,37 +120,37 @@ def go_on_(training: Training[Any], run: Run) -> tuple[Stopwatch, int]:
         run.journal.write("damaged_checkpoint", name=damaged.name)
         damaged.rename(damaged.with_suffix(".damaged"))
 
-    path = training.world.on_main(partial(run.folder.newest, tell_damaged=put_aside))
+    path = training.world.on_main(partial(run.folder.newest, on_damaged=put_aside))
     if path is None:
         return Stopwatch(), 0
     state = load_state(path)
-    if state["origin"] != training.origin:
+    if state["data_fingerprint"] != training.data_fingerprint:
         raise ConfigError(
-            f"the run began with {state['origin']}, and {training.config.data.source} now gives {training.origin}; "
-            "bring back what it began with, or begin another --run"
+            f"{run.folder.path} was started with {state['data_fingerprint']}, but {training.config.data.source} now "
+            f"gives {training.data_fingerprint}; restore the former, or choose another --run"
         )
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
-    if training.average is not None:
-        training.average.load_state_dict(state["average"])
-    return Stopwatch(state["seconds"]), state["step"]
+    if training.ema is not None:
+        training.ema.load_state_dict(state["ema"])
+    return Stopwatch(state["seconds"]), state["steps_done"]
 
 
 def state_of(training: Training[Any], stopwatch: Stopwatch, *, step: int) -> dict[str, Any]:
     """Give all that a run needs to go on: there is no other state."""
     state = {
-        "step": step,
+        "steps_done": step,
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
         "seconds": dict(stopwatch.seconds),
-        "origin": training.origin,
+        "data_fingerprint": training.data_fingerprint,
     }
-    if training.average is not None:
-        state["average"] = training.average.state_dict()
+    if training.ema is not None:
+        state["ema"] = training.ema.state_dict()
     return state
 
 
-def begin_save(
+def start_save(
     training: Training[Any], run: Run, stopwatch: Stopwatch, spare: Callable[[int], bool], *, step: int
 ) -> None:
     """Begin to write the state of the run, from the main process; `spare` tells which checkpoints always stay."""
@@ -158,10 +158,10 @@ def begin_save(
     if training.world.is_main:
         run.saver.begin(state_of(training, stopwatch, step=step), spare)
         epochs = round(float(training.clock.equivalent_epochs(step)), 6)
-        run.journal.write("save", step=step, epochs=epochs, kept=spare(step))
+        run.journal.write("save", steps_done=step, epochs=epochs, kept=spare(step))
 
 
-def save_for_sure(
+def save_with_retries(
     training: Training[Any],
     run: Run,
     stopwatch: Stopwatch,
@@ -181,7 +181,7 @@ def save_for_sure(
         failure = saver.failure()
         if failure is None:
             return
-        tell_failure(run, progress, failure)
+        log_save_failure(run, progress, failure)
         again = time.monotonic() + RETRY_SECONDS
         while not (hurried := stop.reason(needed_seconds=saver.seconds) is not None) and time.monotonic() < again:
             time.sleep(0.2)
@@ -192,7 +192,7 @@ def save_for_sure(
         saver.begin(state_of(training, stopwatch, step=step), spare)
 
 
-def tell_failure(run: Run, progress: Progress, failure: Exception) -> None:
+def log_save_failure(run: Run, progress: Progress, failure: Exception) -> None:
     """Say loudly that a checkpoint could not be written."""
     run.journal.write("save_failed", reason=str(failure))
     progress.say(f"warning: the checkpoint could not be written: {failure}; the one before is unharmed; trying again")

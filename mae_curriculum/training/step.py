@@ -31,7 +31,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Load:
+class ImageCost:
     """What training on one image takes."""
 
     flops: int
@@ -48,7 +48,7 @@ class Training(Generic[M]):
     config: TrainingConfig
     world: World
     images: Images
-    origin: str
+    data_fingerprint: str
     """What the run begins with: number and names of the images, and the weights, if others than its seed's."""
     dataset: Dataset[Any]
     """Makes what a `Request` of the sampler asks for."""
@@ -56,22 +56,22 @@ class Training(Generic[M]):
     """Brings a micro-batch, of these places in the global batch, to the device as the model's arguments."""
     model: M
     """Maps its inputs to (b,) losses; its state is what is saved."""
-    parallel: Any
+    ddp_model: Any
     """The model, wrapped for several processes if there are."""
     optimizer: Optimizer
     """A group's `lr_scale`, where it has one, multiplies its learning rate."""
     clock: Clock
-    unit: int = 1
+    pair_size: int = 1
     """Neighbours in the global batch that stay together in a micro-batch."""
-    average: AveragedModel | None = None
+    ema: AveragedModel | None = None
     """Moving average of the model's weights."""
-    load: Callable[[tuple[int, int]], Load] | None = None
+    cost_of: Callable[[tuple[int, int]], ImageCost] | None = None
     """Tells what training on one image of a size (height, width) takes; None where that is not counted."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is known of a step once it is on its way: the device may still be at it."""
+    """What is known of a step once it is on its way: the device may zero_lr be at it."""
 
     moment: Moment
     loss_share: Tensor
@@ -88,13 +88,13 @@ class Step:
 
 def wrap(model: nn.Module, world: World) -> Any:
     """Wrap a model so that several processes average their gradients."""
-    if world.size == 1:
+    if world.world_size == 1:
         return model
     devices = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def lay_out_clock(
+def build_clock_of(
     config: TrainingConfig,
     *,
     image_size: tuple[int, int],
@@ -121,29 +121,31 @@ def lay_out_clock(
 
 
 def run_steps_(
-    training: Training[Any], clock: Clock, stopwatch: Stopwatch, *, first_step: int, still: bool = False
+    training: Training[Any], clock: Clock, stopwatch: Stopwatch, *, first_step: int, zero_lr: bool = False
 ) -> Generator[Step]:
     """Train step by step along a clock.
 
-    still  keep the learning rate at 0: all the work of training, without its effect.
+    zero_lr  keep the learning rate at 0: all the work of training, without its effect.
     """
     config, world = training.config, training.world
     every = config.tracking.every_steps
-    sampler = RequestSampler(clock, first_step, config.seed, world.rank, world.size, config.micro_batch, training.unit)
+    sampler = RequestSampler(
+        clock, first_step, config.seed, world.rank, world.world_size, config.micro_batch, training.pair_size
+    )
     batches = iter(training_loader(training.dataset, sampler, workers=config.data.workers, device=world.device))
     for step in range(first_step, clock.total_steps):
         moment = clock.moment(step)
         peak, floor = (scaled_lr(lr, moment.batch_images) for lr in (config.optim.base_lr, config.optim.min_lr))
         lr = learning_rate(moment.progress, peak=peak, warmup=config.optim.warmup, floor=floor)
         with stopwatch(f"train/{moment.stage}"):
-            measured = not still and is_reported(clock, step + 1, every_steps=every)
-            done = update_(training, clock, moment, batches, stopwatch, lr=0.0 if still else lr, measured=measured)
+            measured = not zero_lr and is_reported(clock, step + 1, every_steps=every)
+            done = update_(training, clock, moment, batches, stopwatch, lr=0.0 if zero_lr else lr, measured=measured)
         yield done
 
 
 def is_reported(clock: Clock, done: int, *, every_steps: int) -> bool:
-    """Tell whether it is reported on the last of `done` steps: at each stage's end, and counted from the run's."""
-    return (clock.total_steps - done) % every_steps == 0 or done == clock.span(done - 1).end_step
+    """Return whether the last of `done` steps is reported: every `every_steps`, and at the end of each stage."""
+    return done % every_steps == 0 or done == clock.span(done - 1).end_step
 
 
 def update_(
@@ -161,7 +163,7 @@ def update_(
     measured  measure how much it changes the weights.
     """
     config, world = training.config, training.world
-    parts = micro_batches(clock.span(moment.step), world.rank, world.size, config.micro_batch, training.unit)
+    parts = micro_batches(clock.span(moment.step), world.rank, world.world_size, config.micro_batch, training.pair_size)
     buffers = list(training.model.buffers())  # of batch norm: what a step leaves in them is undone if it is skipped
     before = [buffer.clone() for buffer in buffers]
     total = torch.zeros((), device=world.device)
@@ -171,12 +173,12 @@ def update_(
         with stopwatch(f"wait/{moment.stage}"):
             batch = next(batches)
         inputs = training.inputs(batch, moment, places)
-        with nullcontext() if part == len(parts) or world.size == 1 else training.parallel.no_sync():
+        with nullcontext() if part == len(parts) or world.world_size == 1 else training.ddp_model.no_sync():
             with world.autocast(config.precision):
-                loss = training.parallel(*inputs).sum() / moment.batch_images
+                loss = training.ddp_model(*inputs).sum() / moment.batch_images
             # gradients are averaged over the ranks, the loss is a sum over them; one that is not finite, on any rank,
             # makes the whole gradient so, and the step is skipped by all of them
-            (loss * (world.size + 0 * loss.detach())).backward()
+            (loss * (world.world_size + 0 * loss.detach())).backward()
         total += loss.detach()
         broken |= batch.broken
         ids += batch.ids.tolist()
@@ -190,11 +192,11 @@ def update_(
     step_if_finite_(training.optimizer, norm)
     ratio = change(weights, parameters) if measured else None
     training.optimizer.zero_grad()
-    world.share_(buffers)  # each rank has seen images of its own
+    world.broadcast_(buffers)  # each rank has seen images of its own
     for buffer, earlier in zip(buffers, before, strict=True):
         buffer.copy_(torch.where(norm.isfinite(), buffer, earlier))
-    if training.average is not None:
-        training.average.update_parameters(training.model)
+    if training.ema is not None:
+        training.ema.update_parameters(training.model)
     return Step(moment, total, norm, ids, broken, ratio)
 
 
@@ -214,7 +216,7 @@ def step_if_finite_(optimizer: Optimizer, norm: Tensor) -> None:
         optimizer.step()
 
 
-def seconds_a_step(training: Training[Any], clock: Clock, spent: Stopwatch) -> float:
+def seconds_per_step(training: Training[Any], clock: Clock, spent: Stopwatch) -> float:
     """Tell the training seconds of a clock's step: spent, if the run had these very stages, else measured.
 
     A few steps are taken for it with learning rate 0, after some to warm up.
@@ -223,13 +225,13 @@ def seconds_a_step(training: Training[Any], clock: Clock, spent: Stopwatch) -> f
         return spent.total("train") / clock.total_steps
     uncounted, counted = min(3, clock.total_steps - 1), min(20, max(5, clock.total_steps // 20))
     stopwatch = Stopwatch()
-    steps = run_steps_(training, clock, stopwatch, first_step=0, still=True)
+    steps = run_steps_(training, clock, stopwatch, first_step=0, zero_lr=True)
     for _ in islice(steps, uncounted):
         pass
-    training.world.synchronise()
+    training.world.synchronize()
     stopwatch.seconds.clear()
     measured = sum(1 for _ in islice(steps, counted))
     steps.close()
     with stopwatch("train"):
-        training.world.synchronise()
+        training.world.synchronize()
     return stopwatch.total("train") / measured

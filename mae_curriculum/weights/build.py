@@ -29,7 +29,7 @@ def load_into_(module: torch.nn.Module, weights: dict[str, Tensor], what: str) -
     module.load_state_dict(weights)
 
 
-def encoder_of(weights: Weights, what: object) -> MaskedAutoencoder:
+def build_encoder(weights: Weights, what: object) -> MaskedAutoencoder:
     """Make the model whose encoder describes images as these weights do; a classifier's head is left out.
 
     what    names the checkpoint in messages.
@@ -50,14 +50,14 @@ def encoder_of(weights: Weights, what: object) -> MaskedAutoencoder:
     return model.eval()
 
 
-def autoencoder_of(weights: Weights, what: object) -> MaskedAutoencoder:
-    """Make the model of these weights with its decoder, as `encoder_of`; raises ConfigError if there is none."""
+def build_autoencoder(weights: Weights, what: object) -> MaskedAutoencoder:
+    """Make the model of these weights with its decoder, as `build_encoder`; raises ConfigError if there is none."""
     if not weights.decoder:
         raise ConfigError(
             f"reconstructions need a decoder, and {what} ({weights.origin}) has none; give the run folder, or an "
             "export with --format mae or hf_mae"
         )
-    model = encoder_of(weights, what)
+    model = build_encoder(weights, what)
     own = {key: value for key, value in model.state_dict().items() if key.startswith("encoder.")}
     load_into_(model, own | weights.decoder, f"the decoder of {what}")
     return model

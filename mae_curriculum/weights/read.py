@@ -18,7 +18,7 @@ from torch import Tensor
 from mae_curriculum.config import ConfigError, load_part
 from mae_curriculum.files import read_json
 from mae_curriculum.model.config import ModelConfig
-from mae_curriculum.run.checkpoint import is_whole, load_state, step_of
+from mae_curriculum.run.checkpoint import is_intact, load_state, steps_of
 from mae_curriculum.run.folder import RunFolder, run_and_epochs
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.weights.names import DECODER_KEY, MODEL_KEY, VIT_KEY, from_hugging_face, join_qkv, read_facts, some
@@ -99,14 +99,14 @@ def _read_run(path: Path) -> Weights:
         key.removeprefix("encoder."): value for key, value in state["model"].items() if key.startswith("encoder.")
     }
     decoder = {key: value for key, value in state["model"].items() if not key.startswith("encoder.")}
-    return Weights(model, encoder, decoder, f"run at step {state['step']}")
+    return Weights(model, encoder, decoder, f"run at step {state['steps_done']}")
 
 
 def _kept(folder: RunFolder, epochs: int) -> Path:
     """Find the checkpoint that a run kept at so many equivalent epochs; raises ConfigError."""
-    paths = {step_of(path): path for path in folder.checkpoints if is_whole(path)}
+    paths = {steps_of(path): path for path in folder.checkpoints if is_intact(path)}
     saves = [row for row in Journal(folder.journal).rows() if row["event"] == "save" and row.get("kept")]
-    kept = {int(row["epochs"]): paths[row["step"]] for row in saves if row["step"] in paths}
+    kept = {int(row["epochs"]): paths[row["steps_done"]] for row in saves if row["steps_done"] in paths}
     if epochs not in kept:
         there = f"only of {', '.join(map(str, sorted(kept)))}" if kept else "nor any other"
         raise ConfigError(

@@ -11,7 +11,7 @@ from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
 from mae_curriculum.run.folder import run_and_epochs
 
 
-def resolve_images(data: DataConfig, checkpoint: Path | None) -> DataConfig:
+def resolve_source(data: DataConfig, checkpoint: Path | None) -> DataConfig:
     """Replace the source `run` by the images that the checkpoint's run was trained on."""
     if data.source != RUNS_IMAGES:
         return data

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mae_curriculum.config import ConfigError, plain
-from mae_curriculum.files import write_whole
+from mae_curriculum.files import write_atomic
 from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.model.positions import sincos_positions
@@ -22,7 +22,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor], model: ModelConfig | No
     """Write a safetensors file under timm's names; `model` says which plain ViT it holds, `facts` anything else."""
     metadata = facts if model is None else {MODEL_KEY: json.dumps(plain(model)), **facts}
     content = save({key: value.cpu().contiguous() for key, value in tensors.items()}, metadata)
-    write_whole(path, content)
+    write_atomic(path, content)
 
 
 def mae_layout(model: MaskedAutoencoder, weights: Weights) -> dict[str, Tensor]:

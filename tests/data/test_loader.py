@@ -21,8 +21,8 @@ from mae_curriculum.data.loader import (
     micro_batches,
     training_loader,
 )
-from mae_curriculum.data.preprocess import normalise
-from mae_curriculum.data.sources import count_images, identify, open_images
+from mae_curriculum.data.preprocess import normalize
+from mae_curriculum.data.sources import count_images, names_fingerprint, open_images
 
 CPU = torch.device("cpu")
 GROWING = Curriculum(
@@ -138,7 +138,7 @@ def test_an_image_with_nothing_but_broken_ones_behind_it_comes_black_with_their_
 
 def test_normalised_pixels_have_mean_zero_and_variance_one() -> None:
     pixels = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)
-    images = normalise(pixels, (0.5, 0.5, 0.0), (0.5, 0.25, 1.0))
+    images = normalize(pixels, (0.5, 0.5, 0.0), (0.5, 0.25, 1.0))
     assert images[0, :, 0].tolist() == [[-1, 1], [-2, 2], [0, 1]]
 
 
@@ -183,11 +183,11 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 
 def test_a_set_of_images_is_known_by_number_and_names(tmp_path: Path) -> None:
     make_folder(tmp_path, {"a": 2, "b": 2})
-    before = identify(open_images(DataConfig(source=str(tmp_path)))[0])
+    before = names_fingerprint(open_images(DataConfig(source=str(tmp_path)))[0])
     moved = tmp_path.rename(tmp_path.parent / "moved")
-    assert identify(open_images(DataConfig(source=str(moved)))[0]) == before
+    assert names_fingerprint(open_images(DataConfig(source=str(moved)))[0]) == before
     (moved / "a" / "000.png").rename(moved / "a" / "zero.png")
-    assert identify(open_images(DataConfig(source=str(moved)))[0]) != before
+    assert names_fingerprint(open_images(DataConfig(source=str(moved)))[0]) != before
 
 
 def test_a_tree_of_unlabelled_images_has_no_labels(tmp_path: Path) -> None:

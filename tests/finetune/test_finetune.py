@@ -20,10 +20,10 @@ from finetune.config import FinetuneConfig
 from finetune.confusion import draw_confusion
 from finetune.finetune import set_up
 from finetune.mixing import mix
-from finetune.repeat import one_for_each_seed
+from finetune.repeat import config_per_seed
 from mae_curriculum.__main__ import main as mae_curriculum
 from mae_curriculum.config import load
-from tests.runs import command, equal, newest_state, picture_folder, rows, spell, stop_midway, torchrun, weights
+from tests.runs import as_flags, command, equal, newest_state, picture_folder, rows, stop_midway, torchrun, weights
 
 DIGITS: dict[str, Any] = {"data.source": "digits", "data.mean": "[0.305]", "data.std": "[0.376]"}
 
@@ -67,12 +67,12 @@ def pretrained(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def tuning(checkpoint: Path | None, run: Path, **changes: Any) -> list[str]:
     """Spell the settings of a fine-tuning of seconds."""
     origin = {} if checkpoint is None else {"checkpoint": checkpoint}
-    return spell(TUNING | origin | {"run": run}, **changes)
+    return as_flags(TUNING | origin | {"run": run}, **changes)
 
 
 def probing(checkpoint: Path, run: Path, **changes: Any) -> list[str]:
     """Spell the settings of a probe of seconds."""
-    return spell(PROBING | {"checkpoint": checkpoint, "run": run, "data.cache": run.parent / "cache"}, **changes)
+    return as_flags(PROBING | {"checkpoint": checkpoint, "run": run, "data.cache": run.parent / "cache"}, **changes)
 
 
 def results(run: Path) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def test_fine_tuning_ends_with_results_a_picture_and_a_row_in_the_pretrainings_j
     assert found["best_accuracy"]["mean"] >= found["accuracy"]["mean"]
     assert found["seeds"] == [0]
     assert found["speedup_flops"] == pytest.approx(1.55, abs=0.1)
-    (row,) = [row for row in rows(pretrained, "finetune") if row["digest"] == found["digest"]]
+    (row,) = [row for row in rows(pretrained, "finetune") if row["config_fingerprint"] == found["config_fingerprint"]]
     assert row["accuracy"] == found["accuracy"]
     told = (tuned.parent / "told.txt").read_text()
     assert "stage 1 of 3: 24 px, 81 steps of 64 images" in told
@@ -118,7 +118,8 @@ def test_any_class_name_can_be_drawn(tmp_path: Path) -> None:
 
 def test_magnitude_follows_progress(tuned: Path) -> None:
     steps = rows(tuned, "step")
-    assert [row["magnitude"] for row in steps] == pytest.approx([4 * row["progress"] for row in steps], abs=1e-4)
+    expected = [4 * (row["steps_done"] - 1) / 67 for row in steps]
+    assert [row["magnitude"] for row in steps] == pytest.approx(expected, abs=1e-4)
     assert steps[-1]["magnitude"] > 3.9
 
 
@@ -156,10 +157,10 @@ def test_a_stopped_fine_tuning_continues_to_the_same_weights(pretrained: Path, t
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     assert command("finetune", *tuning(pretrained, whole, **changes), package="finetune").returncode == 0
     stop_midway(parted, "finetune", *tuning(pretrained, parted, **changes, data__workers=2), package="finetune")
-    assert newest_state(parted)["step"] < 67
+    assert newest_state(parted)["steps_done"] < 67
     assert command("finetune", *tuning(pretrained, parted, **changes), package="finetune").returncode == 0
     assert equal(weights(whole), weights(parted))
-    assert equal(*(newest_state(run)["average"] for run in (whole, parted)))
+    assert equal(*(newest_state(run)["ema"] for run in (whole, parted)))
     assert results(whole)["accuracy"] == results(parted)["accuracy"]
     assert results(whole)["best_accuracy"] == results(parted)["best_accuracy"]
 
@@ -196,14 +197,14 @@ def test_a_network_of_timm_trains_from_scratch(tmp_path: Path) -> None:
 
 
 def test_layers_learn_the_slower_the_earlier_they_are(pretrained: Path, tmp_path: Path) -> None:
-    from finetune.labeled import open_labelled
+    from finetune.labeled import open_labeled
     from mae_curriculum.distributed import World
     from mae_curriculum.weights.read import read_weights
-    from mae_curriculum.weights.run_settings import resolve_images
+    from mae_curriculum.weights.run_settings import resolve_source
 
     config = load(FinetuneConfig, tuning(pretrained, tmp_path / "run", layer_decay=0.5))
     world = World(0, 1, torch.device("cpu"))
-    train, _ = open_labelled(resolve_images(config.data, config.checkpoint), world)
+    train, _ = open_labeled(resolve_source(config.data, config.checkpoint), world)
     training, _ = set_up(config, read_weights(pretrained), train, world)
     scales = {
         name: group["lr_scale"]
@@ -237,8 +238,8 @@ def test_neighbours_are_mixed_and_their_targets_with_them() -> None:
 
 def test_the_only_seeds_run_lives_in_the_run_folder(pretrained: Path, tmp_path: Path) -> None:
     config = load(FinetuneConfig, tuning(pretrained, tmp_path / "run"))
-    assert one_for_each_seed(config) == [config]
-    three = one_for_each_seed(replace(config, seed=4, seeds=3))
+    assert config_per_seed(config) == [config]
+    three = config_per_seed(replace(config, seed=4, seeds=3))
     assert [(one.seed, one.run.name, one.seeds) for one in three] == [
         (4, "seed-4", 1),
         (5, "seed-5", 1),
@@ -263,7 +264,8 @@ def test_a_probe_chooses_among_its_heads_by_images_held_out(probed: Path, pretra
     assert summary["accuracy"] == best["accuracy"] == results(probed)["accuracy"]["mean"]
     assert summary["accuracy"] > 0.3
     assert {"pool": best["pool"], "lr": best["lr"]} == results(probed)["chosen"][0]
-    assert any(row["digest"] == results(probed)["digest"] for row in rows(pretrained, "linprobe"))
+    recorded = [row["config_fingerprint"] for row in rows(pretrained, "linprobe")]
+    assert results(probed)["config_fingerprint"] in recorded
     assert (probed.parent / "told.txt").read_text().count("chosen") == 1
 
 
@@ -288,7 +290,7 @@ def test_a_head_that_diverges_harms_no_other(pretrained: Path, probed: Path, tmp
 
 def test_the_card_of_an_export_tells_what_was_measured(probed: Path, pretrained: Path, tmp_path: Path) -> None:
     out = tmp_path / "encoder.safetensors"
-    assert mae_curriculum(["export", *spell({"checkpoint": pretrained, "out": out})]) == 0
+    assert mae_curriculum(["export", *as_flags({"checkpoint": pretrained, "out": out})]) == 0
     card = out.with_suffix(".md").read_text()
     accuracy = 100 * rows(pretrained, "linprobe")[-1]["accuracy"]["mean"]
     assert f"- linprobe on digits: accuracy {accuracy:.1f}" in card
@@ -344,17 +346,17 @@ def test_an_import_is_a_run_for_every_command(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exported, again, run = tmp_path / "exported.pth", tmp_path / "again.pth", tmp_path / "imported"
-    assert mae_curriculum(["export", *spell({"checkpoint": finished, "format": "mae", "out": exported})]) == 0
-    assert main(["import", *spell({"checkpoint": exported, "heads": 3, "run": run})]) == 0
+    assert mae_curriculum(["export", *as_flags({"checkpoint": finished, "format": "mae", "out": exported})]) == 0
+    assert main(["import", *as_flags({"checkpoint": exported, "heads": 3, "run": run})]) == 0
     assert "encoder and decoder of" in capsys.readouterr().out
     assert rows(run, "import")[0]["origin"] == "facebookresearch/mae"
-    assert mae_curriculum(["export", *spell({"checkpoint": run, "format": "mae", "out": again})]) == 0
+    assert mae_curriculum(["export", *as_flags({"checkpoint": run, "format": "mae", "out": again})]) == 0
     assert equal(*(torch.load(path, weights_only=True)["model"] for path in (exported, again)))
     capsys.readouterr()
-    assert mae_curriculum(["knn", *spell(DIGITS | {"checkpoint": run, "data.cache": tmp_path})]) == 0
+    assert mae_curriculum(["knn", *as_flags(DIGITS | {"checkpoint": run, "data.cache": tmp_path})]) == 0
     knn = json.loads((finished / "summary.json").read_text())["knn"]
     assert f"kNN accuracy {knn:.4f}" in capsys.readouterr().out
-    assert mae_curriculum(["knn", *spell({"checkpoint": run})]) == 2
+    assert mae_curriculum(["knn", *as_flags({"checkpoint": run})]) == 2
     assert "is no run with images of its own" in capsys.readouterr().err
 
 
@@ -362,11 +364,11 @@ def test_a_fine_tuned_checkpoint_is_imported_with_its_pooling(
     tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best, run = tuned / "best.safetensors", tmp_path / "run"
-    assert main(["import", *spell({"checkpoint": best, "run": run})]) == 0
+    assert main(["import", *as_flags({"checkpoint": best, "run": run})]) == 0
     capsys.readouterr()
     told = []
     for origin in (run, best):
-        assert mae_curriculum(["knn", *spell(DIGITS | {"checkpoint": origin, "data.cache": tmp_path})]) == 0
+        assert mae_curriculum(["knn", *as_flags(DIGITS | {"checkpoint": origin, "data.cache": tmp_path})]) == 0
         told.append(capsys.readouterr().out.split(" of ")[0])
     assert told[0] == told[1]
     assert told[0].startswith("kNN accuracy 0.")
@@ -376,7 +378,7 @@ def test_a_probe_of_an_encoder_that_changed_is_not_gone_on_with(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encoder, run = tmp_path / "encoder.safetensors", tmp_path / "run"
-    assert mae_curriculum(["export", *spell({"checkpoint": finished, "out": encoder})]) == 0
+    assert mae_curriculum(["export", *as_flags({"checkpoint": finished, "out": encoder})]) == 0
     probe = probing(encoder, run, **DIGITS, epochs=1)
     assert main(["linprobe", *probe]) == 0
     tensors = load_file(encoder)
@@ -471,7 +473,7 @@ def test_probes_that_cannot_be_are_refused(
 
 def test_damaged_weights_are_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exported = tmp_path / "encoder.safetensors"
-    assert mae_curriculum(["export", *spell({"checkpoint": finished, "out": exported})]) == 0
+    assert mae_curriculum(["export", *as_flags({"checkpoint": finished, "out": exported})]) == 0
     truncated = tmp_path / "truncated.safetensors"
     truncated.write_bytes(exported.read_bytes()[:-100])
     options = tuning(truncated, tmp_path / "run", data__source="digits")

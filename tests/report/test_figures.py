@@ -67,7 +67,7 @@ def test_a_picture_that_does_not_fit_on_the_disk_leaves_the_one_before(
 
 def test_names_become_drawable() -> None:
     assert drawable("a\udcff\n😀.jpg") == "a\ufffd\ufffd😀.jpg"
-    assert drawable("photograph_000123.jpg", most_letters=12) == "…_000123.jpg"
+    assert drawable("photograph_000123.jpg", max_letters=12) == "…_000123.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_picture_that_cannot_be_drawn_ends_no_run(
     (run / "pictures").write_text("in the way")
     assert main(["pretrain", *options(run, tracking__pictures=2)]) == 0
     assert "warning: no picture of step 67: [Errno 17] File exists" in capsys.readouterr().err
-    assert rows(run, "picture_failed")[-1]["step"] == 67
+    assert rows(run, "picture_failed")[-1]["steps_done"] == 67
     assert equal(weights(run), weights(finished))
 
 

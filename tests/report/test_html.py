@@ -27,20 +27,21 @@ def write_run(folder: Path, *, steps: int = 60, **facts: Any) -> Path:
     facts  further ones of each step's row.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    third, start = steps // 3, {"event": "start", "steps": steps, "stages": 2, "world_size": 2, "device": "cpu"}
+    third, start = steps // 3, {"event": "start", "total_steps": steps, "stages": 2, "world_size": 2, "device": "cpu"}
     events: list[dict[str, Any]] = []
     for step in range(steps):
         time = BEGAN + step + 100 * (step >= third)
         if step in (0, third):
-            events.append({**start, "time": time - 0.5, "step": max(0, step - 5)})
+            events.append({**start, "time": time - 0.5, "steps_done": max(0, step - 5)})
         if step in (0, steps // 2):
-            events.append({"event": "stage", "time": time, "step": step, "stage": 2 * step // steps, "size": [24, 24]})
-        row = {"step": step, "loss": 1 / (step + 1), "images": 64 * (step + 1), "train_seconds": step / 2}
-        row |= {"progress": step / steps, **facts}
+            place = {"steps_done": step, "stage": 2 * step // steps, "size": [24, 24]}
+            events.append({"event": "stage", "time": time, **place})
+        row = {"steps_done": step + 1, "loss": 1 / (step + 1), "images": 64 * (step + 1), "train_seconds": step / 2}
+        row |= {"progress": (step + 1) / steps, **facts}
         events.append({"event": "step", "time": time, **row})
         if step == third - 6:
-            events.append({"event": "save", "time": time, "step": step + 1})
-    events.append({"event": "stop", "time": time, "step": steps, "reason": "SIGTERM"})
+            events.append({"event": "save", "time": time, "steps_done": step + 1})
+    events.append({"event": "stop", "time": time, "steps_done": steps, "reason": "SIGTERM"})
     (folder / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return folder
 
@@ -153,7 +154,7 @@ def test_a_session_that_ended_is_not_told_by_the_job_that_never_began(tmp_path: 
         for row in (
             {"event": "error", "time": BEGAN + 50, "reason": "no images"},
             {"event": "lock_taken_over", "time": BEGAN + 7000, "last_beat": BEGAN + 6000},
-            {"event": "start", "time": BEGAN + 7000, "step": 9, "steps": 60},
+            {"event": "start", "time": BEGAN + 7000, "steps_done": 9, "total_steps": 60},
         ):
             journal.write(json.dumps(row) + "\n")
     (told,) = read_runs([run])
@@ -166,10 +167,12 @@ def test_a_run_begun_anew_with_other_images_is_another_run(tmp_path: Path) -> No
     journals = []
     for origin, steps in (("1438 images", 30), ("9 images", 12)):
         journal = write_run(tmp_path / origin, steps=steps) / "journal.jsonl"
-        journals.append(journal.read_text().replace('"event": "start"', f'"event": "start", "origin": "{origin}"'))
+        journals.append(
+            journal.read_text().replace('"event": "start"', f'"event": "start", "data_fingerprint": "{origin}"')
+        )
     (journal.parent / "journal.jsonl").write_text("".join(journals))
     (told,) = read_runs([journal.parent])
-    assert told.curves["step"].tolist() == list(range(12))
+    assert told.curves["steps_done"].tolist() == list(range(1, 13))
     assert (len(told.history.sessions), told.done) == (2, 12)
 
 
@@ -198,7 +201,8 @@ def test_runs_of_classifiers_are_compared_by_their_own_accuracy(tmp_path: Path) 
     paths = [write_run(tmp_path / name) for name in "ab"]
     for path, accuracy in zip(paths, (0.5, 0.75), strict=True):
         with (path / "journal.jsonl").open("a") as journal:
-            evaluation = {"event": "evaluation", "time": BEGAN + 999, "step": 50, "accuracy": accuracy, "val_loss": 0.5}
+            evaluation = {"event": "evaluation", "time": BEGAN + 999, "steps_done": 50}
+            evaluation |= {"accuracy": accuracy, "val_loss": 0.5}
             journal.write(json.dumps(evaluation) + "\n")
     run, baseline = read_runs(paths)
     told = comparison([run], baseline)
@@ -218,7 +222,7 @@ def test_what_a_user_controls_is_escaped(tmp_path: Path) -> None:
     run = write_run(tmp_path / "<i>&amp;\"'")
     with (run / "journal.jsonl").open("a") as journal:
         for event in (
-            {"event": "broken_image", "time": BEGAN + 999, "step": 3, "image": evil, "reason": evil},
+            {"event": "broken_image", "time": BEGAN + 999, "steps_done": 3, "image": evil, "reason": evil},
             {"event": "error", "time": BEGAN + 999, "reason": evil},
             {"event": "knn", "time": BEGAN, "checkpoint": "x", "source": evil, "accuracy": {"mean": 0.5, "std": None}},
         ):
@@ -240,10 +244,10 @@ def test_names_that_are_no_utf8_are_shown_as_far_as_they_are_text(tmp_path: Path
 def test_a_journal_cut_in_a_line_and_one_of_an_older_version_are_told(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", loss=None)
     with (run / "journal.jsonl").open("ab") as journal:
-        journal.write(b'\xff\n{"event": "step", "step": 60, "lo')
+        journal.write(b'\xff\n{"event": "step", "steps_done": 61, "lo')
     told = words_of(report(run))
     assert "steps 60 of 60" in told
-    (run / "journal.jsonl").write_text(f'{{"event": "start", "time": {BEGAN}, "step": 0}}\nno json\n')
+    (run / "journal.jsonl").write_text(f'{{"event": "start", "time": {BEGAN}, "steps_done": 0}}\nno json\n')
     assert "steps 0 " in words_of(report(run))
 
 
@@ -395,11 +399,11 @@ def test_everything_on_a_page_has_a_name(tmp_path: Path, page: Page) -> None:
 def test_a_million_steps_make_a_small_page_that_opens_at_once_and_hides_no_spike(tmp_path: Path, page: Page) -> None:
     steps = 1_000_000
     with (tmp_path / "journal.jsonl").open("w") as journal:
-        journal.write(f'{{"event": "start", "time": {BEGAN}, "step": 0, "steps": {steps}}}\n')
+        journal.write(f'{{"event": "start", "time": {BEGAN}, "steps_done": 0, "total_steps": {steps}}}\n')
         for step in range(steps):
             loss = 77 if step == 314_159 else 1 + step % 7 / 7
             journal.write(
-                f'{{"event": "step", "time": {BEGAN + step}, "step": {step}, "images": {64 * step + 64}, '
+                f'{{"event": "step", "time": {BEGAN + step}, "steps_done": {step + 1}, "images": {64 * step + 64}, '
                 f'"loss": {loss}, "gradient_norm": {step % 11}, "train_seconds": {step}}}\n'
             )
     report(tmp_path)

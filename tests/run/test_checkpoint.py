@@ -10,7 +10,7 @@ import torch
 
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.files import write_json
-from mae_curriculum.run.checkpoint import load_state, step_of
+from mae_curriculum.run.checkpoint import load_state, steps_of
 from mae_curriculum.run.folder import RunFolder
 
 
@@ -55,28 +55,28 @@ def test_a_folder_left_by_a_kill_at_the_first_moment_is_nobodys(tmp_path: Path) 
 
 
 def steps(folder: RunFolder) -> list[int]:
-    return [step_of(path) for path in folder.checkpoints]
+    return [steps_of(path) for path in folder.checkpoints]
 
 
 def test_the_newest_checkpoint_comes_back_and_only_the_last_are_kept(folder: RunFolder) -> None:
     assert folder.newest() is None
     for step in (9, 10, 100):
-        folder.save({"step": step, "weights": torch.full((3,), step)}, keep=2)
+        folder.save({"steps_done": step, "weights": torch.full((3,), step)}, keep=2)
     path = folder.newest()
     assert path is not None
     state = load_state(path)
-    assert (state["step"], state["weights"].tolist()) == (100, [100, 100, 100])
+    assert (state["steps_done"], state["weights"].tolist()) == (100, [100, 100, 100])
     assert steps(folder) == [10, 100]
 
 
 def test_spared_checkpoints_stay(folder: RunFolder) -> None:
     for step in range(7):
-        folder.save({"step": step}, keep=1, spare=lambda step: step % 3 == 0)
+        folder.save({"steps_done": step}, keep=1, spare=lambda step: step % 3 == 0)
     assert steps(folder) == [0, 3, 6]
 
 
 def test_a_checkpoints_name_holds_the_checksum_of_its_content(folder: RunFolder) -> None:
-    path = folder.save({"step": 1}, keep=2)
+    path = folder.save({"steps_done": 1}, keep=2)
     assert path.name == f"step-00000001.{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}.pt"
 
 
@@ -98,10 +98,10 @@ def empty(path: Path) -> None:
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
     damage: Callable[[Path], None], folder: RunFolder
 ) -> None:
-    first, second = (folder.save({"step": step, "weights": torch.zeros(100)}, keep=2) for step in (1, 2))
+    first, second = (folder.save({"steps_done": step, "weights": torch.zeros(100)}, keep=2) for step in (1, 2))
     damage(second)
     told: list[Path] = []
-    assert folder.newest(tell_damaged=told.append) == first
+    assert folder.newest(on_damaged=told.append) == first
     assert told == [second]
     damage(first)
     with pytest.raises(ConfigError, match="no checkpoint in .* is whole; remove them to begin anew"):
@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
 
 def test_a_checkpoint_that_carries_code_is_refused(folder: RunFolder) -> None:
     path = folder.path / "checkpoints" / "step-00000001.pt"
-    torch.save({"step": 1, "callback": os.getcwd}, path)
+    torch.save({"steps_done": 1, "callback": os.getcwd}, path)
     with pytest.raises(ConfigError, match="cannot be read: .*; remove it to go on") as caught:
         load_state(path)
     assert "\n" not in str(caught.value)
@@ -127,10 +127,10 @@ def test_a_full_disk_is_an_error_and_harms_no_earlier_checkpoint(small_disk: Cal
     run = RunFolder(small_disk("5m") / "run")
     run.claim(Config())
     weights = torch.arange(500_000, dtype=torch.float32)  # 2 MB
-    run.save({"step": 1, "weights": weights}, keep=2)
-    run.save({"step": 2, "weights": weights}, keep=2)
+    run.save({"steps_done": 1, "weights": weights}, keep=2)
+    run.save({"steps_done": 2, "weights": weights}, keep=2)
     with pytest.raises(OSError, match="No space left on device"):
-        run.save({"step": 3, "weights": weights}, keep=2)
+        run.save({"steps_done": 3, "weights": weights}, keep=2)
     path = run.newest()
     assert path is not None
     assert torch.equal(load_state(path)["weights"], weights)

@@ -5,13 +5,13 @@ import time
 import pytest
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.run.stop import SIGNALS, parse_duration, stop_on_signals
+from mae_curriculum.run.stop import SIGNALS, catch_signals, parse_duration
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_a_wish_to_stop_and_the_usual_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with stop_on_signals() as stop:
+    with catch_signals() as stop:
         assert stop.reason(needed_seconds=0) is None
         os.kill(os.getpid(), number)
         assert stop.reason(needed_seconds=0) == number.name
@@ -20,7 +20,7 @@ def test_a_signal_is_a_wish_to_stop_and_the_usual_handlers_come_back(number: sig
 
 
 def test_a_run_stops_before_its_time_limit_by_what_it_needs_and_five_seconds() -> None:
-    with stop_on_signals(time.time() + 60) as stop:
+    with catch_signals(time.time() + 60) as stop:
         assert stop.reason(needed_seconds=54) is None
         assert stop.reason(needed_seconds=56) == "time limit"
 

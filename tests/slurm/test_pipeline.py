@@ -154,8 +154,8 @@ def test_a_run_of_several_seeds_stands_as_the_newest_that_is_not_done(tmp_path: 
         folder = RunFolder(tmp_path / f"seed-{seed}")
         folder.path.mkdir()
         journal = Journal(folder.journal)
-        journal.write("start", step=0, steps=9)
-        journal.write(ending, step=9, reason="SIGTERM")
+        journal.write("start", steps_done=0, total_steps=9)
+        journal.write(ending, steps_done=9, reason="SIGTERM")
     assert stand(tmp_path, {}) == "stopped"
     write_json(tmp_path / "seed-0" / "summary.json", {})
     os.utime(tmp_path / "seed-1" / "journal.jsonl", (0, 0))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mae_curriculum.run.checkpoint import step_of
+from mae_curriculum.run.checkpoint import steps_of
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.version import code_version
 from slurm.__main__ import main
@@ -42,15 +42,15 @@ def wait_for(fact: Callable[[], bool], folder: Path, seconds: float = 150) -> No
 
 def last_step(run: Path) -> int:
     reported = rows(run, "step") if (run / "journal.jsonl").exists() else []
-    return int(reported[-1]["step"]) if reported else -1
+    return int(reported[-1]["steps_done"]) if reported else 0
 
 
 def steps_saved(run: Path) -> list[int]:
-    return [step_of(path) for path in RunFolder(run).checkpoints]
+    return [steps_of(path) for path in RunFolder(run).checkpoints]
 
 
 def starts(run: Path) -> list[int]:
-    return [row["step"] for row in rows(run, "start")] if (run / "journal.jsonl").exists() else []
+    return [row["steps_done"] for row in rows(run, "start")] if (run / "journal.jsonl").exists() else []
 
 
 def tasks(job: str) -> list[int]:

@@ -57,20 +57,20 @@ def test_runs_that_finished_stopped_failed_died_and_go_on_are_told_apart(
 
 def test_work_done_again_and_time_between_jobs_are_counted(tmp_path: Path) -> None:
     events = [
-        {"event": "start", "time": 100, "step": 0, "steps": 90},
-        {"event": "step", "time": 110, "step": 19},
-        {"event": "save", "time": 111, "step": 20},
-        {"event": "step", "time": 120, "step": 39},
+        {"event": "start", "time": 100, "steps_done": 0, "total_steps": 90},
+        {"event": "step", "time": 110, "steps_done": 20},
+        {"event": "save", "time": 111, "steps_done": 20},
+        {"event": "step", "time": 120, "steps_done": 40},
         {"event": "lock_taken_over", "time": 180, "last_beat": 125},
         {"event": "error", "time": 190, "reason": "no images"},
         {"event": "damaged_checkpoint", "time": 199},
-        {"event": "start", "time": 200, "step": 20, "steps": 90},
-        {"event": "step", "time": 220, "step": 59},
-        {"event": "save", "time": 221, "step": 60},
-        {"event": "stop", "time": 222, "step": 60},
+        {"event": "start", "time": 200, "steps_done": 20, "total_steps": 90},
+        {"event": "step", "time": 220, "steps_done": 60},
+        {"event": "save", "time": 221, "steps_done": 60},
+        {"event": "stop", "time": 222, "steps_done": 60},
         {"event": "error", "time": 240, "reason": "no images"},
         {"event": "knn", "time": 250, "checkpoint": "here"},
-        {"event": "start", "time": 300, "step": 60, "steps": 90},
+        {"event": "start", "time": 300, "steps_done": 60, "total_steps": 90},
     ]
     path = tmp_path / "journal.jsonl"
     lines = [*map(json.dumps, events), '{"event": "st', "17"]
@@ -93,8 +93,8 @@ def test_a_step_done_again_after_a_kill_stands_in_the_journal_once(tmp_path: Pat
     process.communicate()
     stop_midway_at = len(rows(run, "step"))
     assert command("pretrain", *flags).returncode == 0
-    steps = [row["step"] for row in rows(run, "step")]
-    assert rows(run, "start")[1]["step"] == 0
+    steps = [row["steps_done"] for row in rows(run, "step")]
+    assert rows(run, "start")[1]["steps_done"] == 0
     assert steps == sorted(set(steps))
     assert len(steps) > stop_midway_at
     history = read_history(run / "journal.jsonl")

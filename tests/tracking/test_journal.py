@@ -37,12 +37,12 @@ def test_a_stopwatch_goes_on_from_what_was_saved() -> None:
 
 def test_the_journal_is_appended_to_and_read_back(tmp_path: Path) -> None:
     for step in (1, 2):
-        Journal(tmp_path / "journal.jsonl").write("step", step=step, name="broken \udcff name")
-    Journal(tmp_path / "journal.jsonl").write("save", step=2)
+        Journal(tmp_path / "journal.jsonl").write("step", steps_done=step, name="broken \udcff name")
+    Journal(tmp_path / "journal.jsonl").write("save", steps_done=2)
     with (tmp_path / "journal.jsonl").open("a") as stream:
-        stream.write('{"event": "step", "step": 3, "lo')  # a line cut by a kill
+        stream.write('{"event": "step", "steps_done": 3, "lo')  # a line cut by a kill
     rows = Journal(tmp_path / "journal.jsonl").rows()
-    assert [(row["event"], row["step"]) for row in rows] == [("step", 1), ("step", 2), ("save", 2)]
+    assert [(row["event"], row["steps_done"]) for row in rows] == [("step", 1), ("step", 2), ("save", 2)]
 
 
 def test_what_is_done_again_after_a_kill_is_not_written_again(tmp_path: Path) -> None:
@@ -50,16 +50,16 @@ def test_what_is_done_again_after_a_kill_is_not_written_again(tmp_path: Path) ->
 
     def session(origin: str, *steps: int) -> None:
         journal = Journal(path)
-        journal.go_on(origin)
-        journal.write("start", step=steps[0], origin=origin)
+        journal.resume(origin)
+        journal.write("start", steps_done=steps[0], data_fingerprint=origin)
         for step in steps:
-            journal.write("step", step=step)
-            journal.write("evaluation", step=10 * step)
-            journal.write("save", step=step)
+            journal.write("step", steps_done=step)
+            journal.write("evaluation", steps_done=10 * step)
+            journal.write("save", steps_done=step)
 
     for origin, *steps in (("a", 0, 1, 2), ("a", 1, 2, 3), ("b", 0, 1)):
         session(origin, *steps)
-    told = {event: [row["step"] for row in Journal(path).rows() if row["event"] == event] for event in STEPPED}
+    told = {event: [row["steps_done"] for row in Journal(path).rows() if row["event"] == event] for event in STEPPED}
     assert told == {"step": [0, 1, 2, 3, 0, 1], "evaluation": [0, 10, 20, 30, 0, 10], "save": [0, 1, 2, 1, 2, 3, 0, 1]}
 
 
@@ -75,7 +75,7 @@ def test_where_there_is_no_terminal_progress_is_a_line_at_the_end(capsys: pytest
 def test_a_line_that_a_killed_process_left_unfinished_is_ended(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text('{"event": "step", "step": 1}\n{"event": "st')
-    Journal(path).write("start", step=2)
+    Journal(path).write("start", steps_done=2)
     lines = path.read_text().splitlines()
     assert lines[1] == '{"event": "st'
     assert json.loads(lines[2])["event"] == "start"
@@ -90,8 +90,8 @@ def test_lines_that_a_full_disk_refuses_are_written_later(
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as stream:
         stream.write(bytes(10**6))  # as much as there is room for
-    journal.write("step", step=1, text="x" * 8000)
-    journal.write("step", step=2, text="y")
+    journal.write("step", steps_done=1, text="x" * 8000)
+    journal.write("step", steps_done=2, text="y")
     assert "2 lines of the journal wait" in capsys.readouterr().err
     assert len((disk / "journal.jsonl").read_text().splitlines()) == 1
     filler.unlink()

@@ -85,19 +85,19 @@ def test_a_run_with_two_restarts_is_one_run_and_one_curve(tmp_path: Path) -> Non
     assert [row.get("loss") for row in bucket.history] == [row.get("loss") for row in logged]
     assert bucket.exit_codes[-1] == 0
     steps = [row for row in logged if "loss" in row]
-    evaluated = {row["step"]: row["knn"] for row in rows(run, "evaluation")}
+    evaluated = {row["steps_done"]: row["knn"] for row in rows(run, "evaluation")}
     assert {row["_step"]: row["knn"] for row in logged if "knn" in row} == evaluated
     assert len(evaluated) == 4
     drawn = [row["_step"] for row in bucket.history if "pictures" in row]
-    assert drawn == [row["step"] for row in rows(run, "pictures")]
+    assert drawn == [row["steps_done"] for row in rows(run, "pictures")]
     assert len(drawn) == 3
     told = rows(run, "step")
     assert ids == {read_json(run / "wandb.json")["id"]}
-    assert [row["_step"] for row in steps] == [row["step"] + 1 for row in told]
+    assert [row["_step"] for row in steps] == [row["steps_done"] for row in told]
     for name in ("loss", "lr", "gradient_norm", "images_per_second", "mask_ratio", "mfu", *AXES):
         assert [row[name] for row in steps] == [row[name] for row in told]
     for row in steps:
-        assert sum(row[f"share_{name}"] for name in ACTIVITIES) == pytest.approx(1)
+        assert sum(row[f"broadcast_{name}"] for name in ACTIVITIES) == pytest.approx(1)
     assert {axes[f"loss_by_{axis}"] for axis in AXES} == set(AXES)
     assert axes["*"] == "images"
     assert "~/run" in text
@@ -121,7 +121,7 @@ def test_online_a_run_is_one_curve_whatever_the_server_had_not_taken(tmp_path: P
         assert done.returncode == 0
         assert f"W&B: {server.url}/" in done.stderr
     assert (bucket.exit_codes, bucket.name) == ([75, 0], "what a user calls it")
-    assert [row["_step"] for row in bucket.history if "loss" in row] == [row["step"] + 1 for row in rows(run, "step")]
+    assert [row["_step"] for row in bucket.history if "loss" in row] == [row["steps_done"] for row in rows(run, "step")]
     assert [*server.buckets] == [read_json(run / "wandb.json")["id"]]
 
 
@@ -145,7 +145,7 @@ def test_a_server_that_is_gone_halfway_ends_nothing(finished: Path, tmp_path: Pa
         for _ in range(2):
             assert "this run is over" in command("pretrain", *flags, **environment).stdout
     (bucket,) = server.buckets.values()
-    assert [row["_step"] for row in bucket.history if "loss" in row] == [row["step"] + 1 for row in rows(run, "step")]
+    assert [row["_step"] for row in bucket.history if "loss" in row] == [row["steps_done"] for row in rows(run, "step")]
     assert bucket.exit_codes == [0]
     assert bucket.summary["knn"] == rows(run, "end")[0]["knn"]
 
@@ -159,7 +159,7 @@ def test_what_was_offline_is_not_sent_twice_once_a_job_was_online(tmp_path: Path
         assert command("pretrain", *options(run, tracking__wandb="online", **changes), **environment).returncode == 0
         (bucket,) = server.buckets.values()
         before = bucket.history
-        assert [row["_step"] for row in before if "loss" in row] == [row["step"] + 1 for row in rows(run, "step")]
+        assert [row["_step"] for row in before if "loss" in row] == [row["steps_done"] for row in rows(run, "step")]
         for folder in sorted((run / "wandb").glob("*run-*")):
             program = [sys.executable, "-m", "wandb", "sync", str(folder)]
             subprocess.run(program, cwd=tmp_path, env={**os.environ, **environment}, check=True, capture_output=True)
@@ -213,7 +213,7 @@ def test_a_run_whose_server_never_answers_lies_offline_whole(finished: Path, tmp
     assert "warning: W&B does not take this run now" in done.stderr
     assert "it is logged offline" in done.stderr
     assert re.findall("given up|not taken", done.stderr) == []
-    assert [row["_step"] for row in read_back(run)[1]] == [row["step"] + 1 for row in rows(run, "step")]
+    assert [row["_step"] for row in read_back(run)[1]] == [row["steps_done"] for row in rows(run, "step")]
     assert [path.parent.name[:4] for path in (run / "wandb").glob("*run-*/*.synced")] == ["run-"]
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mae_curriculum.report.runs import read_runs
 from mae_curriculum.report.tables import troubles
-from mae_curriculum.run.checkpoint import load_state, step_of
+from mae_curriculum.run.checkpoint import load_state, steps_of
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.training.anomalies import CAPTURE, is_spike
 from tests.runs import TORCHRUN, command, options, picture_folder, pictures, rows, run_python, weights
@@ -31,7 +31,7 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_steps_without_a_finite_gradient_are_named_with_their_images_and_end_a_run_after_five(diverged: Path) -> None:
     skipped = rows(diverged, "skipped")
     assert len(skipped) == 5
-    assert [row["step"] for row in skipped] == [3, 4, 5, 6, 7]
+    assert [row["steps_done"] for row in skipped] == [4, 5, 6, 7, 8]
     assert all(len(row["images_by_rank"]) == 1 and len(row["images_by_rank"][0]) == 64 for row in skipped)
     assert rows(diverged, "error")[0]["reason"].startswith("loss or gradient was not finite")
 
@@ -41,7 +41,7 @@ def test_while_steps_are_skipped_no_checkpoint_takes_the_place_of_a_good_one(tmp
     done = run_python(["tests/spoiled.py", "weight", "20", "pretrain", *flags], {})
     assert done.returncode == 2
     assert "the checkpoint of step 20 is good" in done.stderr
-    assert [step_of(path) for path in RunFolder(tmp_path / "run").checkpoints] == [19, 20]
+    assert [steps_of(path) for path in RunFolder(tmp_path / "run").checkpoints] == [19, 20]
     assert all(weight.isfinite().all() for weight in weights(tmp_path / "run").values())
     assert command("pretrain", *flags).returncode == 0  # whatever spoiled it is gone: it goes on
 
@@ -53,7 +53,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_a_step_skipped_by_all(tmp_path
     (warning,) = (line for line in done.stderr.splitlines() if "not finite" in line)
     assert warning.startswith("warning: step 7 in stage 1 is skipped, 1 so far: the loss of rank 1 was not finite")
     (row,) = rows(tmp_path / "run", "skipped")
-    assert (row["step"], row["stage"], [*map(len, row["images_by_rank"])]) == (7, 0, [32, 32])
+    assert (row["steps_done"], row["stage"], [*map(len, row["images_by_rank"])]) == (8, 0, [32, 32])
     assert [loss is None for loss in row["losses_by_rank"]] == [False, True]
     assert all(weight.isfinite().all() for weight in weights(tmp_path / "run").values())
     assert all(row["loss"] < 9 for row in rows(tmp_path / "run", "step"))
@@ -64,13 +64,13 @@ def test_a_run_whose_last_step_is_skipped_ends_without_a_loss(tmp_path: Path) ->
     done = run_python(["tests/spoiled.py", "loss", "21", "pretrain", *flags], {})
     assert done.returncode == 0
     last = rows(tmp_path / "run", "step")[-1]
-    assert (last["step"], last["loss"]) == (21, None)
+    assert (last["steps_done"], last["loss"]) == (22, None)
     assert "loss – after" in done.stdout
 
 
 def test_a_capture_replays_the_step_with_the_weights_it_had(diverged: Path) -> None:
     state = load_state(diverged / CAPTURE)
-    assert state["step"] == rows(diverged, "skipped")[0]["step"]
+    assert state["steps_done"] == rows(diverged, "skipped")[0]["steps_done"] - 1
     done = command("replay", "--run", diverged)
     assert done.returncode == 0
     assert done.stderr == ""
@@ -115,8 +115,8 @@ def test_a_loss_that_spikes_is_named_with_the_knob_to_turn(tmp_path: Path) -> No
     assert "lower optim.base_lr" in warning
     (row,) = rows(run, "spike")
     losses = [row["loss"] for row in rows(run, "step")]
-    assert (row["step"], row["loss"], row["before"]) == (15, losses[15], min(losses[5:15]))
-    assert "1 spikes of the loss, the last one at step 15" in troubles(read_runs([run])[0])
+    assert (row["steps_done"], row["loss"], row["before"]) == (16, losses[15], min(losses[5:15]))
+    assert "1 spikes of the loss, the last one at step 16" in troubles(read_runs([run])[0])
 
 
 def test_a_loss_twice_the_least_of_ten_is_a_spike() -> None:

@@ -17,7 +17,7 @@ from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model, patchify
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.folder import RunFolder
-from mae_curriculum.weights.build import encoder_of, load_into_
+from mae_curriculum.weights.build import build_encoder, load_into_
 from mae_curriculum.weights.read import Weights, read_weights
 
 MODEL = ModelConfig(
@@ -220,8 +220,8 @@ def test_positions_that_a_checkpoint_has_learned_are_those_that_its_features_are
         "vit_tiny_patch16_224", num_classes=0, img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3
     ).eval()
     torch.nn.init.normal_(theirs.pos_embed, std=0.5)
-    ours = encoder_of(Weights(config, theirs.state_dict(), {}, "a test"), "a test")
+    ours = build_encoder(Weights(config, theirs.state_dict(), {}, "a test"), "a test")
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(ours.tokens(images), theirs.forward_features(images), atol=1e-5, rtol=0)
     fixed = Weights(config, build_model(config, seed=0).encoder.state_dict(), {}, "a test")
-    assert not encoder_of(fixed, "a test").learned_positions
+    assert not build_encoder(fixed, "a test").learned_positions

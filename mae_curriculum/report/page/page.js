@@ -73,7 +73,7 @@ function scale({ plot }) {
 /** Show what every curve is at the chosen place; at the end, its last. */
 function read() {
   const exact = end() * place.value / place.max;
-  const where = ["steps", "images"].includes(axis()) ? Math.round(exact) : exact;
+  const where = ["steps_done", "images"].includes(axis()) ? Math.round(exact) : exact;
   const atEnd = place.value === place.max;
   document.getElementById("where").textContent = spell(where);
   for (const { plot, readings } of charts) {

@@ -12,7 +12,7 @@ AXES = ("images", "epochs", "flops", "train_seconds")
 COMPARED = ("loss", "val_loss", "knn", "accuracy")
 """Drawn against each axis; other metrics against images."""
 
-PLACES = ("time", "step")
+PLACES = ("time", "steps_done")
 """W&B has these of its own."""
 
 EXIT_CODES = {"end": 0, "stop": 75, "error": 2}
@@ -24,10 +24,8 @@ Row = dict[str, Any]
 def position_of(row: Row) -> int | None:
     """Tell at which optimizer step W&B shows a row: W&B itself would count from 0 in each job. None for other rows."""
     match row:
-        case {"event": "step", "step": step}:
-            return int(step) + 1
-        case {"event": "evaluation" | "pictures", "step": step}:
-            return int(step)
+        case {"event": "step" | "evaluation" | "pictures", "steps_done": steps_done}:
+            return int(steps_done)
     return None
 
 
@@ -63,7 +61,7 @@ def metrics_of(row: Row, folder: RunFolder) -> Row:
         return compared({key: value for key, value in numbers.items() if key in COMPARED})
     height, width = row["size"]
     spent = {key.removesuffix("_seconds"): value for key, value in numbers.items() if key.endswith("_seconds")}
-    shares = {f"share_{key}": value / sum(spent.values()) for key, value in spent.items()}
+    shares = {f"broadcast_{key}": value / sum(spent.values()) for key, value in spent.items()}
     return compared({**numbers, "size": height, "width": width, **shares})
 
 

@@ -271,7 +271,7 @@ def metrics_or_none(row: Row, folder: RunFolder) -> Row:
     try:
         return metrics_of(row, folder)
     except Exception as error:  # a picture that was damaged, say
-        say(f"warning: W&B is not told of the {row['event']} of step {row['step']}: {type(error).__name__} {error}")
+        say(f"warning: no {row['event']} of step {row['steps_done']} at W&B: {type(error).__name__} {error}")
         return {}
 
 
