@@ -11,7 +11,7 @@ from finetune.labeled import LabeledImages
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.terminal import say
-from mae_curriculum.training.session import Run
+from mae_curriculum.training.session import RunSession
 from mae_curriculum.training.step import Training
 from mae_curriculum.weights.names import read_facts
 from mae_curriculum.weights.write import save_weights
@@ -55,7 +55,7 @@ def measure(training: Training[Classifier], val: LabeledImages, inference: Infer
     return Evaluation(confusion.cpu(), float(loss / confusion.sum()))
 
 
-def keep_best(run: Run, training: Training[Classifier], accuracy: float, *, step: int) -> None:
+def keep_best(run: RunSession, training: Training[Classifier], accuracy: float, *, step: int) -> None:
     """Keep the weights of the best evaluation so far, under timm's names, as a checkpoint that can be imported.
 
     A full disk is no reason to end a run: the journal says that these were not kept.

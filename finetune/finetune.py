@@ -1,7 +1,7 @@
-"""Fine-tuning: an encoder and a head learn to classify, under a curriculum or without; from scratch too."""
+"""Fine-tuning: an encoder and a head learn to classify, with or without a curriculum; also from scratch."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,32 +20,36 @@ from finetune.labeled import LabeledImages, open_labeled
 from finetune.mixing import layer_decay_groups, mix, position_seed
 from finetune.repeat import run_seeds
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import Clock, Moment
+from mae_curriculum.curriculum.schedule import Clock, Moment, View
 from mae_curriculum.data.loader import Batch, TrainingImages
-from mae_curriculum.data.preprocess import show
+from mae_curriculum.data.preprocess import preprocess
 from mae_curriculum.data.sources import names_fingerprint
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.results import format_percent, record, spread
-from mae_curriculum.evaluation.speedup import describe, summarize
-from mae_curriculum.files import read_json, write_json
-from mae_curriculum.model.flops import TRAINING_FACTOR
+from mae_curriculum.evaluation.speedup import describe_costs, summarize_costs
+from mae_curriculum.model.shape import TRAINING_FACTOR
 from mae_curriculum.run.stop import Stop
 from mae_curriculum.terminal import format_table
 from mae_curriculum.tracking.journal import finite_or_none
-from mae_curriculum.training.config import check_channels, without_curriculum
-from mae_curriculum.training.loop import StoppedError, raise_if_stopped, train_, watch_for_stop
+from mae_curriculum.tracking.stopwatch import Stopwatch
+from mae_curriculum.training.config import build_training_clock, check_channels, without_curriculum
+from mae_curriculum.training.loop import Hooks, watch_for_stop
 from mae_curriculum.training.optimizer import build_adamw
-from mae_curriculum.training.session import Run, begin, open_session, resume_, try_drawing
-from mae_curriculum.training.step import ImageCost, Training, build_clock_of, seconds_per_step, wrap
+from mae_curriculum.training.run import Check, Plan, run_training
+from mae_curriculum.training.session import RunSession, try_drawing
+from mae_curriculum.training.step import ImageCost, Training, seconds_per_step
 from mae_curriculum.weights.build import read_together
 from mae_curriculum.weights.names import fingerprint
 from mae_curriculum.weights.read import Weights
 from mae_curriculum.weights.run_settings import resolve_source
 
+DEFAULT_LAYER_DECAY = 0.65
+"""Layer decay of a pretrained encoder where the settings leave it open, as in MAE; from scratch there is none."""
+
 
 def finetune(config: FinetuneConfig) -> int:
-    """Fine-tune once for each seed, or continue; print and record the results; returns the exit code."""
+    """Fine-tune once per seed, or resume; print and record the results; returns the exit code."""
     config = replace(config, data=resolve_source(config.data, config.checkpoint))
     with connect() as world, watch_for_stop(config) as stop:
         weights = None if config.checkpoint is None else read_together(config.checkpoint, world, heads=config.heads)
@@ -62,129 +66,143 @@ def finetune_once(
     world: World,
     stop: Stop,
 ) -> dict[str, Any] | None:
-    """Fine-tune, or continue where the run folder stands; returns the summary, None if it was asked to stop."""
-    training, told = set_up(config, weights, train, world)
-    with open_session(config, world) as run:
-        stopwatch, step = resume_(training, run)
-        if step == training.clock.total_steps and run.folder.summary.exists():
-            summary: dict[str, Any] = read_json(run.folder.summary)
-            return summary
-        begin(run, training, step=step, weights=told)
-        if told:
-            world.say(told)
-        inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
-
-        def evaluate(step: int, inference: Inference = inference) -> Evaluation:
-            evaluation = measure(training, val, inference)
-            accuracy, loss = map(finite_or_none, (evaluation.accuracy, evaluation.loss))
-            run.journal.write("evaluation", steps_done=step, accuracy=accuracy, val_loss=loss)
-            world.on_main(lambda: keep_best(run, training, evaluation.accuracy, step=step))
-            return evaluation
-
-        reached_end = train_(
-            training,
-            run,
-            stopwatch,
-            first_step=step,
-            stop=stop,
-            evaluate=evaluate,
-            evaluate_every_epochs=config.evaluate_every_epochs,
-        )
-        if not reached_end:
-            return None
-        total = training.clock.total_steps
-        check = partial(raise_if_stopped, run, world, stop, step=total)
-        try:
-            with stopwatch("evaluate"):
-                evaluation = evaluate(total, replace(inference, check=check))
-            check()
-        except StoppedError:
-            return None
-        baseline = lay_out(without_curriculum(config), training.model, len(train.images), world)
-        baseline_seconds = seconds_per_step(training, baseline, stopwatch)
-        flops = partial(training_flops, training.model)
-        costs = summarize(training.clock, baseline, flops, stopwatch, baseline_seconds=baseline_seconds)
-        return world.on_main(lambda: finish(run, world, evaluation, val.classes, costs))
-
-
-def finish(
-    run: Run, world: World, evaluation: Evaluation, classes: Sequence[str], costs: dict[str, Any]
-) -> dict[str, Any]:
-    """Write and say what a fine-tuning came to; returns its summary."""
-    right, counts = evaluation.confusion.diagonal(), evaluation.confusion.sum(dim=1)
-    summary = costs | {
-        "accuracy": evaluation.accuracy,
-        "best_accuracy": evaluation.accuracy if (best := best_accuracy(run.folder)) is None else best,
-        "images_evaluated": int(counts.sum()),
-        "loss": run.journal.newest.get("step", {}).get("loss"),
-        "class_accuracy": {
-            name: float(share) if count else None
-            for name, share, count in zip(classes, right / counts, counts, strict=True)
-        },
-    }
-    path = run.folder.path / "pictures" / "confusion.png"
-    draw = partial(draw_confusion, evaluation.confusion, classes, path)
-    try_drawing(run, draw, step=run.journal.newest["evaluation"]["steps_done"])
-    write_json(run.folder.summary, summary)
-    run.journal.write("end", **summary)
-    world.say(describe(summary))
+    """Fine-tune with one seed, or resume; returns the summary, None if the run was asked to stop."""
+    training, notes = set_up(config, weights, train, world)
+    plan = partial(plan_run, training, config, val, notes)
+    summary = run_training(training, command="finetune", stop=stop, plan=plan)
+    if summary is not None:
+        world.print(describe_costs(summary))
     return summary
+
+
+def plan_run(
+    training: Training[Classifier], config: FinetuneConfig, val: LabeledImages, notes: str, session: RunSession
+) -> Plan:
+    """Return what fine-tuning does beside training: evaluations, the best weights, the summary."""
+    world = training.world
+    if notes:
+        world.log(notes)
+    inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
+
+    def evaluate(steps_done: int, inference: Inference = inference) -> Evaluation:
+        evaluation = measure(training, val, inference)
+        accuracy, loss = map(finite_or_none, (evaluation.accuracy, evaluation.loss))
+        session.journal.write("evaluation", steps_done=steps_done, accuracy=accuracy, val_loss=loss)
+        world.on_main(lambda: keep_best(session, training, evaluation.accuracy, step=steps_done))
+        return evaluation
+
+    def conclude(stopwatch: Stopwatch, check: Check) -> dict[str, Any]:
+        with stopwatch("evaluate"):
+            evaluation = evaluate(training.clock.total_steps, replace(inference, check=check))
+        check()
+        baseline = build_clock(without_curriculum(config), training.model, len(training.images), world)
+        seconds = seconds_per_step(training, baseline, stopwatch)
+        flops = partial(training_flops, training.model)
+        costs = summarize_costs(training.clock, baseline, flops, stopwatch, baseline_seconds=seconds)
+        return world.on_main(lambda: costs | summarize(session, evaluation, val.classes))
+
+    return Plan(Hooks(evaluate, config.evaluate_every_epochs), conclude, facts={"weights": notes})
+
+
+def summarize(session: RunSession, evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
+    """Draw the confusion matrix; return the accuracies and the loss."""
+    path = session.folder.path / "pictures" / "confusion.png"
+    step = session.journal.newest["evaluation"]["steps_done"]
+    try_drawing(session, partial(draw_confusion, evaluation.confusion, classes, path), step=step)
+    right, counts = evaluation.confusion.diagonal(), evaluation.confusion.sum(dim=1)
+    best = best_accuracy(session.folder)
+    class_accuracy = {}
+    for name, share, count in zip(classes, right / counts, counts, strict=True):
+        class_accuracy[name] = float(share) if count else None
+    return {
+        "accuracy": evaluation.accuracy,
+        "best_accuracy": evaluation.accuracy if best is None else best,
+        "images_evaluated": int(counts.sum()),
+        "loss": session.journal.newest.get("step", {}).get("loss"),
+        "class_accuracy": class_accuracy,
+    }
+
+
+@dataclass(frozen=True)
+class LabeledInputs:
+    """Turn batches into what the classifier sees at a moment of the run, and into soft targets."""
+
+    world: World
+    labels: Tensor
+    """(n,) classes of all images, int64."""
+    class_count: int
+    config: FinetuneConfig
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mixer: Any
+    """timm's Mixup; None for neither mixup nor cutmix."""
+
+    def __call__(self, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor]:
+        """Return images (b, c, h, w) and targets (b, classes) that sum to 1."""
+        config, to_device = self.config, self.world.to_device
+        resize = config.curriculum.resize
+        images = preprocess(to_device(batch.images), moment.size, mean=self.mean, std=self.std, resize=resize)
+        labels = to_device(self.labels[batch.ids])
+        torch.manual_seed(position_seed(config.seed, moment.step, batch.places.start))  # drop path draws from it
+        if self.mixer is not None:
+            return mix(self.mixer, images, labels, seed=position_seed(config.seed, moment.step))
+        share = config.smoothing / self.class_count
+        even = torch.full((self.class_count,), share, device=self.world.device)
+        return images, even + (1 - config.smoothing) * nn.functional.one_hot(labels, self.class_count)
 
 
 def set_up(
     config: FinetuneConfig, weights: Weights | None, train: LabeledImages, world: World
 ) -> tuple[Training[Classifier], str]:
-    """Build the classifier and all that trains it; tells too what of the pretrained weights did not fit."""
-    model, told = build_classifier(config.model, weights, class_count=len(train.classes), seed=config.seed)
+    """Build the classifier and all that trains it; returns also what of the pretrained weights did not fit."""
+    class_count = len(train.classes)
+    model, notes = build_classifier(config.model, weights, class_count=class_count, seed=config.seed)
     model = model.to(world.device)
-    clock = lay_out(config, model, len(train.images), world)
-    model.make_ready_({span.size for span in clock.spans}, world.device)
-    augmentation = config.curriculum.augmentation
-    mean, std = config.data.statistics(model.channels)
     check_channels(config, model.channels)
-    mixing = config.mixup > 0 or config.cutmix > 0
-    if mixing and (odd := [span.batch_images for span in clock.spans if span.batch_images % 2]):
-        raise ConfigError(f"batch_size: mixup and cutmix mix pairs, so a batch must be even, got {odd[0]}")
-    mixer: Any = Mixup(  # type: ignore[no-untyped-call]
-        config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=len(train.classes)
-    )
-    even = torch.full((len(train.classes),), config.smoothing / len(train.classes), device=world.device)
-
-    def inputs(batch: Batch, moment: Moment, places: range) -> tuple[Tensor, Tensor]:
-        seen = show(world.to_device(batch.images), moment.size, mean=mean, std=std, resize=config.curriculum.resize)
-        labels = world.to_device(train.labels[batch.ids])
-        torch.manual_seed(position_seed(config.seed, moment.step, places.start))  # what drop path draws from
-        if mixing:
-            return mix(mixer, seen, labels, seed=position_seed(config.seed, moment.step))
-        return seen, even + (1 - config.smoothing) * nn.functional.one_hot(labels, len(even))
-
-    pretrained_decay = 1.0 if weights is None else 0.65
-    groups = layer_decay_groups(model.net, config.optim.weight_decay, config.layer_decay or pretrained_decay)
+    clock = build_clock(config, model, len(train.images), world)
+    model.make_ready_({span.size for span in clock.spans}, world.device)
+    mixer = build_mixer(config, clock, class_count)
+    layer_decay = config.layer_decay or (1.0 if weights is None else DEFAULT_LAYER_DECAY)
+    groups = layer_decay_groups(model.net, config.optim.weight_decay, layer_decay)
     ema = None
     if config.average_decay is not None:
         blend = get_ema_multi_avg_fn(config.average_decay)  # type: ignore[no-untyped-call]
         ema = AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
+    augmentation = config.curriculum.augmentation
+    mean, std = config.data.statistics(model.channels)
     training = Training(
-        config,
-        world,
-        train.images,
-        names_fingerprint(train.images) + ("" if weights is None else f", weights {fingerprint(weights.encoder)}"),
-        TrainingImages(train.images, model.image_size, model.channels, augmentation, config.seed),
-        inputs,
-        model,
-        wrap(model, world),
-        build_adamw(groups, config.optim),
-        clock,
-        pair_size=2 if mixing else 1,
+        config=config,
+        world=world,
+        images=train.images,
+        data_fingerprint=names_fingerprint(train.images)
+        + ("" if weights is None else f", weights {fingerprint(weights.encoder)}"),
+        dataset=TrainingImages(train.images, model.image_size, model.channels, augmentation, config.seed),
+        inputs=LabeledInputs(world, train.labels, class_count, config, mean, std, mixer),
+        model=model,
+        optimizer=build_adamw(groups, config.optim),
+        clock=clock,
+        pair_size=1 if mixer is None else 2,
         ema=ema,
-        cost_of=lambda size: ImageCost(training_flops(model, size)),
+        cost_of=lambda view: ImageCost(training_flops(model, view)),
     )
-    return training, told
+    return training, notes
 
 
-def lay_out(config: FinetuneConfig, model: Classifier, images_per_epoch: int, world: World) -> Clock:
-    """Lay the curriculum over the run."""
-    return build_clock_of(
+def build_mixer(config: FinetuneConfig, clock: Clock, class_count: int) -> Any:
+    """Return timm's Mixup, None for neither mixup nor cutmix; raises ConfigError for odd batches."""
+    if config.mixup == 0 and config.cutmix == 0:
+        return None
+    odd = [span.batch_images for span in clock.spans if span.batch_images % 2]
+    if odd:
+        raise ConfigError(f"batch_size: mixup and cutmix mix pairs, so a batch must be even, got {odd[0]}")
+    return Mixup(  # type: ignore[no-untyped-call]
+        config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=class_count
+    )
+
+
+def build_clock(config: FinetuneConfig, model: Classifier, images_per_epoch: int, world: World) -> Clock:
+    """Build the run's clock; raises ConfigError for stages that cannot be trained."""
+    return build_training_clock(
         config,
         image_size=model.image_size,
         patch_size=model.cell,
@@ -193,20 +211,20 @@ def lay_out(config: FinetuneConfig, model: Classifier, images_per_epoch: int, wo
     )
 
 
-def training_flops(model: Classifier, size: tuple[int, int]) -> int:
-    """Count the floating-point operations of one image's share of a training step."""
-    training = model.training
-    image = torch.zeros(1, model.channels, *size, device=next(model.parameters()).device)
-    # spelt out as matrix products: the counter does not know every device's attention
+def training_flops(model: Classifier, view: View) -> int:
+    """Return the FLOPs of one image's share of a training step."""
+    was_training = model.training
+    image = torch.zeros(1, model.channels, *view.size, device=next(model.parameters()).device)
+    # attention as matrix products: the counter does not know every device's own kernel
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.eval().logits(image)
-    model.train(training)
+    model.train(was_training)
     flops: int = counter.get_total_flops()
     return TRAINING_FACTOR * flops
 
 
 def conclude(config: FinetuneConfig, summaries: list[dict[str, Any]]) -> None:
-    """Print and record what came of all seeds."""
+    """Print and record the results of all seeds."""
     accuracy, best = (spread([summary[key] for summary in summaries]) for key in ("accuracy", "best_accuracy"))
     rows = [["seed", "accuracy", "best", "images", "training s", "FLOPs", "saved FLOPs", "saved s"]]
     for number, summary in enumerate(summaries):

@@ -8,6 +8,7 @@ from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.weights.build import build_autoencoder, build_encoder
+from mae_curriculum.weights.names import decoder_from_mae
 from mae_curriculum.weights.read import read_weights
 
 
@@ -29,7 +30,7 @@ def import_(config: ImportConfig) -> int:
     folder = RunFolder(config.run)
     folder.claim(ImportedConfig(config.checkpoint, weights.model))
     encoder = {f"encoder.{key}": value for key, value in weights.encoder.items()}
-    folder.save({"steps_done": 0, "model": encoder | weights.decoder}, keep=1)
+    folder.save({"steps_done": 0, "model": encoder | decoder_from_mae(weights.decoder)}, keep=1)
     Journal(folder.journal).write("import", checkpoint=str(config.checkpoint), origin=weights.origin)
     parts = "encoder and decoder" if weights.decoder else "encoder"
     print(f"{config.run}: {parts} of {config.checkpoint} ({weights.origin}), {weights.model.name}")

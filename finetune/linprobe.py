@@ -1,4 +1,4 @@
-"""Linear and attentive probes of a frozen encoder: a grid of heads side by side, for the price of one."""
+"""Linear and attentive probes of a frozen encoder: a grid of heads, trained side by side at the cost of one."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,22 +17,23 @@ from finetune.heads import Heads
 from finetune.labeled import LabeledImages, open_labeled
 from finetune.repeat import run_seeds
 from mae_curriculum.config import ConfigError
+from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.schedule import Moment
-from mae_curriculum.data.loader import Batch, Request, TrainingImages, micro_batches
-from mae_curriculum.data.preprocess import show
+from mae_curriculum.data.loader import Batch, Request, TrainingImages
+from mae_curriculum.data.preprocess import preprocess
 from mae_curriculum.data.sources import Subset, names_fingerprint
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.results import format_percent, record, spread
-from mae_curriculum.files import read_json, write_json
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.run.stop import Stop
 from mae_curriculum.terminal import format_table
-from mae_curriculum.training.config import check_channels
-from mae_curriculum.training.loop import StoppedError, raise_if_stopped, train_, watch_for_stop
+from mae_curriculum.tracking.stopwatch import Stopwatch
+from mae_curriculum.training.config import build_training_clock, check_channels
+from mae_curriculum.training.loop import Hooks, watch_for_stop
 from mae_curriculum.training.optimizer import build_adamw
-from mae_curriculum.training.session import begin, open_session, resume_
-from mae_curriculum.training.step import Training, build_clock_of, wrap
+from mae_curriculum.training.run import Check, Plan, run_training
+from mae_curriculum.training.step import Training
 from mae_curriculum.weights.build import build_encoder, read_together
 from mae_curriculum.weights.names import fingerprint
 from mae_curriculum.weights.run_settings import resolve_source
@@ -40,27 +41,67 @@ from mae_curriculum.weights.run_settings import resolve_source
 
 @dataclass(frozen=True)
 class FeatureRows(Dataset[tuple[Tensor, int, dict[str, str]]]):
-    """Features kept on disk, in place of images."""
+    """Features kept on disk, instead of images."""
 
     features: NDArray[np.float32]
     ids: NDArray[np.int64]
 
     def __getitem__(self, request: Request) -> tuple[Tensor, int, dict[str, str]]:
-        """Give an image's features (p, d)."""
+        """Return an image's features (p, d) and its index."""
         return torch.from_numpy(self.features[self.ids[request.image]].copy()), request.image, {}
 
 
 def linprobe(config: LinprobeConfig) -> int:
-    """Probe once for each seed, or continue; print and record the results; returns the exit code."""
+    """Probe once per seed, or resume; print and record the results; returns the exit code."""
     config = replace(config, data=resolve_source(config.data, config.checkpoint))
     with connect() as world, watch_for_stop(config) as stop:
         weights = read_together(config.checkpoint, world, heads=config.heads)
         encoder = build_encoder(weights, config.checkpoint).to(world.device).requires_grad_(False)
-        if lacking := [pool for pool in config.pools if config.head == "linear" and pool not in encoder.pools]:
-            raise ConfigError(f"pools: this encoder has no {lacking[0]}, only {', '.join(encoder.pools)}")
+        for pool in config.pools if config.head == "linear" else ():
+            if pool not in encoder.pools:
+                raise ConfigError(f"pools: this encoder has no {pool}, only {', '.join(encoder.pools)}")
         train, val = open_labeled(config.data, world)
         once = partial(probe_once, encoder=encoder, train=train, val=val, world=world, stop=stop)
         return run_seeds(config, world, once, conclude)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What heads of one kind see of an image, given a frozen encoder."""
+
+    encoder: MaskedAutoencoder
+    config: LinprobeConfig
+
+    def select(self, features: Tensor) -> Tensor:
+        """Return of features in all pools (b, p, d) those that the heads use."""
+        return features[:, [self.encoder.pools.index(pool) for pool in self.config.pools]]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return for images (b, c, h, w) the features of each pool (b, p, d), or each patch's (b, n, d), float32."""
+        if self.config.head == "linear":
+            return self.select(self.encoder.features(images).float())
+        return self.encoder.tokens(images)[:, self.encoder.encoder.num_prefix_tokens :].float()
+
+
+@dataclass(frozen=True)
+class FeatureInputs:
+    """Turn batches into features of a frozen encoder, and labels."""
+
+    world: World
+    probe: Probe
+    labels: Tensor
+    """(n,) classes of all images, int64."""
+
+    def __call__(self, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor]:
+        """Return features, as `Probe` does, and labels (b,)."""
+        config, encoder = self.probe.config, self.probe.encoder
+        values, labels = self.world.to_device(batch.images), self.world.to_device(self.labels[batch.ids])
+        if not config.augment:  # the batch holds features already
+            return self.probe.select(values), labels
+        mean, std = config.data.statistics(encoder.channels)
+        images = preprocess(values, moment.size, mean=mean, std=std, resize=config.curriculum.resize)
+        with torch.no_grad(), self.world.autocast(config.precision):
+            return self.probe(images), labels
 
 
 def probe_once(
@@ -71,135 +112,119 @@ def probe_once(
     world: World,
     stop: Stop,
 ) -> dict[str, Any] | None:
-    """Train and choose heads, or continue where the run folder stands; returns the summary, None if stopped."""
+    """Train heads with one seed and choose one, or resume; returns the summary, None if the run was asked to stop."""
     inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
     learning, held_out = hold_out_labeled(train, config.held_out, seed=config.seed)
-    training = set_up(config, encoder, learning, world, inference)
-    with open_session(config, world) as run:
-        stopwatch, step = resume_(training, run)
-        if step == training.clock.total_steps and run.folder.summary.exists():
-            summary: dict[str, Any] = read_json(run.folder.summary)
-            return summary
-        begin(run, training, step=step)
-        reached_end = train_(
-            training,
-            run,
-            stopwatch,
-            first_step=step,
-            stop=stop,
-            evaluate=lambda _: None,
-            evaluate_every_epochs=None,
-        )
-        if not reached_end:
-            return None
-        check = partial(raise_if_stopped, run, world, stop, step=training.clock.total_steps)
-        look = replace(inference, check=check)
-        try:
-            accuracies = [measure(training.model, encoder, side, look, config) for side in (held_out, val) if side]
-        except StoppedError:
-            return None
-        names = [{"pool": pool, "lr": factor * config.optim.base_lr} for pool, factor in training.model.names]
-        best = max(range(len(names)), key=lambda number: accuracies[0][number])
-        summary = {
-            "accuracy": accuracies[-1][best],
-            "chosen": names[best],
-            "heads": [
-                {**name, "held_out_accuracy": chosen_by if held_out else None, "accuracy": accuracy}
-                for name, chosen_by, accuracy in zip(names, accuracies[0], accuracies[-1], strict=True)
-            ],
+    probe = Probe(encoder, config)
+    training = set_up(config, probe, learning, world, inference)
+
+    def conclude(stopwatch: Stopwatch, check: Check) -> dict[str, Any]:
+        checked = replace(inference, check=check)
+        sides = [side for side in (held_out, val) if side is not None]
+        accuracies = [measure(training.model, probe, side, checked) for side in sides]
+        costs = {
             "train_seconds": stopwatch.total("train"),
             "wait_seconds": stopwatch.total("wait"),
             "images": training.clock.total_images,
         }
-        world.on_main(lambda: write_json(run.folder.summary, summary))
-        run.journal.write("end", **summary)
-        return summary
+        held_out_accuracies = accuracies[0] if held_out else None
+        return costs | choose_head(training.model, config, held_out_accuracies, accuracies[-1])
+
+    plan = Plan(Hooks(), conclude, facts={})
+    return run_training(training, command="linprobe", stop=stop, plan=lambda _: plan)
+
+
+def choose_head(
+    model: Heads, config: LinprobeConfig, held_out: list[float] | None, accuracies: list[float]
+) -> dict[str, Any]:
+    """Return the head with the best accuracy on the images held out (of one head, that one), and all of them."""
+    names = [{"pool": pool, "lr": factor * config.optim.base_lr} for pool, factor in model.names]
+    chosen_by = held_out or accuracies
+    best = max(range(len(names)), key=lambda number: chosen_by[number])
+    heads = [
+        {**name, "held_out_accuracy": held_out and held_out[number], "accuracy": accuracies[number]}
+        for number, name in enumerate(names)
+    ]
+    return {"accuracy": accuracies[best], "chosen": names[best], "heads": heads}
 
 
 def hold_out_labeled(train: LabeledImages, share: float, *, seed: int) -> tuple[LabeledImages, LabeledImages | None]:
-    """Split images to learn from into those and others to choose by, at random; None for no others."""
+    """Split images at random into those to learn from and those to choose by; None if the share is 0."""
     order = np.random.default_rng((seed, 0)).permutation(len(train.images))
     count = round(share * len(order))
     if share and not 0 < count < len(order):
         raise ConfigError(f"held_out: a share of {share} of {len(order)} images leaves none on one side")
-    sides = [np.sort(ids) for ids in (order[count:], order[:count])]
-    first, second = (
-        LabeledImages(Subset(train.images, ids.tolist()), train.labels[ids], train.classes) for ids in sides
-    )
-    return first, second if count else None
+
+    def subset(ids: NDArray[np.int64]) -> LabeledImages:
+        ids = np.sort(ids)
+        return LabeledImages(Subset(train.images, ids.tolist()), train.labels[ids], train.classes)
+
+    return subset(order[count:]), subset(order[:count]) if count else None
 
 
-def set_up(
-    config: LinprobeConfig, encoder: MaskedAutoencoder, learning: LabeledImages, world: World, inference: Inference
-) -> Training[Heads]:
-    """Build the heads and all that trains them."""
+def build_heads(config: LinprobeConfig, encoder: MaskedAutoencoder, class_count: int) -> Heads:
+    """Build the heads; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        heads = encoder.encoder.blocks[0].attn.num_heads
-        model = Heads(
+        return Heads(
             config.head,
             config.pools if config.head == "linear" else ("attention",),
             config.grid,
             width=encoder.encoder.embed_dim,
-            attention_heads=heads,
-            class_count=len(learning.classes),
-        ).to(world.device)
-    images, labels = learning.images, learning.labels
-    mean, std = config.data.statistics(encoder.channels)
+            attention_heads=encoder.encoder.blocks[0].attn.num_heads,
+            class_count=class_count,
+        )
+
+
+def set_up(
+    config: LinprobeConfig, probe: Probe, learning: LabeledImages, world: World, inference: Inference
+) -> Training[Heads]:
+    """Build the heads and all that trains them."""
+    encoder, images, labels = probe.encoder, learning.images, learning.labels
+    model = build_heads(config, encoder, len(learning.classes)).to(world.device)
+    check_channels(config, encoder.channels)
     dataset: Dataset[Any]
     if config.augment:
         augmentation = config.curriculum.augmentation
         dataset = TrainingImages(images, encoder.image_size, encoder.channels, augmentation, config.seed)
     else:
         features = inference.cached(encoder, images)
-        whole = np.flatnonzero(np.isfinite(features[:, 0, 0]))
-        images, labels = Subset(images, whole.tolist()), labels[whole]
-        dataset = FeatureRows(features, whole)
-    wanted = [encoder.pools.index(pool) for pool in config.pools if pool in encoder.pools]
-
-    def inputs(batch: Batch, moment: Moment, _places: range) -> tuple[Tensor, Tensor]:
-        seen = world.to_device(batch.images)
-        if config.augment:
-            seen = show(seen, moment.size, mean=mean, std=std, resize=config.curriculum.resize)
-            with torch.no_grad(), world.autocast(config.precision):
-                seen = describe(encoder, seen, config.head)
-        return seen[:, wanted] if config.head == "linear" else seen, world.to_device(labels[batch.ids])
-
-    clock = build_clock_of(
+        intact = np.flatnonzero(np.isfinite(features[:, 0, 0]))
+        images, labels = Subset(images, intact.tolist()), labels[intact]
+        dataset = FeatureRows(features, intact)
+    clock = build_training_clock(
         config,
         image_size=encoder.image_size,
         patch_size=encoder.patch_size,
         images_per_epoch=len(images),
         processes=world.world_size,
     )
-    check_channels(config, encoder.channels)
     for span in clock.spans:
         if min(map(len, micro_batches(span, world.rank, world.world_size, config.micro_batch))) < 2:
-            raise ConfigError("batch_size, micro_batch: batch normalisation needs two images or more on a device")
-    origin = f"{names_fingerprint(images)}, encoder {fingerprint(encoder.encoder.state_dict())}"
+            raise ConfigError("batch_size, micro_batch: batch normalization needs two images or more on a device")
     groups = model.groups(config.optim.weight_decay)
     optimizer: Optimizer = build_adamw(groups, config.optim)
     if config.head == "linear":
         optimizer = Lars(groups, momentum=config.optim.betas[0])
-    return Training(config, world, images, origin, dataset, inputs, model, wrap(model, world), optimizer, clock)
+    return Training(
+        config=config,
+        world=world,
+        images=images,
+        data_fingerprint=f"{names_fingerprint(images)}, encoder {fingerprint(encoder.encoder.state_dict())}",
+        dataset=dataset,
+        inputs=FeatureInputs(world, probe, labels),
+        model=model,
+        optimizer=optimizer,
+        clock=clock,
+    )
 
 
-def describe(encoder: MaskedAutoencoder, images: Tensor, head: str) -> Tensor:
-    """Describe images for a kind of head: (b, p, d) of each pool, or (b, n, d) of each patch."""
-    if head == "linear":
-        return encoder.features(images).float()
-    return encoder.tokens(images)[:, encoder.encoder.num_prefix_tokens :].float()
-
-
-def measure(
-    model: Heads, encoder: MaskedAutoencoder, side: LabeledImages, inference: Inference, config: LinprobeConfig
-) -> list[float]:
-    """Tell the accuracy of each head on images as they are."""
-    wanted = [encoder.pools.index(pool) for pool in config.pools if pool in encoder.pools]
+def measure(model: Heads, probe: Probe, side: LabeledImages, inference: Inference) -> list[float]:
+    """Return the accuracy of each head on images without augmentation."""
+    encoder = probe.encoder
 
     def predict(images: Tensor) -> Tensor:
-        described = describe(encoder, images, config.head)
-        return model.logits(described[:, wanted] if config.head == "linear" else described).argmax(dim=2)
+        return model.logits(probe(images)).argmax(dim=2)
 
     model.eval()
     right, count = torch.zeros(len(model.names)), 0
@@ -211,7 +236,7 @@ def measure(
 
 
 def conclude(config: LinprobeConfig, summaries: list[dict[str, Any]]) -> None:
-    """Print and record what came of all seeds."""
+    """Print and record the results of all seeds."""
     rows = [["seed", "pool", "lr", "held out", "val", ""]]
     for number, summary in enumerate(summaries):
         for head in summary["heads"]:

@@ -1,9 +1,11 @@
-"""Rank, world size and device; the process group; means and agreement over ranks.
+"""Ranks, devices and the process group; sums, gathers and votes over ranks.
 
-Started by torchrun or SLURM, or alone: the environment is read here and nowhere else.
+Processes are started by torchrun or SLURM, or alone. The environment is read here and nowhere else.
 """
 
+import logging
 import os
+import pickle
 import shlex
 import socket
 import subprocess
@@ -21,16 +23,17 @@ from torch import Tensor
 
 from mae_curriculum.precision import Precision
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
-
 MAX_WAIT = timedelta(hours=1)
-"""For other ranks: one may download, or try to save on a full disk. One that has died is noticed at once."""
+"""How long ranks wait for one another: one may download, or retry on a full disk. Dead ones are noticed at once."""
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all, and its device."""
+    """This process among all that were started together, and its device."""
 
     rank: int
     world_size: int
@@ -38,38 +41,40 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks to the user."""
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
-        """Add a tensor up over the ranks."""
+        """Return the sum of a tensor over the ranks."""
         if self.world_size == 1:
             return value
         value = value.clone()
         dist.all_reduce(value)
         return value
 
-    def gather(self, thing: Any) -> list[Any]:
-        """Collect a small picklable thing from every rank, in order of rank, on every rank."""
+    def gather(self, value: Any) -> list[Any]:
+        """Return a small picklable value of every rank, in order of rank, on every rank."""
         if self.world_size == 1:
-            return [thing]
-        things: list[Any] = [None] * self.world_size
-        dist.all_gather_object(things, thing)
-        return things
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def any(self, flag: bool) -> bool:
-        """Agree on whether a flag is up on any rank."""
+        """Return on every rank whether a flag is set on any of them."""
         return flag if self.world_size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Do something on rank 0 while the others wait; every rank gets what it returns, or raises what it raises."""
+        """Call a function on rank 0 while the others wait; every rank returns its result, or raises its exception."""
+        if self.world_size == 1:
+            return action()
         result: Any = None
         failure: Exception | None = None
         if self.is_main:
             try:
                 result = action()
             except Exception as error:
-                failure = error
+                failure = picklable(error)
         result, failure = self.gather((result, failure))[0]
         if failure:
             raise failure
@@ -77,7 +82,7 @@ class World:
         return value
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """Join the rows (n_rank, ...) of all ranks, whose numbers may differ, in order of rank, on every rank."""
+        """Return the rows (n_rank, ...) of all ranks, joined in order of rank; their numbers may differ."""
         if self.world_size == 1:
             return rows
         counts = self.gather(len(rows))
@@ -88,49 +93,54 @@ class World:
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def broadcast_(self, tensors: list[Tensor]) -> None:
-        """Give every rank the values that rank 0 holds."""
+        """Overwrite tensors on every rank by those of rank 0."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        """Copy a tensor from the CPU to the device without waiting for what the device is doing."""
+        """Copy a tensor from the CPU to the device, without waiting for the device."""
         if self.device.type == "cuda" and not tensor.is_pinned():
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
     def autocast(self, precision: Precision) -> torch.autocast:
-        """Give the context in which a model computes."""
+        """Return the context in which a model runs."""
         wanted = self.dtype(precision) == torch.bfloat16
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
 
     def dtype(self, precision: Precision) -> torch.dtype:
-        """Tell in what a model computes; auto is bfloat16 on GPUs that have it, else float32."""
+        """Return the data type of a model's arithmetic; "auto" is bfloat16 on GPUs that have it, else float32."""
         has_bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         wanted = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
         return torch.bfloat16 if wanted else torch.float32
 
-    def say(self, text: str) -> None:
-        """Print once, from rank 0."""
+    def log(self, text: str, level: int = logging.INFO) -> None:
+        """Log a message, from rank 0 alone."""
+        if self.is_main:
+            logger.log(level, text)
+
+    def print(self, text: str) -> None:
+        """Print a command's result, from rank 0 alone."""
         if self.is_main:
             print(text, flush=True)
 
     def synchronize(self) -> None:
-        """Wait until the device has done all it was asked to."""
+        """Wait until the device is idle."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
 class Agreement:
-    """Tells all ranks at the same step that a flag is up on one of them, one step late, so that nobody waits."""
+    """A flag per rank, combined at every step without waiting: all ranks learn of a raised flag one step later."""
 
     def __init__(self, world: World) -> None:
-        """Make a channel of its own, on the CPU, that does not wait for what devices are doing."""
+        """Open a process group on the CPU, which does not wait for devices."""
         self._group: Any = dist.new_group(backend="gloo") if world.world_size > 1 else None
         self._pending: tuple[Tensor, Any] | None = None
 
     def __call__(self, flag: bool) -> bool:
-        """Hand in this rank's flag, at every step; returns whether any rank's was up at the step before."""
+        """Submit this rank's flag, once per step; returns whether any rank raised its flag at the previous step."""
         if self._group is None:
             return flag
         raised = self.finish()
@@ -139,7 +149,7 @@ class Agreement:
         return raised
 
     def finish(self) -> bool:
-        """Wait for the last vote, and tell what came of it."""
+        """Wait for the last vote, and return its result."""
         if self._pending is None:
             return False
         (votes, work), self._pending = self._pending, None
@@ -147,21 +157,33 @@ class Agreement:
         return bool(votes > 0)
 
 
+def picklable(error: Exception) -> Exception:
+    """Return an exception that other processes can receive: the error itself, or else one with its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its class raises
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
 @contextmanager
 def connect(longest_wait: timedelta = MAX_WAIT) -> Iterator[World]:
-    """Join the processes that were started together, for as long as the context lasts.
+    """Connect the processes that were started together, for as long as the context lasts.
 
-    NCCL joins GPUs, gloo CPUs. A process started alone joins nobody.
+    GPUs are connected by NCCL, CPUs by gloo; a process group that exists already is used, and left as it is.
 
-    longest_wait  for the other processes, when they meet and whenever they exchange something.
+    longest_wait  for the other processes, whenever they exchange something.
     """
     rank, size, local_rank = _environment()
+    initialized = dist.is_available() and dist.is_initialized()
+    if initialized:
+        rank, size = dist.get_rank(), dist.get_world_size()
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-    if size == 1:
+    if size == 1 or initialized:
         yield World(rank, size, device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -173,16 +195,13 @@ def connect(longest_wait: timedelta = MAX_WAIT) -> Iterator[World]:
 
 
 def job_end() -> float | None:
-    """Tell when the scheduler will end this job, in seconds since 1970; None where nobody says so."""
+    """Return when the scheduler will end this job, in seconds since 1970; None if it does not say."""
     end = os.environ.get("SLURM_JOB_END_TIME")
     return float(end) if end else None
 
 
 def job_facts() -> dict[str, Any]:
-    """Tell what runs where: command, host, process, the scheduler's job and its nodes, the file of its output.
-
-    None stands for what is not known.
-    """
+    """Return command, host, process, the scheduler's job and nodes, and the log file; None for what is not known."""
     array, output = os.environ.get("SLURM_ARRAY_JOB_ID"), Path("/proc/self/fd/2")
     log = str(output.readlink()) if output.is_symlink() else ""
     return {
@@ -197,7 +216,7 @@ def job_facts() -> dict[str, Any]:
 
 
 def _environment() -> tuple[int, int, int]:
-    """Read rank, world size and local rank, as torchrun sets them or srun; a process started alone is the only one."""
+    """Return rank, world size and local rank, as torchrun or srun sets them, or those of a process started alone."""
     read = os.environ.get
     if "RANK" not in os.environ and int(read("SLURM_STEP_NUM_TASKS", 1)) > 1:
         # torch's own way to meet: at the first node, on a port that other jobs there do not use
@@ -212,6 +231,6 @@ def _environment() -> tuple[int, int, int]:
 
 
 def _first_host(nodes: str) -> str:
-    """Give the first of nodes written as SLURM does, such as gpu[03-07,12]."""
-    told = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    return told.stdout.split()[0]
+    """Return the first host of a SLURM node list, such as gpu[03-07,12]."""
+    listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    return listed.stdout.split()[0]

@@ -1,12 +1,15 @@
-"""Settings of a pretraining run."""
+"""Settings of a pretraining run, and the clock that follows from them."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae_curriculum.config import exempt
+from mae_curriculum.config import ConfigError, exempt
+from mae_curriculum.curriculum.schedule import Clock
 from mae_curriculum.evaluation.config import KnnConfig
 from mae_curriculum.model.config import ModelConfig
-from mae_curriculum.training.config import TrainingConfig, check_channels
+from mae_curriculum.model.shape import ModelShape
+from mae_curriculum.terminal import side
+from mae_curriculum.training.config import TrainingConfig, build_training_clock, check_channels
 
 
 @dataclass(frozen=True)
@@ -14,12 +17,34 @@ class PretrainConfig(TrainingConfig):
     """Pretraining of a masked autoencoder under a curriculum."""
 
     run: Path = exempt(Path("runs/pretrain"))
-    """Folder of the run. Starting again with the same folder and settings continues the run."""
+    """Folder of the run. The same command, run again, resumes it."""
+    micro_batch: int | None = exempt(None)
+    """Most images that a device processes at once at full size (more at smaller sizes); gradients of larger batches are
+    accumulated. null for no limit."""
     model: ModelConfig = ModelConfig()
-    """Encoder, masking, decoder, target."""
+    """Encoder, masking, decoder and target."""
     knn: KnnConfig = KnnConfig()
-    """The kNN accuracy, at the end and on the way."""
+    """kNN accuracy, at the end and during the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_channels(self, self.model.channels)
+
+
+def build_clock(config: PretrainConfig, shape: ModelShape, *, images_per_epoch: int, processes: int = 1) -> Clock:
+    """Build the clock of a pretraining run; raises ConfigError for stages that cannot be trained."""
+    clock = build_training_clock(
+        config,
+        image_size=shape.encoder.image_size,
+        patch_size=shape.encoder.patch_size,
+        images_per_epoch=images_per_epoch,
+        processes=processes,
+        mask_ratio=config.model.mask_ratio,
+    )
+    for span, stage in zip(clock.spans, config.curriculum.stages, strict=True):
+        if span.size == shape.encoder.patch_size:
+            raise ConfigError(
+                f"curriculum.stages: size {stage.size} is a single patch here ({side(span.size)} px), so nothing could "
+                "be masked; make it larger, or model.patch_size smaller"
+            )
+    return clock

@@ -24,7 +24,7 @@ steps = count()
 def spoil_weight(model: nn.Module, _: Any) -> None:
     if isinstance(model, MaskedAutoencoder) and next(steps) == int(spoiled_step):
         with torch.no_grad():
-            next(model.decoder_embed.parameters()).view(-1)[0] = math.nan
+            next(model.decoder.embed.parameters()).view(-1)[0] = math.nan
 
 
 def spoil_loss(model: nn.Module, _: Any, losses: Any) -> Any:

@@ -26,6 +26,7 @@ from mae_curriculum.pretraining import set_up
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.step import run_steps_
+from mae_curriculum.weights.names import decoder_to_mae
 from tests.plain_mae import plain_mae_loss
 from tests.runs import equal, options, picture_folder, pictures, rows, stop_midway, torchrun, weights
 
@@ -188,7 +189,9 @@ def test_plain_mae_is_the_curriculum_of_one_stage() -> None:
         noise = mask_noise(seed=0, step=step, places=range(64), patch_count=16)
         shape = {"patch": 8, "depth": 2, "heads": 3, "decoder_depth": 1, "decoder_heads": 2}
         images = (pixels / 255 - 0.305) / 0.376
-        loss = plain_mae_loss(images, noise, learned, **shape, mask_ratio=0.75, norm_pix=False)
+        loss = plain_mae_loss(
+            images, noise, learned | decoder_to_mae(learned), **shape, mask_ratio=0.75, norm_pix=False
+        )
         theirs.append(loss.item())
         rate = 4e-3 * 64 / 256 * (step / 67) / 0.1  # warming up until step 6.7; the last step's rate shows in no loss
         gradients = torch.autograd.grad(loss, list(learned.values()))

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from mae_curriculum.commands.config import BenchConfig
+from mae_curriculum.commands.shapes import count_images
+from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.low_frequency import RESIZE
 from mae_curriculum.curriculum.schedule import Clock, Span
-from mae_curriculum.data.loader import Batch, micro_batches
+from mae_curriculum.data.loader import Batch
 from mae_curriculum.data.preprocess import normalize
-from mae_curriculum.data.sources import count_images
 from mae_curriculum.distributed import World, connect
-from mae_curriculum.model.flops import training_flops
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
-from mae_curriculum.pretraining import build_clock, set_up
+from mae_curriculum.pretraining import set_up
+from mae_curriculum.pretraining_config import build_clock
 from mae_curriculum.terminal import format_table, side
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import without_curriculum
@@ -55,7 +56,7 @@ def bench(config: BenchConfig) -> int:
     """Measure and print; returns the exit code."""
     with connect() as world:
         training = set_up(config, world, PlaceholderImages(count_images(config.data)))
-        baseline = build_clock(without_curriculum(config), training.model, images_per_epoch=len(training.images))
+        baseline = build_clock(without_curriculum(config), training.model.shape, images_per_epoch=len(training.images))
         stages = measure_stages(training, baseline, rounds=config.rounds)
         resizing = measure_resizing(training, rounds=config.rounds)
         facts = {
@@ -64,7 +65,7 @@ def bench(config: BenchConfig) -> int:
             "stages": stages,
             "resize": resizing,
         }
-        world.say(json.dumps(facts, indent=2) if config.json else as_text(facts))
+        world.print(json.dumps(facts, indent=2) if config.json else as_text(facts))
     return 0
 
 
@@ -77,14 +78,14 @@ def measure_stages(training: Training[MaskedAutoencoder], baseline: Clock, *, ro
     per_image = [
         median(times) / span.batch_images for times, (_, span) in zip(zip(*seconds, strict=True), cases, strict=True)
     ]
-    full_flops = training_flops(model, model.image_size)
+    full_flops = model.shape.training_flops(baseline.spans[0].view)
     return [
         {
             "stage": "full size" if number == 0 else str(number),
             "size": list(span.size),
             "seconds_per_image": value,
             "share_of_full_seconds": value / per_image[0],
-            "share_of_full_flops": training_flops(model, span.size) / full_flops,
+            "share_of_full_flops": model.shape.training_flops(span.view) / full_flops,
         }
         for number, ((_, span), value) in enumerate(zip(cases, per_image, strict=True))
     ]
@@ -94,11 +95,12 @@ def step_of(training: Training[MaskedAutoencoder], clock: Clock, span: Span) -> 
     """Make a training step of a stage, with learning rate 0, on random pixels that are at hand."""
     world = training.world
     parts = micro_batches(span, world.rank, world.world_size, training.config.micro_batch)
-    batches = [
-        Batch(random_pixels(training, len(part)), torch.zeros(len(part), dtype=torch.int64), {}) for part in parts
-    ]
+    batches = []
+    for part in parts:
+        pixels, ids = random_pixels(training, len(part)), torch.zeros(len(part), dtype=torch.int64)
+        batches.append(Batch(pixels, ids, part, is_last=part == parts[-1], broken={}))
     moment = clock.moment(span.first_step)
-    return lambda: update_(training, clock, moment, iter(batches), Stopwatch(), lr=0.0)
+    return lambda: update_(training, moment, iter(batches), Stopwatch(), lr=0.0)
 
 
 def measure_resizing(training: Training[MaskedAutoencoder], *, rounds: int) -> list[dict[str, Any]]:

@@ -30,6 +30,6 @@ def evaluate(config: EvaluateConfig) -> int:
             "neighbours": config.knn.neighbours,
             "accuracy": spread([accuracy]),
         }
-        world.say(f"kNN accuracy {accuracy:.4f} of {config.checkpoint} ({weights.origin}) on {data.source}")
+        world.print(f"kNN accuracy {accuracy:.4f} of {config.checkpoint} ({weights.origin}) on {data.source}")
         world.on_main(lambda: record("knn", result, config, run=config.run, checkpoint=config.checkpoint))
     return 0

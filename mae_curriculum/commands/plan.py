@@ -1,38 +1,44 @@
-"""The plan of a run, without data or GPU: its stages, their cost, and the speed-up over the run without curriculum."""
+"""The plan of a run, without data, GPU or torch: its stages, their cost, and the speed-up over the baseline."""
 
 import json
 import math
-from functools import partial
 from typing import Any
 
 from mae_curriculum.commands.config import PlanConfig
-from mae_curriculum.commands.plan_picture import picture
-from mae_curriculum.curriculum.schedule import Clock, Span
-from mae_curriculum.data.loader import micro_batches
+from mae_curriculum.commands.shapes import count_images, find_shape
+from mae_curriculum.curriculum.batches import micro_batches
+from mae_curriculum.curriculum.schedule import Clock, Span, View
 from mae_curriculum.evaluation.speedup import run_flops
-from mae_curriculum.model.flops import training_flops
-from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
-from mae_curriculum.pretraining import build_clock, build_shapes
-from mae_curriculum.report.figures import draw_plan
+from mae_curriculum.model.shape import ModelShape
+from mae_curriculum.pretraining_config import PretrainConfig, build_clock
 from mae_curriculum.terminal import format_table, side
 from mae_curriculum.training.config import without_curriculum
 
 
 def plan(config: PlanConfig) -> int:
     """Print the plan; returns the exit code."""
-    facts = compute_plan(config)
+    facts = compute_plan(config, devices=config.devices, rate=config.rate)
     if config.picture is not None:
+        from mae_curriculum.commands.plan_picture import picture  # loads torch and matplotlib
+        from mae_curriculum.report.figures import draw_plan
+
         draw_plan(config.picture, picture(config, facts))
     print(json.dumps(facts, indent=2) if config.json else as_text(facts))
     return 0
 
 
-def compute_plan(config: PlanConfig) -> dict[str, Any]:
-    """Work out the plan: totals, and a row for each stage."""
-    model, clock = build_shapes(config, processes=config.devices)
-    baseline = build_clock(without_curriculum(config), model, images_per_epoch=clock.images_per_epoch)
-    flops, baseline_flops = (run_flops(each, partial(training_flops, model)) for each in (clock, baseline))
-    full_flops = training_flops(model, model.image_size)
+def compute_plan(config: PretrainConfig, *, devices: int = 1, rate: float = 1000.0) -> dict[str, Any]:
+    """Return the plan of a run: totals, and a row per stage.
+
+    devices  on which the run is to be trained.
+    rate     images per second that a device trains at full size.
+    """
+    shape = find_shape(config.model)
+    count = count_images(config.data)
+    clock = build_clock(config, shape, images_per_epoch=count, processes=devices)
+    baseline = build_clock(without_curriculum(config), shape, images_per_epoch=count)
+    flops, baseline_flops = (run_flops(each, shape.training_flops) for each in (clock, baseline))
+    full = View(shape.encoder.image_size, config.model.mask_ratio)
     last = clock.total_steps
     return {
         "model": config.model.name,
@@ -44,26 +50,35 @@ def compute_plan(config: PlanConfig) -> dict[str, Any]:
         "flops": flops,
         "baseline_flops": baseline_flops,
         "speedup": baseline_flops / flops,
-        "rate": config.rate,
-        "hours": flops / full_flops / config.rate / 3600,
-        "baseline_hours": baseline.total_images / config.rate / 3600,
-        # weights and AdamW's two moments of those that are trained
-        "checkpoint_bytes": sum(p.nbytes * (3 if p.requires_grad else 1) for p in model.parameters()),
-        "stages": [plan_stage(clock, span, model, config) for span in clock.spans],
+        "rate": rate,
+        "hours": flops / shape.training_flops(full) / rate / 3600,
+        "baseline_hours": baseline.total_images / rate / 3600,
+        "checkpoint_bytes": shape.checkpoint_bytes,
+        "stages": [
+            plan_stage(clock, span, shape, full, config=config, devices=devices, rate=rate) for span in clock.spans
+        ],
     }
 
 
-def plan_stage(clock: Clock, span: Span, model: MaskedAutoencoder, config: PlanConfig) -> dict[str, Any]:
-    """Work out a stage's row."""
-    grid = model.grid(span.size)
-    parts = micro_batches(span, 0, config.devices, config.micro_batch)
-    flops_per_image = training_flops(model, span.size)
+def plan_stage(
+    clock: Clock,
+    span: Span,
+    shape: ModelShape,
+    full: View,
+    *,
+    config: PretrainConfig,
+    devices: int,
+    rate: float,
+) -> dict[str, Any]:
+    """Return a stage's row."""
+    parts = micro_batches(span, 0, devices, config.micro_batch)
+    flops_per_image = shape.training_flops(span.view)
     randaug = clock.curriculum.augmentation.randaug
     ends = [float(span.start), float(span.end)]
     return {
         "size": list(span.size),
-        "grid": list(grid),
-        "visible_tokens": model.visible_count(grid),
+        "grid": list(shape.grid(span.size)),
+        "visible_tokens": shape.visible_count(span.view),
         "magnitude": randaug and [randaug[0] + (randaug[1] - randaug[0]) * end for end in ends],
         "progress": ends,
         "real_epochs": span.images / clock.images_per_epoch,
@@ -74,8 +89,8 @@ def plan_stage(clock: Clock, span: Span, model: MaskedAutoencoder, config: PlanC
         "micro_batch": max(map(len, parts)),
         "accumulation": len(parts),
         "flops_per_image": flops_per_image,
-        "compute_share": span.images * flops_per_image / run_flops(clock, partial(training_flops, model)),
-        "loader_images_per_second": config.rate * training_flops(model, model.image_size) / flops_per_image,
+        "compute_share": span.images * flops_per_image / run_flops(clock, shape.training_flops),
+        "loader_images_per_second": rate * shape.training_flops(full) / flops_per_image,
     }
 
 

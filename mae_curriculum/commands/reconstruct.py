@@ -6,7 +6,7 @@ import torch
 
 from mae_curriculum.commands.config import ReconstructConfig
 from mae_curriculum.config import ConfigError, load_part
-from mae_curriculum.curriculum.schedule import Curriculum
+from mae_curriculum.curriculum.schedule import Curriculum, View
 from mae_curriculum.data.augment import resize_and_crop
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.decode import BrokenImageError, read_image
@@ -32,8 +32,9 @@ def reconstruct(config: ReconstructConfig) -> int:
             pixels.append(resize_and_crop(read_image(path, model.channels), model.image_size))
         except BrokenImageError as error:
             raise ConfigError(f"images: {path} cannot be shown: {error}") from error
+    view = View(model.image_size, weights.model.mask_ratio)
     found = reconstruct_images(
-        model, torch.stack(pixels), model.image_size, seed=config.seed, mean=mean, std=std, resize=Curriculum.resize
+        model, torch.stack(pixels), view, seed=config.seed, mean=mean, std=std, resize=Curriculum.resize
     )
     folder = RunFolder(config.checkpoint)
     default = folder.path / "pictures" if folder.config.exists() else Path()

@@ -1,6 +1,7 @@
 """The step that ended a run once more: the same images, masks and weights, image by image."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,9 +62,10 @@ def measure(
     total = [torch.zeros_like(parameter) for parameter in parameters]
     rows = []
     for place, index in enumerate(batch.ids.tolist()):
-        one = batch._replace(images=batch.images[place : place + 1], ids=batch.ids[place : place + 1])
+        only = slice(place, place + 1)
+        one = replace(batch, images=batch.images[only], ids=batch.ids[only], places=batch.places[only])
         with world.autocast(config.precision):
-            loss = model(*training.inputs(one, moment, range(place, place + 1))).sum()
+            loss = model(*training.inputs(one, moment)).sum()
         gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         for whole, part in zip(total, gradient, strict=True):
             whole += part / moment.batch_images

@@ -92,12 +92,21 @@ class Curriculum:
 
 
 @dataclass(frozen=True)
-class Span:
-    """A stage laid over a run: steps first_step .. first_step + steps - 1, all of one size and batch."""
+class View:
+    """What the encoder sees of an image, as far as that depends on the stage. Costs are functions of it."""
 
-    index: int
     size: tuple[int, int]
     """Height and width, pixels."""
+    mask_ratio: float = 0.0
+    """Share of the patches that are hidden from the encoder; 0 for models that mask nothing."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stage laid over a run: steps first_step .. first_step + steps - 1, all with one view and batch size."""
+
+    index: int
+    view: View
     batch_images: int
     """Images in each step, over all ranks."""
     first_step: int
@@ -109,6 +118,11 @@ class Span:
     share: Fraction
     area_share: Fraction
     """Area of an image of this stage, as a share of the full image's."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images, pixels."""
+        return self.view.size
 
     @property
     def images(self) -> int:
@@ -132,8 +146,7 @@ class Moment:
 
     step: int
     stage: int
-    size: tuple[int, int]
-    """Height and width that the encoder sees, pixels."""
+    view: View
     first_image: int
     """Position of the step's first image in the stream of all epochs."""
     batch_images: int
@@ -142,6 +155,12 @@ class Moment:
     magnitude: float | None
     """RandAugment magnitude, or None for no RandAugment."""
     min_area: float
+    """Smallest crop, as a share of the image's area."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width that the encoder sees, pixels."""
+        return self.view.size
 
 
 class Clock:
@@ -156,6 +175,7 @@ class Clock:
         images_per_epoch: int,
         epochs: int,
         batch_images: int,
+        mask_ratio: float = 0.0,
     ) -> None:
         """Lay out the stages.
 
@@ -167,9 +187,11 @@ class Clock:
         self.curriculum = curriculum
         self.images_per_epoch = images_per_epoch
         self.epochs = epochs
-        self.spans: tuple[Span, ...] = tuple(self._lay_out(image_size, patch_size, batch_images))
+        self.spans: tuple[Span, ...] = tuple(self._lay_out(image_size, patch_size, batch_images, mask_ratio))
 
-    def _lay_out(self, image_size: tuple[int, int], patch_size: tuple[int, int], batch_images: int) -> Sequence[Span]:
+    def _lay_out(
+        self, image_size: tuple[int, int], patch_size: tuple[int, int], batch_images: int, mask_ratio: float
+    ) -> Sequence[Span]:
         shares = [Fraction(str(stage.share)) for stage in self.curriculum.stages]
         total_share, full_area = sum(shares), image_size[0] * image_size[1]
         spans: list[Span] = []
@@ -189,7 +211,8 @@ class Clock:
                     f"curriculum.stages: stage {index + 1} of {len(shares)} would last {float(images):g} images, less "
                     f"than one step of {batch}; raise epochs ({self.epochs}) or lower batch_size ({batch_images})"
                 )
-            spans.append(Span(index, size, batch, first_step, steps, first_image, start, share, area_share))
+            view = View(size, mask_ratio)
+            spans.append(Span(index, view, batch, first_step, steps, first_image, start, share, area_share))
             start, first_step, first_image = spans[-1].end, first_step + steps, first_image + spans[-1].images
         return spans
 
@@ -227,20 +250,6 @@ class Clock:
         """Count the epochs, in units of the baseline's cost, that are over before a step."""
         return self.progress(step) * self.epochs
 
-    def step_at_images(self, images: int) -> int:
-        """Find the step that sees the image at this position of the stream; `total_images` gives the run's end."""
-        if not 0 <= images <= self.total_images:
-            raise ValueError(f"images must be in 0..{self.total_images}, got {images}")
-        span = self.spans[bisect_right(self.spans, images, key=lambda span: span.first_image) - 1]
-        return span.first_step + (images - span.first_image) // span.batch_images
-
-    def step_at_progress(self, progress: Fraction | float) -> int:
-        """Find the step during which this progress, 0 to 1, is reached; 1 gives the run's end."""
-        if not 0 <= progress <= 1:
-            raise ValueError(f"progress must be in 0..1, got {progress}")
-        span = self.spans[bisect_right(self.spans, progress, key=lambda span: span.start) - 1]
-        return span.first_step + floor((progress - span.start) / span.share * span.steps)
-
     def moment(self, step: int) -> Moment:
         """Tell everything that depends on time, for a step."""
         span, progress = self.span(step), float(self.progress(step))
@@ -248,7 +257,7 @@ class Clock:
         return Moment(
             step=step,
             stage=span.index,
-            size=span.size,
+            view=span.view,
             first_image=self.images(step),
             batch_images=span.batch_images,
             progress=progress,
@@ -264,11 +273,6 @@ def stage_size(size: int, image_size: tuple[int, int], patch_size: tuple[int, in
         for side, patch in zip(image_size, patch_size, strict=True)
     )
     return height, width
-
-
-def split(count: int, parts: int, part: int) -> range:
-    """Give part `part` of `count` things shared out as evenly as possible, in order."""
-    return range(count * part // parts, count * (part + 1) // parts)
 
 
 def _between(ends: tuple[float, float], progress: float) -> float:

@@ -1,9 +1,8 @@
-"""The training data's order, and the loader that brings images to the training loop.
+"""The order of the training data, and the loader.
 
-The clock's stream of images is one line of positions over all epochs; an epoch is a permutation of the data set. The
-sampler turns positions into requests, which carry all that an image's making depends on; workers keep no state. So the
-images of a step are a function of (seed, step) alone, whatever the number of workers or ranks, and a run may start
-anywhere.
+The clock numbers the images of all epochs in one sequence; an epoch is a permutation of the data set. The sampler turns
+positions of that sequence into requests, which carry all that an image depends on; workers keep no state. So the images
+of a step are a function of (seed, step) alone, whatever the number of workers or ranks; a run can start at any step.
 """
 
 import atexit
@@ -11,7 +10,7 @@ import multiprocessing
 import signal
 from collections import ChainMap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -21,18 +20,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mae_curriculum.curriculum.schedule import Augmentation, Clock, Span, split
+from mae_curriculum.curriculum.batches import micro_batches
+from mae_curriculum.curriculum.schedule import Augmentation, Clock, Moment
 from mae_curriculum.data.augment import augment, resize_and_crop
 from mae_curriculum.data.decode import BrokenImageError
 from mae_curriculum.data.sources import Images
 from mae_curriculum.run.stop import SIGNALS
 
 BROKEN_LIMIT = 0.01
-"""A run in which a larger share of the images is broken stops: something is wrong with the data as a whole."""
+"""Largest share of broken images: with more, something is wrong with the data as a whole, and the run stops."""
 
 
 class Request(NamedTuple):
-    """All that the making of one training image depends on."""
+    """All that a training image depends on."""
 
     epoch: int
     image: int
@@ -40,20 +40,39 @@ class Request(NamedTuple):
     min_area: float
 
 
-class Batch(NamedTuple):
-    """What one pass of the model takes."""
+class BatchRequest(NamedTuple):
+    """A micro-batch that is to be loaded."""
+
+    images: list[Request]
+    places: range
+    """Places of its images in the global batch."""
+    is_last: bool
+    """Whether it is this rank's last one of its step."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch: what one pass of the model takes."""
 
     images: Tensor
-    """(b, c, h, w) uint8."""
+    """(b, c, h, w) uint8; of a probe, features (b, p, d) float32."""
     ids: Tensor
-    """(b,) the images' indices in the data set, int64."""
+    """(b,) indices of the images in the data set, int64."""
+    places: range
+    """Places of the images in the global batch."""
+    is_last: bool
+    """Whether this is the rank's last micro-batch of its step."""
     broken: dict[str, str]
-    """Names of the broken images that others stand for, with reasons."""
+    """Names of broken images that others replace, with reasons."""
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory; the loader calls this where a GPU is used."""
+        return replace(self, images=self.images.pin_memory(), ids=self.ids.pin_memory())
 
 
 @dataclass(frozen=True)
 class TrainingImages(Dataset[tuple[Tensor, int, dict[str, str]]]):
-    """Make augmented images on request, without state."""
+    """Load and augment images on request, without state."""
 
     images: Images
     size: tuple[int, int]
@@ -62,7 +81,7 @@ class TrainingImages(Dataset[tuple[Tensor, int, dict[str, str]]]):
     seed: int
 
     def __getitem__(self, request: Request) -> tuple[Tensor, int, dict[str, str]]:
-        """Make an image (c, h, w) uint8, and tell its index; a broken one is replaced by the next that is not."""
+        """Return an image (c, h, w) uint8, its index, and the broken images that it replaces, with reasons."""
         broken: dict[str, str] = {}
         for attempt in range(int(len(self.images) * BROKEN_LIMIT) + 2):  # one more would be over the limit
             index = (request.image + attempt) % len(self.images)
@@ -85,8 +104,21 @@ class TrainingImages(Dataset[tuple[Tensor, int, dict[str, str]]]):
 
 
 @dataclass(frozen=True)
-class RequestSampler(Sampler[list[Request]]):
-    """Walk the clock from a step to its end; yield the requests of each of this rank's micro-batches."""
+class MicroBatches(Dataset[Batch]):
+    """Load whole micro-batches on request."""
+
+    items: Dataset[tuple[Tensor, int, dict[str, str]]]
+    """Returns what a `Request` asks for: a tensor, the image's index, broken images with reasons."""
+
+    def __getitem__(self, request: BatchRequest) -> Batch:
+        """Return the micro-batch of a request."""
+        images, ids, broken = zip(*(self.items[item] for item in request.images), strict=True)
+        return Batch(torch.stack(images), torch.tensor(ids), request.places, request.is_last, dict(ChainMap(*broken)))
+
+
+@dataclass(frozen=True)
+class RequestSampler(Sampler[BatchRequest]):
+    """Iterate over a rank's micro-batches, from a step to the end of the clock."""
 
     clock: Clock
     first_step: int
@@ -94,53 +126,45 @@ class RequestSampler(Sampler[list[Request]]):
     rank: int
     world_size: int
     micro_batch: int | None
-    unit: int = 1
+    pair_size: int = 1
 
-    def __iter__(self) -> Iterator[list[Request]]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         for step in range(self.first_step, self.clock.total_steps):
             moment = self.clock.moment(step)
             span = self.clock.span(step)
-            for places in micro_batches(span, self.rank, self.world_size, self.micro_batch, self.unit):
-                yield [self._request(moment.first_image + place, moment.magnitude, moment.min_area) for place in places]
+            parts = micro_batches(span, self.rank, self.world_size, self.micro_batch, self.pair_size)
+            for places in parts:
+                images = [self._request(moment, place) for place in places]
+                yield BatchRequest(images, places, is_last=places == parts[-1])
 
-    def _request(self, position: int, magnitude: float | None, min_area: float) -> Request:
-        epoch, place = divmod(position, self.clock.images_per_epoch)
-        return Request(
-            epoch, int(epoch_order(self.seed, epoch, self.clock.images_per_epoch)[place]), magnitude, min_area
-        )
+    def _request(self, moment: Moment, place: int) -> Request:
+        count = self.clock.images_per_epoch
+        epoch, position = divmod(moment.first_image + place, count)
+        image = int(epoch_order(self.seed, epoch, count)[position])
+        return Request(epoch, image, moment.magnitude, moment.min_area)
 
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Shuffle the data set for one epoch: a permutation of range(count), a function of seed and epoch."""
+    """Return the order of one epoch: a permutation of range(count), a function of seed and epoch."""
     return np.random.default_rng((seed, epoch)).permutation(count)
-
-
-def micro_batches(span: Span, rank: int, world_size: int, micro_batch: int | None, unit: int = 1) -> list[range]:
-    """Cut a rank's part of a global batch into what fits its device.
-
-    micro_batch  most images at once at the full size, or None for no limit; smaller images fit in greater numbers.
-    unit         neighbours that stay together; the batch is a multiple of it.
-    Returns      places in the global batch, in order; the parts differ by one unit at most.
-    """
-    local = split(span.batch_images // unit, world_size, rank)
-    most = len(local) if micro_batch is None else max(1, int(micro_batch / span.area_share) // unit)
-    count = -(-len(local) // most)
-    parts = [split(len(local), count, index) for index in range(count)]
-    return [range((local.start + part.start) * unit, (local.start + part.stop) * unit) for part in parts]
 
 
 def training_loader(
     dataset: Dataset[Any], sampler: RequestSampler, *, workers: int, device: torch.device
 ) -> DataLoader[Batch]:
-    """Load the sampler's micro-batches in order, ahead of time if there are workers."""
+    """Return a loader of the sampler's micro-batches, in order; worker processes load ahead of time.
+
+    dataset  returns what a `Request` asks for.
+    """
     if workers:
         kill_workers_at_exit()
     return DataLoader(
-        dataset,
-        batch_sampler=sampler,
+        MicroBatches(dataset),
+        batch_size=None,  # the sampler decides about batches
+        sampler=sampler,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=lambda batch: batch,
         worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
@@ -149,7 +173,7 @@ def training_loader(
 
 @cache
 def kill_workers_at_exit() -> None:
-    """Let no worker outlive an error: Python would ask them to end by SIGTERM, and wait for those that ignore it."""
+    """Kill worker processes when this process exits: Python would wait endlessly for those that ignore SIGTERM."""
 
     def kill() -> None:
         for worker in multiprocessing.active_children():
@@ -159,23 +183,18 @@ def kill_workers_at_exit() -> None:
 
 
 def ignore_signals(_worker: int) -> None:
-    """Keep a worker alive when a signal goes to the whole group, as a scheduler's does: the run must save first."""
+    """Keep a worker alive when a scheduler signals the whole process group: the run must save first."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _collate(items: list[tuple[Tensor, int, dict[str, str]]]) -> Batch:
-    images, ids, broken = zip(*items, strict=True)
-    return Batch(torch.stack(images), torch.tensor(ids), dict(ChainMap(*broken)))
-
-
 NO_IMAGE = -1
-"""Index that stands for a broken image, or for none."""
+"""Index of a broken image, or of none."""
 
 
 @dataclass(frozen=True)
 class EvaluationImages(Dataset[tuple[Tensor, int]]):
-    """Images cut to shape from their middle, each with its index; a broken one comes black, with `NO_IMAGE`."""
+    """Center crops of images, each with its index; a broken image is black and has the index `NO_IMAGE`."""
 
     images: Images
     size: tuple[int, int]
@@ -187,7 +206,7 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Make the image (c, h, w) uint8."""
+        """Return an image (c, h, w) uint8 and its index."""
         if index != NO_IMAGE:
             try:
                 return resize_and_crop(self.images.read(index, self.channels), self.size, crop=self.crop), index

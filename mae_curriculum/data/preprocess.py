@@ -1,4 +1,4 @@
-"""What happens to a batch on the device before the model sees it: normalisation and the curriculum's resize."""
+"""What happens to a batch on the device before the model sees it: normalization and the curriculum's resize."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,20 +9,24 @@ from torch import Tensor
 from mae_curriculum.curriculum.low_frequency import RESIZE
 
 
-def show(images: Tensor, size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float], resize: str) -> Tensor:
-    """Make of pixels (b, c, h, w) uint8 what the model sees: normalised, and at a curriculum's size (height, width).
+def preprocess(
+    images: Tensor, size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float], resize: str
+) -> Tensor:
+    """Normalize images (b, c, h, w) uint8 and resize them to `size` (height, width).
 
-    resize  one of `frequency.RESIZE`; at full size nothing is resized.
+    mean, std  of each channel, on a scale of 0 to 1.
+    resize     a key of `low_frequency.RESIZE`; images of that size already are not resized.
+    Returns    (b, c, *size), float32.
     """
     return RESIZE[resize](normalize(images, mean, std), size)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Bring pixels (b, c, h, w) uint8 to mean 0 and variance 1: `mean` and `std` are the channels', from 0 to 1."""
+    """Return images (b, c, h, w) uint8 with `mean` subtracted and divided by `std`, both on a scale of 0 to 1."""
     return (images - _for_channels(tuple(mean), images.device)) / _for_channels(tuple(std), images.device)
 
 
 @lru_cache(maxsize=16)
 def _for_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Bring a value for each channel to a device, once: each such copy waits for the device."""
+    """Return a value per channel on the device, (c, 1, 1), on a scale of 0 to 255; cached, as each copy waits."""
     return (255 * torch.tensor(values)).view(-1, 1, 1).to(device)

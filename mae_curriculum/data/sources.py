@@ -191,11 +191,6 @@ def names_fingerprint(images: Images) -> str:
     return f"{len(images)} images {hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:12]}"
 
 
-def count_images(config: DataConfig) -> int:
-    """Tell the number of training images, without the data where that is known."""
-    return config.image_count or IMAGE_COUNTS.get(config.source) or len(open_images(config)[0])
-
-
 def _digits(part: Literal["train", "val"]) -> ArrayImages:
     """Take scikit-learn's 1,797 digits of 8x8 pixels; every fifth one is kept for validation."""
     from sklearn.datasets import load_digits

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mae_curriculum.curriculum.schedule import split
+from mae_curriculum.curriculum.batches import split
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages, ignore_signals, kill_workers_at_exit
 from mae_curriculum.data.preprocess import normalize

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from mae_curriculum.data.preprocess import show
+from mae_curriculum.curriculum.schedule import View
+from mae_curriculum.data.preprocess import preprocess
 from mae_curriculum.model.config import Target
-from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, patchify
-from mae_curriculum.model.masking import mask_noise, split_by_noise
+from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
+from mae_curriculum.model.masking import mask_noise, patchify, split_by_noise
 from mae_curriculum.model.targets import PIXEL_TARGETS, target_pixels
 
 HIDDEN = 0.5
@@ -58,7 +59,7 @@ def why_no_reconstruction(target: str) -> str | None:
 def reconstruct_images(
     model: MaskedAutoencoder,
     images: Tensor,
-    size: tuple[int, int],
+    view: View,
     *,
     seed: int,
     mean: Sequence[float],
@@ -75,13 +76,13 @@ def reconstruct_images(
     Raises             ValueError if the model predicts no pixels.
     """
     device = model.mask_token.device
-    grid = model.grid(size)
-    seen = show(images.to(device), size, mean=mean, std=std, resize=resize)
+    grid = model.grid(view.size)
+    seen = preprocess(images.to(device), view.size, mean=mean, std=std, resize=resize)
     noise = fixed_noise(len(images), model.full_grid, grid, seed=seed).to(device)
     patches = patchify(seen, model.patch_size)
-    ids_keep, ids_mask = split_by_noise(noise, model.visible_count(grid))
+    ids_keep, ids_mask = split_by_noise(noise, model.shape.visible_count(view))
     visible, hidden = (patches.take_along_dim(ids[..., None], dim=1) for ids in (ids_keep, ids_mask))
-    predicted = model.decode(model.encode(visible, grid, ids_keep), grid, ids_keep, ids_mask)
+    predicted = model.decoder(model.encode(visible, grid, ids_keep), model.mask_token, grid, ids_keep, ids_mask)
     values = target_pixels(predicted, hidden, model.target)
     places = ids_mask[..., None].expand_as(values)
     completed = unpatchify(patches.scatter(1, places, values), grid, model.patch_size)

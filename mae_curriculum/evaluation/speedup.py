@@ -1,63 +1,63 @@
-"""What a run saved: its FLOPs and training seconds beside those of the same run without curriculum."""
+"""What a curriculum saved: FLOPs and training seconds beside those of the same run without it."""
 
 from collections.abc import Callable
 from typing import Any
 
-from mae_curriculum.curriculum.schedule import Clock
+from mae_curriculum.curriculum.schedule import Clock, View
 from mae_curriculum.terminal import format_or_dash
 from mae_curriculum.tracking.stopwatch import ACTIVITIES, Stopwatch
 
-FlopsOfSize = Callable[[tuple[int, int]], int]
-"""Training FLOPs of one image of a size (height, width)."""
+FlopsOfView = Callable[[View], int]
+"""Returns the training FLOPs of one image of a view."""
 
 
-def run_flops(clock: Clock, flops: FlopsOfSize) -> int:
-    """Count the training FLOPs of a whole run."""
-    return sum(span.images * flops(span.size) for span in clock.spans)
+def run_flops(clock: Clock, flops: FlopsOfView) -> int:
+    """Return the training FLOPs of a whole run."""
+    return sum(span.images * flops(span.view) for span in clock.spans)
 
 
-def summarize(
-    clock: Clock, baseline: Clock, flops_of_size: FlopsOfSize, stopwatch: Stopwatch, *, baseline_seconds: float
+def summarize_costs(
+    clock: Clock, baseline: Clock, flops: FlopsOfView, stopwatch: Stopwatch, *, baseline_seconds: float
 ) -> dict[str, Any]:
-    """Put a finished run's figures together.
+    """Return what a finished run cost, and what its baseline would have cost.
 
     baseline          the clock of the same run without curriculum.
     baseline_seconds  measured training seconds of one of its steps.
     """
-    flops, baseline_flops = run_flops(clock, flops_of_size), run_flops(baseline, flops_of_size)
-    train_seconds = stopwatch.total("train")
-    return {
-        "images": clock.total_images,
-        "flops": flops,
-        "baseline_flops": baseline_flops,
-        "speedup_flops": baseline_flops / flops,
-        "baseline_train_seconds": baseline_seconds * baseline.total_steps,
-        "speedup_seconds": baseline_seconds * baseline.total_steps / train_seconds,
-        **{f"{name}_seconds": stopwatch.total(name) for name in ACTIVITIES},
-        "stages": [
+    own_flops, baseline_flops = run_flops(clock, flops), run_flops(baseline, flops)
+    baseline_train_seconds = baseline_seconds * baseline.total_steps
+    stages = []
+    for span in clock.spans:
+        seconds = stopwatch.total(f"train/{span.index}")
+        stages.append(
             {
                 "size": list(span.size),
                 "images": span.images,
-                "flops_per_image": flops_of_size(span.size),
-                "train_seconds": (seconds := stopwatch.total(f"train/{span.index}")),
+                "flops_per_image": flops(span.view),
+                "train_seconds": seconds,
                 "seconds_per_image": seconds / span.images,
             }
-            for span in clock.spans
-        ],
+        )
+    return {
+        "images": clock.total_images,
+        "flops": own_flops,
+        "baseline_flops": baseline_flops,
+        "speedup_flops": baseline_flops / own_flops,
+        "baseline_train_seconds": baseline_train_seconds,
+        "speedup_seconds": baseline_train_seconds / stopwatch.total("train"),
+        **{f"{name}_seconds": stopwatch.total(name) for name in ACTIVITIES},
+        "stages": stages,
         "baseline_seconds_per_image": baseline_seconds / baseline.spans[0].batch_images,
     }
 
 
-def describe(summary: dict[str, Any]) -> str:
-    """Say a summary in a few lines."""
-    lines = [
-        f"loss {format_or_dash(summary['loss'], '{:.4f}')} after {summary['images']} images, "
-        f"{summary['train_seconds']:.1f} s of training and {summary['wait_seconds']:.1f} s of waiting for data",
-        f"curriculum: {summary['flops']:.3g} FLOPs instead of {summary['baseline_flops']:.3g} "
-        f"({summary['speedup_flops']:.2f}x), "
-        f"{summary['train_seconds']:.1f} training seconds instead of {summary['baseline_train_seconds']:.1f} "
-        f"({summary['speedup_seconds']:.2f}x)",
-    ]
-    if summary.get("knn") is not None:
-        lines.append(f"kNN accuracy {summary['knn']:.4f}, of the untrained encoder {summary['knn_untrained']:.4f}")
-    return "\n".join(lines)
+def describe_costs(summary: dict[str, Any]) -> str:
+    """Return a run's loss and costs, in two lines."""
+    seconds, flops = summary["baseline_train_seconds"], summary["baseline_flops"]
+    return (
+        f"loss {format_or_dash(summary['loss'], '{:.4f}')} after {summary['images']:,} images: "
+        f"{summary['train_seconds']:.1f} s of training, {summary['wait_seconds']:.1f} s of waiting for data\n"
+        f"with this curriculum {summary['train_seconds']:.1f} training seconds instead of {seconds:.1f} "
+        f"({summary['speedup_seconds']:.2f}x faster), {summary['flops']:.3g} FLOPs instead of {flops:.3g} "
+        f"({summary['speedup_flops']:.2f}x fewer)"
+    )

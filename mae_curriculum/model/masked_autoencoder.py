@@ -1,8 +1,7 @@
 """The masked autoencoder: a timm ViT as encoder, random masking, and MAE's decoder.
 
-The encoder's weights bear timm's names under `encoder.`. No arithmetic is spent on what nobody uses: only visible
-patches are embedded, only masked ones predicted, and no token is put back into image order, since attention does not
-mind the order and positions are added by index.
+The encoder's weights have timm's names under `encoder.`. Only visible patches are embedded, and only masked ones are
+predicted. No token is put back into image order, as attention does not depend on it and positions are added by index.
 
 Axes    b images, c channels, h w pixels, n patches, k visible patches, m masked patches, d width.
 Source  arXiv:2111.06377.
@@ -10,68 +9,57 @@ Source  arXiv:2111.06377.
 
 import difflib
 import math
-from functools import partial
 from typing import Any
 
 import timm
 import torch
 from einops import rearrange
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.model.config import TIMM_NAMES, ModelConfig, check_width
-from mae_curriculum.model.masking import split_by_noise
+from mae_curriculum.model.config import TIMM_NAMES, ModelConfig
+from mae_curriculum.model.decoder import Decoder
+from mae_curriculum.model.masking import patchify, split_by_noise, take_patches
 from mae_curriculum.model.positions import resample_positions, sincos_positions
-from mae_curriculum.model.targets import patch_target
-
-_layer_norm: Any = partial(nn.LayerNorm, eps=1e-6)  # the epsilon of timm's ViT and of MAE
+from mae_curriculum.model.shape import EncoderShape, ModelShape, check_encoder, decoder_shape, visible_count
+from mae_curriculum.model.targets import make_target
 
 
 class MaskedAutoencoder(nn.Module):
     """Predict the masked patches of an image from the visible ones."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Build encoder and decoder and initialise them as MAE does, from torch's global random state.
+        """Build encoder and decoder and initialize them as MAE does, from torch's global random state.
 
-        Raises  ConfigError for a name or a shape that cannot be.
+        Raises  ConfigError for a name or a shape that is not possible.
         """
         super().__init__()
-        self.mask_ratio, self.target = config.mask_ratio, config.target
+        self.target = config.target
         self.encoder = _build_encoder(config)
-        self.patch_size: tuple[int, int] = self.encoder.patch_embed.patch_size
-        self.image_size: tuple[int, int] = self.encoder.patch_embed.img_size
-        self.full_grid: tuple[int, int] = self.encoder.patch_embed.grid_size
-        self.channels = config.channels
+        encoder = measure_encoder(self.encoder)
+        check_encoder(encoder)
+        self.shape = ModelShape(encoder, decoder_shape(config, encoder))
+        self.patch_size, self.image_size, self.channels = encoder.patch_size, encoder.image_size, encoder.channels
+        self.full_grid = self.grid(self.image_size)
         self.learned_positions = False
         """Whether the encoder's positions are those of its weights instead of the fixed sine-cosine table."""
-        width, decoder_width = self.encoder.embed_dim, config.decoder_width
-        patch_values = self.patch_size[0] * self.patch_size[1] * config.channels
-        self.decoder_embed = nn.Linear(width, decoder_width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
-        self.decoder_blocks = nn.Sequential(
-            *(
-                Block(decoder_width, config.decoder_heads, qkv_bias=True, norm_layer=_layer_norm)
-                for _ in range(config.decoder_depth)
-            )
-        )
-        self.decoder_norm = _layer_norm(decoder_width)
-        self.decoder_pred = nn.Linear(decoder_width, patch_values)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
+        self.decoder = Decoder(self.shape.decoder, full_grid=self.full_grid)
         self._initialize_()
 
-    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Hide the patches of highest noise, predict them, and measure the error.
+    def forward(self, images: Tensor, noise: Tensor, mask_ratio: float) -> Tensor:
+        """Hide the patches of highest noise, predict them, and return the error.
 
-        images   (b, c, h, w), normalised; h and w multiples of the patch, up to any size.
-        noise    (b, n), any values: the visible patches are those of lowest noise.
-        Returns  (b,) float32: mean squared error over the values of an image's masked patches.
+        images      (b, c, h, w), normalized; h and w multiples of the patch size, up to any size.
+        noise       (b, n), any values: the visible patches are those of lowest noise.
+        mask_ratio  share of the patches that are hidden, 0 to 1; at least one is visible and at least one hidden.
+        Returns     (b,) float32: mean squared error over the values of an image's masked patches.
         """
         grid = self.grid(images.shape[-2:])
-        patches = patchify(images, self.patch_size)
-        ids_keep, ids_mask = split_by_noise(noise, self.visible_count(grid))
-        tokens = self.encode(_take(patches, ids_keep), grid, ids_keep)
-        predicted = self.decode(tokens, grid, ids_keep, ids_mask)
-        error = predicted.float() - patch_target(_take(patches, ids_mask), self.target)
+        ids_keep, ids_mask = split_by_noise(noise, visible_count(math.prod(grid), mask_ratio))
+        tokens = self.encode(take_patches(patchify(images, self.patch_size), ids_keep), grid, ids_keep)
+        predicted = self.decoder(tokens, self.mask_token, grid, ids_keep, ids_mask)
+        error: Tensor = predicted.float() - make_target(images, ids_mask, patch_size=self.patch_size, kind=self.target)
         return error.square().mean(dim=(1, 2))
 
     def encode(self, patches: Tensor, grid: tuple[int, int], ids: Tensor | None = None) -> Tensor:
@@ -87,7 +75,8 @@ class MaskedAutoencoder(nn.Module):
         values = rearrange(patches, "b k (p q c) -> b k (c p q)", p=self.patch_size[0], q=self.patch_size[1])
         tokens = encoder.patch_embed.norm(nn.functional.linear(values, projection.weight.flatten(1), projection.bias))
         # positions are float32, so inside autocast the tokens are from here on, as in MAE
-        tokens = tokens + self._positions(grid, encoder.embed_dim, ids, device=tokens.device, learned=True)
+        positions = self._positions(grid, tokens.device)
+        tokens = tokens + (positions if ids is None else positions[ids])
         given = [token[0] for token in (encoder.cls_token, encoder.reg_token) if token is not None]
         if given:
             prefix = torch.cat(given)
@@ -97,22 +86,6 @@ class MaskedAutoencoder(nn.Module):
             tokens = torch.cat([prefix.expand(len(tokens), -1, -1), tokens], dim=1)
         encoded: Tensor = encoder.norm(encoder.blocks(encoder.norm_pre(tokens)))
         return encoded
-
-    def decode(self, tokens: Tensor, grid: tuple[int, int], ids_keep: Tensor, ids_mask: Tensor) -> Tensor:
-        """Predict the masked patches.
-
-        tokens    (b, prefix + k, d), from `encode` of the patches `ids_keep` (b, k).
-        ids_mask  (b, m) the places to predict.
-        Returns   (b, m, p*q*c).
-        """
-        tokens = self.decoder_embed(tokens)
-        prefix, visible = tokens.tensor_split([tokens.shape[1] - ids_keep.shape[1]], dim=1)
-        hidden = self.mask_token.expand(len(tokens), ids_mask.shape[1], -1)
-        patches, ids = torch.cat([visible, hidden], dim=1), torch.cat([ids_keep, ids_mask], dim=1)
-        patches = patches + self._positions(grid, tokens.shape[-1], ids, device=tokens.device)
-        decoded = self.decoder_blocks(torch.cat([prefix, patches], dim=1))
-        predicted: Tensor = self.decoder_pred(self.decoder_norm(decoded[:, -ids_mask.shape[1] :]))
-        return predicted
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -131,30 +104,15 @@ class MaskedAutoencoder(nn.Module):
         return described
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, int]:
-        """Count the patches per column and per row of an image of this size (height, width) in pixels."""
-        height, width = size
-        return height // self.patch_size[0], width // self.patch_size[1]
+        """Return the patches per column and per row of an image of this size (height, width)."""
+        return self.shape.grid(size)
 
-    def visible_count(self, grid: tuple[int, int]) -> int:
-        """Count the patches of a grid that the encoder sees: at least one, and one less than all at most."""
-        patch_count = grid[0] * grid[1]
-        return min(max(1, int(patch_count * (1 - self.mask_ratio))), patch_count - 1)
-
-    def _positions(
-        self,
-        grid: tuple[int, int],
-        width: int,
-        ids: Tensor | None,
-        *,
-        device: torch.device,
-        learned: bool = False,
-    ) -> Tensor:
-        if learned and self.learned_positions:
-            patches = self.encoder.pos_embed[0, -math.prod(self.full_grid) :]
-            table = resample_positions(patches, self.full_grid, grid)
-        else:
-            table = sincos_positions(grid, self.full_grid, width, device)
-        return table if ids is None else table[ids]
+    def _positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Return the positional embedding of a grid's patches, (n, d)."""
+        if not self.learned_positions:
+            return sincos_positions(grid, self.full_grid, self.encoder.embed_dim, device)
+        patches = self.encoder.pos_embed[0, -math.prod(self.full_grid) :]
+        return resample_positions(patches, self.full_grid, grid)
 
     def _initialize_(self) -> None:
         """MAE's initialisation: Xavier-uniform linear layers, the patch embedding among them; tokens N(0, 0.02)."""
@@ -181,15 +139,6 @@ def build_model(config: ModelConfig, *, seed: int) -> MaskedAutoencoder:
         return MaskedAutoencoder(config)
 
 
-def patchify(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Cut images into patches, (b, c, h, w) -> (b, n, p*q*c), row by row; MAE's order of values within a patch."""
-    return rearrange(images, "b c (y p) (x q) -> b (y x) (p q c)", p=patch_size[0], q=patch_size[1])
-
-
-def _take(patches: Tensor, ids: Tensor) -> Tensor:
-    return patches.gather(1, ids[..., None].expand(-1, -1, patches.shape[-1]))
-
-
 def _build_encoder(config: ModelConfig) -> Any:
     """Make timm's ViT without a head; typed Any because timm declares its modules' attributes loosely."""
     if not timm.models.is_model_in_modules(config.name, ["vision_transformer"]):
@@ -206,11 +155,23 @@ def _build_encoder(config: ModelConfig) -> Any:
         raise ConfigError(
             f"model.name: the blocks of '{config.name}' are not those of a plain ViT; try vit_base_patch16_224"
         )
-    check_width("width", encoder.embed_dim, encoder.blocks[0].attn.num_heads)
-    image_size, patch_size = encoder.patch_embed.img_size, encoder.patch_embed.patch_size
-    if any(side % patch for side, patch in zip(image_size, patch_size, strict=True)) or image_size == patch_size:
-        raise ConfigError(
-            f"model.image_size {'x'.join(map(str, image_size))} must be a multiple of the patch size, "
-            f"{patch_size[0]}, and hold more than one patch; change image_size or patch_size"
-        )
     return encoder
+
+
+def measure_encoder(encoder: Any) -> EncoderShape:
+    """Return the shape of a timm ViT."""
+    block, patch_embed = encoder.blocks[0], encoder.patch_embed
+    linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
+    fixed = 0 if encoder.pos_embed is None else encoder.pos_embed.numel()
+    return EncoderShape(
+        image_size=patch_embed.img_size,
+        patch_size=patch_embed.patch_size,
+        channels=patch_embed.proj.in_channels,
+        width=encoder.embed_dim,
+        depth=len(encoder.blocks),
+        heads=block.attn.num_heads,
+        prefix_tokens=encoder.num_prefix_tokens,
+        block_weights=sum(module.weight.numel() for module in linear),
+        parameters=sum(parameter.numel() for parameter in encoder.parameters()) - fixed,
+        fixed_parameters=fixed,
+    )

@@ -1,23 +1,25 @@
-"""What the decoder has to predict for a masked patch."""
+"""What the decoder predicts for a masked patch."""
 
 import torch
 from torch import Tensor
 
 from mae_curriculum.model.config import Target
+from mae_curriculum.model.masking import patchify, take_patches
 
 PIXEL_TARGETS = ("pixels", "norm_pixels")
-"""The targets that `target_pixels` brings back to an image."""
+"""The targets from which `target_pixels` recovers an image."""
 
 
-def patch_target(patches: Tensor, kind: Target) -> Tensor:
-    """Make the regression target of patches.
+def make_target(images: Tensor, ids: Tensor, *, patch_size: tuple[int, int], kind: Target) -> Tensor:
+    """Return the regression target of some patches of images.
 
-    patches  (..., d): the d values of a patch of the normalised image.
-    kind     "pixels": the values as they are. "norm_pixels": each patch shifted to mean 0 and scaled to variance 1.
-    Returns  (..., d), float32.
+    images   (b, c, h, w), normalized.
+    ids      (b, m) the patches, numbered row by row.
+    kind     "pixels": the values of the patch. "norm_pixels": each patch shifted to mean 0 and scaled to variance 1.
+    Returns  (b, m, d), float32.
     Source   MAE, arXiv:2111.06377: variance over d - 1, plus 1e-6 for flat patches.
     """
-    patches = patches.float()
+    patches = take_patches(patchify(images, patch_size), ids).float()
     if kind == "pixels":
         return patches
     scale, mean = _scale_and_mean(patches)
@@ -25,12 +27,12 @@ def patch_target(patches: Tensor, kind: Target) -> Tensor:
 
 
 def target_pixels(target: Tensor, patches: Tensor, kind: Target) -> Tensor:
-    """Bring a target, or a prediction of it, back to the values of the normalised image.
+    """Return the pixels of the normalized image that belong to a target, or to a prediction of it.
 
-    target   (..., d), as `patch_target` makes it.
-    patches  (..., d): the true patches; what "norm_pixels" lost, mean and variance, is taken from them.
+    target   (..., d), as `make_target` returns it.
+    patches  (..., d): the true patches, whose mean and variance "norm_pixels" needs.
     Returns  (..., d), float32.
-    Raises   ValueError for a target that holds no pixels.
+    Raises   ValueError for a target that is not made of pixels.
     """
     if kind not in PIXEL_TARGETS:
         raise ValueError(f"a target of {kind} holds no pixels; those that do: {', '.join(PIXEL_TARGETS)}")

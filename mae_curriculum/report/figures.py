@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mae_curriculum.curriculum.schedule import Clock, Moment
 from mae_curriculum.evaluation.reconstruction import Reconstruction
-from mae_curriculum.evaluation.speedup import FlopsOfSize
+from mae_curriculum.evaluation.speedup import FlopsOfView
 from mae_curriculum.files import write_atomic
 from mae_curriculum.report.curves import Column
 from mae_curriculum.terminal import side
@@ -105,7 +105,7 @@ class Plan:
 
     title: str
     clock: Clock
-    flops: FlopsOfSize
+    flops: FlopsOfView
     baseline_flops: int
     """Of the whole run without curriculum."""
     lr: Callable[[float, int], float]
@@ -171,7 +171,7 @@ def _draw_rate(axis: Any, plan: Plan) -> None:
 
 def _draw_compute(axis: Any, plan: Plan) -> None:
     spans = plan.clock.spans
-    costs = [span.images * plan.flops(span.size) / plan.baseline_flops for span in spans]
+    costs = [span.images * plan.flops(span.view) / plan.baseline_flops for span in spans]
     spent = [0.0, *accumulate(costs)]
     axis.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="without curriculum")
     edges = [float(span.start) for span in spans] + [1.0]

@@ -1,8 +1,10 @@
-"""A run's health: what is named, warned of with the knob to turn, and what ends it."""
+"""Detect broken images, steps without finite loss or gradient, loss spikes and data stalls; warn or end the run."""
 
+import logging
 import math
 from collections import ChainMap, deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,146 +18,207 @@ from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.step import Step, Training
 
 MAX_SKIPPED = 5
-"""Steps in a row without finite loss or gradient that end a run: one may be a bad batch, five tell that it diverged."""
+"""Steps in a row without finite loss or gradient that end a run: one may be a bad batch, five mean divergence."""
 
-MAX_WAIT_SHARE, MIN_WAIT_SECONDS = 0.05, 5.0
-"""Share of a stage's time that it may wait for data without a warning; of less than these seconds nobody need know."""
+MAX_WAIT_SHARE = 0.05
+"""Share of a stage's time that it may wait for data without a warning."""
 
-SPIKE, SPIKE_REPORTS = 2.0, 10
-"""A loss so many times the least of so many reports before is told: at a change of size it moves by less."""
+MIN_WAIT_SECONDS = 5.0
+"""Shorter waits are not worth a warning."""
+
+SPIKE_FACTOR = 2.0
+"""A loss this many times the lowest of the last `SPIKE_REPORTS` is a spike; at a change of size it moves by less."""
+
+SPIKE_REPORTS = 10
 
 DIVERGENCE_ADVICE = "lower optim.base_lr, or set optim.clip_norm or precision float32"
 
 CAPTURE = "capture.pt"
-"""In the run folder: the weights before the first of the steps that ended the run, for `replay`."""
+"""File in the run folder: the weights before the first of the steps that ended the run, for `replay`."""
+
+
+@dataclass(frozen=True)
+class SkippedStep:
+    """What one rank knows of a step that was skipped."""
+
+    loss: float | None
+    """This rank's share of the loss; None if it is not finite."""
+    images: list[str]
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """What one rank contributes to a report; gathered once per report."""
+
+    broken: dict[str, str]
+    """Broken images since the last report, with reasons."""
+    skipped: list[SkippedStep]
+    wait_share: float
+    """Share of this job's time in the current stage that was spent waiting for data."""
+    stage_seconds: float
+    """This job's time in the current stage."""
+    memory_bytes: int
+    joules: float | None
+    """Energy since the last report; None where it is not counted."""
 
 
 class AnomalyDetector:
-    """Watches over a run's steps; what it finds goes to the journal and to the user."""
+    """Examines a run's steps at each report; logs what it finds, and ends a run that has diverged."""
 
-    def __init__(
-        self, training: Training[Any], journal: Journal, stopwatch: Stopwatch, say: Callable[[str], object]
-    ) -> None:
-        """Begin to watch; `say` prints a line."""
-        self._training, self._journal, self._stopwatch, self._say = training, journal, stopwatch, say
+    def __init__(self, training: Training[Any], journal: Journal, stopwatch: Stopwatch) -> None:
+        """Start with no anomalies; what earlier jobs found is not known."""
+        self._training, self._journal, self._stopwatch = training, journal, stopwatch
         self._broken: dict[str, str] = {}
-        self._skipped: list[int] = []
-        """The steps that were skipped last, in a row."""
-        self._skips = 0
-        """Steps that were skipped, in this job."""
+        self._skipped_in_a_row: list[int] = []
+        self._skipped_count = 0
         self._losses: deque[float] = deque(maxlen=SPIKE_REPORTS)
-        self._before = Stopwatch(dict(stopwatch.seconds))
-        """What earlier jobs took: with other workers, maybe, and on another machine."""
-        self._waited: set[int] = set()
-        """Stages of whose waiting the user has been warned."""
+        self._earlier_jobs = Stopwatch(dict(stopwatch.seconds))
+        """Time of earlier jobs, perhaps with other workers and on another machine."""
+        self._warned_stages: set[int] = set()
 
     @property
     def is_skipping(self) -> bool:
         """Whether the last step that was examined was skipped."""
-        return bool(self._skipped)
+        return bool(self._skipped_in_a_row)
 
-    def examine(self, steps: list[Step], norms: list[float], loss: float | None) -> None:
-        """Look at some steps, their gradients' norms and mean loss; raises ConfigError if the run had better end."""
-        self._name_broken(steps)
-        self._name_skipped(steps, norms)
-        self._warn_of_spike(steps[-1].moment.step, loss)
-        self._warn_of_waiting(steps[-1].moment.stage)
+    def local_report(
+        self, steps: list[Step], norms: list[float], *, memory_bytes: int, joules: float | None
+    ) -> RankReport:
+        """Return this rank's part of a report on some steps, of which `norms` are the gradient norms."""
+        name, stage = self._training.images.name, steps[-1].moment.stage
+        skipped = [step for step, norm in zip(steps, norms, strict=True) if not math.isfinite(norm)]
+        waited, trained = (
+            self._stopwatch.total(f"{activity}/{stage}") - self._earlier_jobs.total(f"{activity}/{stage}")
+            for activity in ("wait", "train")
+        )
+        return RankReport(
+            broken=dict(ChainMap(*(step.broken for step in steps))),
+            skipped=[SkippedStep(finite_or_none(step.loss_share), [name(i) for i in step.ids]) for step in skipped],
+            wait_share=waited / (waited + trained),
+            stage_seconds=waited + trained,
+            memory_bytes=memory_bytes,
+            joules=joules,
+        )
 
-    def _name_broken(self, steps: list[Step]) -> None:
-        training = self._training
-        reasons = dict(ChainMap(*training.world.gather(dict(ChainMap(*(step.broken for step in steps))))))
-        new = sorted(reasons.keys() - self._broken.keys())
+    def examine(self, steps: list[Step], norms: list[float], loss: float | None, reports: Sequence[RankReport]) -> None:
+        """Examine some steps, given their gradient norms, their mean loss, and every rank's report.
+
+        Raises  ConfigError, on all ranks, if the run should end.
+        """
+        last = steps[-1].moment
+        self._examine_images(last.step + 1, dict(ChainMap(*(report.broken for report in reports))))
+        self._examine_gradients(steps, norms, reports)
+        self._examine_loss(last.step + 1, loss)
+        self._examine_waiting(last.stage, reports)
+
+    def _warn(self, text: str) -> None:
+        self._training.world.log(text, logging.WARNING)
+
+    def _examine_images(self, steps_done: int, broken: dict[str, str]) -> None:
+        new = sorted(broken.keys() - self._broken.keys())
         for name in new:
-            self._journal.write("broken_image", steps_done=steps[-1].moment.step + 1, image=name, reason=reasons[name])
-        self._broken |= reasons
-        share = len(self._broken) / len(training.images)
-        if share > BROKEN_LIMIT:
+            self._journal.write("broken_image", steps_done=steps_done, image=name, reason=broken[name])
+        self._broken |= broken
+        count, total = len(self._broken), len(self._training.images)
+        if count / total > BROKEN_LIMIT:
             name = min(self._broken)
             raise ConfigError(
-                f"{len(self._broken)} of {len(training.images)} images are broken, more than {BROKEN_LIMIT:.0%}, such "
-                f"as {name} ({self._broken[name]}); mend or remove those that journal.jsonl names"
+                f"{count} of {total} images are broken, more than {BROKEN_LIMIT:.0%}, such as {name} "
+                f"({self._broken[name]}); repair or remove the images listed in journal.jsonl"
             )
         if new:
-            self._say(
-                f"warning: {len(self._broken)} broken images are replaced by others, such as {new[0]}; the journal "
-                f"names them all, and more than {BROKEN_LIMIT:.0%} of them end the run"
+            self._warn(
+                f"{count} broken images were replaced by others, such as {new[0]}; the journal lists them all, and "
+                f"more than {BROKEN_LIMIT:.0%} of them end the run"
             )
 
-    def _name_skipped(self, steps: list[Step], norms: list[float]) -> None:
+    def _examine_gradients(self, steps: list[Step], norms: list[float], reports: Sequence[RankReport]) -> None:
+        skipped = iter(zip(*(report.skipped for report in reports), strict=True))
         for index, (step, norm) in enumerate(zip(steps, norms, strict=True)):
             if math.isfinite(norm):
-                self._skipped.clear()
+                self._skipped_in_a_row.clear()
                 continue
-            self._skipped.append(step.moment.step)
-            mine = (finite_or_none(step.loss_share), [self._training.images.name(index) for index in step.ids])
-            losses, names = zip(*self._training.world.gather(mine), strict=True)
-            facts = {"stage": step.moment.stage, "losses_by_rank": losses, "images_by_rank": names}
-            self._journal.write("skipped", steps_done=step.moment.step + 1, **facts)
-            guilty = [rank for rank, loss in enumerate(losses) if loss is None]
-            self._skips += 1
-            self._say(
-                f"warning: step {step.moment.step} in stage {step.moment.stage + 1} is skipped, {self._skips} so far: "
-                f"{f'the loss of rank {guilty[0]}' if guilty else 'its gradient'} was not finite"
-                + (
-                    f". The journal names its images; if there are more, {DIVERGENCE_ADVICE}"
-                    if self._skips == 1
-                    else ""
-                )
-            )
-            if len(self._skipped) == MAX_SKIPPED:
+            self._skipped_in_a_row.append(step.moment.step)
+            by_rank = next(skipped)
+            self._log_skipped(step, by_rank)
+            if len(self._skipped_in_a_row) == MAX_SKIPPED:
                 self._capture(exact=not any(map(math.isfinite, norms[index:])))
                 raise ConfigError(
                     f"loss or gradient was not finite in {MAX_SKIPPED} steps in a row, up to step {step.moment.step} "
-                    f"({names[guilty[0] if guilty else 0][0]} and others, which journal.jsonl names); "
-                    f"{DIVERGENCE_ADVICE}, in another --run, which begins anew; {self._good_checkpoint()}"
+                    f"({by_rank[guilty_rank(by_rank) or 0].images[0]} and others, listed in journal.jsonl); "
+                    f"{DIVERGENCE_ADVICE}, in a new --run; {self._good_checkpoint()}"
                 )
 
+    def _log_skipped(self, step: Step, by_rank: Sequence[SkippedStep]) -> None:
+        moment, guilty = step.moment, guilty_rank(by_rank)
+        self._skipped_count += 1
+        self._journal.write(
+            "skipped",
+            steps_done=moment.step + 1,
+            stage=moment.stage,
+            losses_by_rank=[each.loss for each in by_rank],
+            images_by_rank=[each.images for each in by_rank],
+        )
+        cause = "its gradient" if guilty is None else f"the loss of rank {guilty}"
+        advice = f". The journal lists its images; if more follow, {DIVERGENCE_ADVICE}"
+        self._warn(
+            f"step {moment.step} in stage {moment.stage + 1} is skipped, {self._skipped_count} so far: {cause} was not "
+            f"finite{advice if self._skipped_count == 1 else ''}"
+        )
+
     def _good_checkpoint(self) -> str:
-        """Say which checkpoint is from before the steps that were skipped."""
-        if self._journal.path is None:  # another rank says it
+        """Return words for the newest checkpoint from before the skipped steps."""
+        if self._journal.path is None:  # only rank 0 prints them
             return ""
         steps = map(steps_of, RunFolder(self._journal.path.parent).checkpoints)
-        before = max((step for step in steps if step <= self._skipped[0]), default=None)
+        before = max((step for step in steps if step <= self._skipped_in_a_row[0]), default=None)
         return "there is no checkpoint from before" if before is None else f"the checkpoint of step {before} is good"
 
     def _capture(self, *, exact: bool) -> None:
-        """Keep the weights with which the steps were skipped; not exact if others were made since."""
-        if self._journal.path is not None:
-            state = {"steps_done": self._skipped[0], "exact": exact, "model": self._training.model.state_dict()}
-            path = self._journal.path.with_name(CAPTURE)
-            try:
-                write_temporary(aside := path.with_suffix(".aside"), partial(write_state, state))
-                rename_into_place(aside, path)
-            except OSError as error:
-                self._say(f"warning: no capture of the weights: {error}")
+        """Save the weights for `replay`; not exact if steps were made since the first skipped one."""
+        if self._journal.path is None:
+            return
+        state = {"steps_done": self._skipped_in_a_row[0], "exact": exact, "model": self._training.model.state_dict()}
+        path = self._journal.path.with_name(CAPTURE)
+        temporary = path.with_suffix(".aside")
+        try:
+            write_temporary(temporary, partial(write_state, state))
+            rename_into_place(temporary, path)
+        except OSError as error:
+            self._warn(f"the weights could not be captured: {error}")
 
-    def _warn_of_spike(self, step: int, loss: float | None) -> None:
+    def _examine_loss(self, steps_done: int, loss: float | None) -> None:
         if loss is None:
             return
         if is_spike(loss, self._losses):
-            self._journal.write("spike", steps_done=step + 1, loss=loss, before=min(self._losses))
-            self._say(
-                f"warning: the loss is {loss:.4g} at step {step}, {loss / min(self._losses):.1f} times what it was; if "
-                "it stays, lower optim.base_lr, lengthen optim.warmup or set optim.clip_norm"
+            lowest = min(self._losses)
+            self._journal.write("spike", steps_done=steps_done, loss=loss, before=lowest)
+            self._warn(
+                f"the loss is {loss:.4g} at step {steps_done}, {loss / lowest:.1f} times what it was; if it stays "
+                "there, lower optim.base_lr, lengthen optim.warmup or set optim.clip_norm"
             )
             self._losses.clear()
         self._losses.append(loss)
 
-    def _warn_of_waiting(self, stage: int) -> None:
-        clocks = [f"{name}/{stage}" for name in ("wait", "train")]
-        waited, trained = (self._stopwatch.total(clock) - self._before.total(clock) for clock in clocks)
-        shares = self._training.world.gather(waited / (waited + trained))
-        share = max(shares)
-        if stage not in self._waited and share > MAX_WAIT_SHARE and share * (waited + trained) > MIN_WAIT_SECONDS:
-            self._waited.add(stage)
-            workers = self._training.config.data.workers
-            self._journal.write("waiting", stage=stage, share=share, workers=workers)
-            self._say(
-                f"warning: stage {stage + 1} waits for data {share:.0%} of its time; raise data.workers ({workers} for "
-                "each process now), give the job more CPU cores, or bring the images nearer"
-            )
+    def _examine_waiting(self, stage: int, reports: Sequence[RankReport]) -> None:
+        worst = max(reports, key=lambda report: report.wait_share)
+        long = worst.wait_share * worst.stage_seconds > MIN_WAIT_SECONDS
+        if stage in self._warned_stages or worst.wait_share <= MAX_WAIT_SHARE or not long:
+            return
+        self._warned_stages.add(stage)
+        workers = self._training.config.data.workers
+        self._journal.write("waiting", stage=stage, share=worst.wait_share, workers=workers)
+        self._warn(
+            f"stage {stage + 1} waits for data {worst.wait_share:.0%} of its time; raise data.workers (now {workers} "
+            "per process), give the job more CPU cores, or move the images to a faster disk"
+        )
+
+
+def guilty_rank(by_rank: Sequence[SkippedStep]) -> int | None:
+    """Return the first rank whose loss was not finite; None if only the gradient was not."""
+    return next((rank for rank, skipped in enumerate(by_rank) if skipped.loss is None), None)
 
 
 def is_spike(loss: float, before: Collection[float]) -> bool:
-    """Tell whether a loss stands out from enough of those before it."""
-    return len(before) == SPIKE_REPORTS and loss > SPIKE * min(before) > 0
+    """Return whether a loss is a spike after the losses `before`."""
+    return len(before) == SPIKE_REPORTS and loss > SPIKE_FACTOR * min(before) > 0

@@ -1,11 +1,11 @@
-"""Settings that every training run shares."""
+"""Settings that all training runs share, and the clock that follows from them."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from mae_curriculum.config import ConfigError, exempt
-from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Curriculum, Stage
+from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Clock, Curriculum, Stage
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.precision import Precision
 from mae_curriculum.run.config import SavingConfig
@@ -18,17 +18,17 @@ class OptimConfig:
     """AdamW, with MAE's values by default."""
 
     base_lr: float = 1.5e-4
-    """Peak learning rate for a batch of 256; it grows in proportion to the batch."""
+    """Peak learning rate for a batch of 256; scaled in proportion to the batch size."""
     min_lr: float = 0.0
-    """Learning rate at the end, for a batch of 256."""
+    """Learning rate at the end of the run, for a batch of 256."""
     warmup: float = 0.05
-    """Share of the run during which the learning rate rises, 0 to below 1."""
+    """Share of the run with linear warm-up, at least 0 and below 1."""
     weight_decay: float = 0.05
-    """For weight matrices; biases, norms and tokens have none."""
+    """Weight decay of weight matrices; biases, norms and tokens have none."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of AdamW's two moments."""
+    """Decay rates of AdamW's two moments."""
     clip_norm: float | None = None
-    """Largest norm of the gradient, or null for no clipping."""
+    """Gradients of a larger norm are clipped to it; null for no clipping."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1:
@@ -43,39 +43,39 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What every training run is told."""
+    """Settings shared by all training runs."""
 
     run: Path = exempt(Path("runs/training"))
-    """Folder of the run. Starting again with the same folder and settings continues the run."""
+    """Folder of the run. The same command, run again, resumes it."""
     data: DataConfig = DataConfig()
     """The images."""
     curriculum: Curriculum = Curriculum()
-    """Image size and augmentation over the run: inline, or a path to its own file, laid over what stands here."""
+    """Image size and augmentation over the run: inline, or the name or path of a curriculum file."""
     optim: OptimConfig = OptimConfig()
-    """The optimizer."""
+    """Optimizer and learning rate."""
     saving: SavingConfig = SavingConfig()
-    """When the run is saved."""
+    """Checkpoints."""
     tracking: TrackingConfig = TrackingConfig()
-    """How often the run reports."""
+    """Reports, pictures and W&B."""
     batch_size: int = 4096
     """Images per optimizer step, over all devices."""
-    micro_batch: int | None = exempt(None)
-    """Most images that a device takes at once at full size, more at smaller ones; null for no limit. A step's images
-    beyond it are accumulated."""
+    micro_batch: int | None = None
+    """Most images that a device processes at once at full size (more at smaller sizes); gradients of larger batches are
+    accumulated. null for no limit. It affects batch norm and drop path, so it cannot change within a run."""
     epochs: int = 800
-    """Equivalent epochs: passes over the data that the run without curriculum would make."""
+    """Equivalent epochs: passes over the data that the same run without curriculum would make."""
     seed: int = 0
-    """Of weights, order, augmentation and every other random choice."""
+    """Seed of weights, order, augmentation, masks and every other random choice, 0 to 2**63 - 1."""
     time_limit: str | None = exempt(None)
-    """How long the command may run before it saves and stops, to be continued: minutes, HH:MM:SS or D-HH:MM:SS; null
-    for no limit but the scheduler's."""
+    """Time after which the command saves and stops, to be resumed: minutes, HH:MM:SS or D-HH:MM:SS; null for no limit
+    but the scheduler's."""
     precision: Precision = "auto"
-    """Arithmetic of the model. auto is bfloat16 on GPUs that have it, else float32: on a CPU bfloat16 pays only where
-    it has units for it, and then only for large models."""
+    """Arithmetic of the model. auto is bfloat16 on GPUs that support it, else float32."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch", "epochs"):
-            if (value := getattr(self, name)) is not None and value < 1:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.time_limit is not None:
             parse_duration(self.time_limit)
@@ -87,13 +87,41 @@ C = TypeVar("C", bound=TrainingConfig)
 
 
 def check_channels(config: TrainingConfig, channels: int) -> None:
-    """Raise ConfigError for settings that do not go with images of so many channels."""
+    """Raise ConfigError for settings that do not fit images with this number of channels."""
     if config.curriculum.augmentation.randaug and channels not in (1, 3):
         raise ConfigError(f"curriculum.augmentation.randaug needs 1 or 3 channels, not {channels}; set it to null")
     config.data.statistics(channels)
 
 
 def without_curriculum(config: C) -> C:
-    """Give the settings of the baseline: the same run at full size from the beginning."""
+    """Return the settings of the baseline: the same run at full size from the start."""
     full = replace(config.curriculum, pace="images", stages=(Stage(share=1.0, size=REFERENCE_SIZE),))
     return replace(config, curriculum=full)
+
+
+def build_training_clock(
+    config: TrainingConfig,
+    *,
+    image_size: tuple[int, int],
+    patch_size: tuple[int, int],
+    images_per_epoch: int,
+    processes: int = 1,
+    mask_ratio: float = 0.0,
+) -> Clock:
+    """Build the clock of a run; raises ConfigError for stages that cannot be trained."""
+    clock = Clock(
+        config.curriculum,
+        image_size=image_size,
+        patch_size=patch_size,
+        images_per_epoch=images_per_epoch,
+        epochs=config.epochs,
+        batch_images=config.batch_size,
+        mask_ratio=mask_ratio,
+    )
+    fewest = min(span.batch_images for span in clock.spans)
+    if fewest < processes:
+        raise ConfigError(
+            f"batch_size {config.batch_size} makes steps of {fewest} images, fewer than the {processes} "
+            "processes; raise it or start fewer processes"
+        )
+    return clock

@@ -1,9 +1,9 @@
-"""A run folder in the hands of one job: opened, gone on with, saved, and left with nothing half done."""
+"""The session of one job on a run folder: acquire the folder, resume, save, release."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,91 +15,88 @@ from mae_curriculum.run.checkpoint import load_state
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.run.lock import hold
 from mae_curriculum.run.stop import Stop
-from mae_curriculum.terminal import say
 from mae_curriculum.tracking.journal import Journal
-from mae_curriculum.tracking.progress import Progress
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.tracking.wandb.launch import CLOSE_SECONDS, log_to_wandb, require_wandb
 from mae_curriculum.training.config import TrainingConfig
 from mae_curriculum.training.step import Training
 from mae_curriculum.version import code_version
 
-LAST_ATTEMPTS, HURRIED_ATTEMPTS = 20, 3
-"""How often the last save of a run is tried, and one at a stop, where little time is left."""
+logger = logging.getLogger(__name__)
+
+FINAL_ATTEMPTS = 20
+"""How often the last save of a run is tried, `RETRY_SECONDS` apart."""
+
+HURRIED_ATTEMPTS = 3
+"""How often the save before a stop is tried: little time is left then."""
 
 HURRIED_SECONDS = 2.0
-"""Between two attempts at a stop."""
+"""Seconds between two attempts before a stop."""
+
+FIRST_SAVE_SECONDS = 30.0
+"""Seconds until the first save: it comes early, so that a stop at a time limit knows how long saving takes."""
 
 
-@dataclass(frozen=True)
-class Run:
+class RunSession:
     """A run folder that this job holds."""
 
-    folder: RunFolder
-    journal: Journal
-    saver: BackgroundSaver
-    check_lock: Callable[[], None]
-    """Raises ConfigError once another job has taken the run over."""
-    shutdown_seconds: float
-    """What leaving it may take."""
+    def __init__(self, config: TrainingConfig, world: World, *, command: str) -> None:
+        """Prepare a session; `acquire` claims the folder."""
+        self.folder = RunFolder(config.run)
+        self.journal = Journal(self.folder.journal if world.is_main else None)
+        self.saver = BackgroundSaver(self.folder, keep=config.saving.keep)
+        self.shutdown_seconds = 0.0 if config.tracking.wandb == "disabled" else CLOSE_SECONDS
+        """Seconds that closing the session may take."""
+        self._config, self._world, self._command = config, world, command
+        self._resources = ExitStack()
+        self._check_lock: Callable[[], None] = lambda: None
+        self._close_wandb: Callable[[], object] = lambda: None
+        self._next_save = 0.0
 
+    def acquire(self) -> None:
+        """Claim the folder on rank 0 and hold its lock; raises ConfigError if it is another run's, or in use."""
+        self._world.on_main(self._acquire)
+        self._resources.callback(self.saver.wait)  # whatever happens, no save is under way when the lock is released
+        self._next_save = time.monotonic() + min(60 * self._config.saving.every_minutes, FIRST_SAVE_SECONDS)
 
-@contextmanager
-def open_session(config: TrainingConfig, world: World) -> Iterator[Run]:
-    """Make the run folder this config's, and hold it for as long as the context lasts; raises ConfigError."""
-    folder = RunFolder(config.run)
-    journal = Journal(folder.journal if world.is_main else None)
-    locks: list[Callable[[], None]] = []
-    ends: list[Callable[[], None]] = []
-
-    def claim() -> None:
+    def _acquire(self) -> None:
+        config, folder = self._config, self.folder
         if config.tracking.wandb != "disabled":
             require_wandb()
         folder.refuse_others(config)
         folder.path.mkdir(parents=True, exist_ok=True)
         dead: list[dict[str, Any]] = []
-        locks.append(stack.enter_context(hold(folder.lock, tell=dead.append)))
+        self._check_lock = self._resources.enter_context(hold(folder.lock, tell=dead.append))
         folder.claim(config)
-        ends.append(stack.callback(log_to_wandb(folder, config.tracking, config)))
+        self._close_wandb = self._resources.callback(log_to_wandb(folder, config.tracking, config))
         for holder in dead:
-            journal.write("lock_taken_over", **{key: holder.get(key) for key in ("host", "pid", "last_beat")})
+            self.journal.write("lock_taken_over", **{key: holder.get(key) for key in ("host", "pid", "last_beat")})
 
-    with ExitStack() as stack:
-        world.on_main(claim)
-        saver = BackgroundSaver(folder, keep=config.saving.keep)
-        stack.callback(saver.wait)  # however this ends, nothing is being written once the lock is released
-        try:
-            check = partial(world.on_main, locks[0] if locks else lambda: None)
-            yield Run(folder, journal, saver, check, 0.0 if config.tracking.wandb == "disabled" else CLOSE_SECONDS)
-        except Exception as error:
-            kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-            journal.write("error", reason=" ".join(f"{kind}{error}".split()))
-            raise
-        world.on_main(lambda: [end() for end in ends])  # together: a launcher ends the others once one has left
+    def close(self) -> None:
+        """Wait for saves and for W&B, and release the lock."""
+        self._resources.close()
 
+    def finish_logging(self) -> None:
+        """Let W&B finish on rank 0 while the others wait: a launcher ends all processes once one has left."""
+        self._world.on_main(lambda: self._close_wandb() and None)
 
-def try_drawing(run: Run, draw: Callable[[], object], *, step: int) -> None:
-    """Draw a picture of the model after so many steps; of one that cannot be drawn the journal says why."""
-    try:
-        draw()
-    except Exception as error:  # whatever it is, a picture is worth no run
-        run.journal.write("picture_failed", steps_done=step, reason=str(error))
-        say(f"warning: no picture of step {step}: {error}")
+    def check_lock(self) -> None:
+        """Raise ConfigError on all ranks if another job has taken the run over."""
+        self._world.on_main(self._check_lock)
 
+    def log_start(self, training: Training[Any], *, step: int, **facts: Any) -> None:
+        """Write to the journal that this job starts or resumes the run after `step` steps."""
+        self._world.on_main(partial(self._log_start, training, step, facts))
 
-def begin(run: Run, training: Training[Any], *, step: int, **facts: Any) -> None:
-    """Write in the journal that this job begins, or goes on with, the run."""
-    world, clock = training.world, training.clock
-
-    def write() -> None:
-        run.journal.resume(training.data_fingerprint)
-        run.journal.write(
+    def _log_start(self, training: Training[Any], step: int, facts: dict[str, Any]) -> None:
+        self.journal.resume(training.data_fingerprint)
+        self.journal.write(
             "start",
             steps_done=step,
-            total_steps=clock.total_steps,
-            stages=len(clock.spans),
-            world_size=world.world_size,
-            device=str(world.device),
+            total_steps=training.clock.total_steps,
+            stages=len(training.clock.spans),
+            world_size=self._world.world_size,
+            device=str(self._world.device),
             config_fingerprint=config_fingerprint(training.config),
             data_fingerprint=training.data_fingerprint,
             commit=code_version(),
@@ -107,27 +104,123 @@ def begin(run: Run, training: Training[Any], *, step: int, **facts: Any) -> None
             **facts,
         )
 
-    world.on_main(write)
+    def save_due(self) -> bool:
+        """Return on all ranks whether the time for the next save has come on any of them."""
+        return self._world.any(time.monotonic() > self._next_save)
+
+    def retry_after_failure(self) -> None:
+        """If the last save failed, log it and make the next one due soon."""
+        failure = self.saver.failure()
+        if failure is not None:
+            self._log_failure(failure)
+            self._next_save = min(self._next_save, time.monotonic() + RETRY_SECONDS)
+
+    def save(
+        self, training: Training[Any], stopwatch: Stopwatch, *, step: int, keep_forever: Callable[[int], bool]
+    ) -> None:
+        """Start to write the run's state, on rank 0.
+
+        keep_forever  returns whether the checkpoint of a step is never deleted.
+        """
+        self.check_lock()
+        self._next_save = time.monotonic() + 60 * self._config.saving.every_minutes
+        if self._world.is_main:
+            self.saver.begin(state_of(training, stopwatch, step=step), keep_forever)
+            epochs = round(float(training.clock.equivalent_epochs(step)), 6)
+            self.journal.write("save", steps_done=step, epochs=epochs, kept=keep_forever(step))
+
+    def save_now(
+        self,
+        training: Training[Any],
+        stopwatch: Stopwatch,
+        *,
+        step: int,
+        keep_forever: Callable[[int], bool],
+        stop: Stop,
+    ) -> None:
+        """Write the run's state and wait until it is on disk; retry if that fails, for a shorter time before a stop.
+
+        Raises  on all ranks what saving raises, mostly OSError; the previous checkpoint is intact.
+        """
+        self.save(training, stopwatch, step=step, keep_forever=keep_forever)
+        restart = lambda: self.saver.begin(state_of(training, stopwatch, step=step), keep_forever)  # noqa: E731
+        self._world.on_main(partial(self._wait_for_save, restart, stop))
+
+    def _wait_for_save(self, restart: Callable[[], None], stop: Stop) -> None:
+        for attempt in range(FINAL_ATTEMPTS):
+            self.saver.wait()
+            failure = self.saver.failure()
+            if failure is None:
+                return
+            self._log_failure(failure)
+            hurried = self._wait_to_retry(stop)
+            if attempt >= (HURRIED_ATTEMPTS if hurried else FINAL_ATTEMPTS) - 1:
+                raise failure
+            restart()
+
+    def _wait_to_retry(self, stop: Stop) -> bool:
+        """Wait before another attempt; returns whether the run has been asked to stop."""
+        retry_at = time.monotonic() + RETRY_SECONDS
+        while time.monotonic() < retry_at:
+            if stop.reason(needed_seconds=self.saver.seconds) is not None:
+                time.sleep(HURRIED_SECONDS)
+                return True
+            time.sleep(0.2)
+        return False
+
+    def _log_failure(self, failure: Exception) -> None:
+        self.journal.write("save_failed", reason=str(failure))
+        logger.warning(f"the checkpoint could not be written: {failure}; the previous one is intact; trying again")
 
 
-def resume_(training: Training[Any], run: Run) -> tuple[Stopwatch, int]:
-    """Bring model and optimizer to the state of the newest whole checkpoint; damaged ones are named in the journal.
+@contextmanager
+def open_session(config: TrainingConfig, world: World, *, command: str) -> Iterator[RunSession]:
+    """Hold the run folder of a config for as long as the context lasts.
 
-    Returns  its stopwatch, and the step to go on with.
+    command  what the run is: "pretrain", "finetune" or "linprobe".
+    Raises   ConfigError if the folder is another run's, or in use.
+    """
+    session = RunSession(config, world, command=command)
+    try:
+        session.acquire()
+        try:
+            yield session
+        except Exception as error:
+            kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+            session.journal.write("error", reason=" ".join(f"{kind}{error}".split()))
+            raise
+        session.finish_logging()
+    finally:
+        session.close()
+
+
+def try_drawing(session: RunSession, draw: Callable[[], object], *, step: int) -> None:
+    """Draw a picture; if that fails, write the reason to the journal and go on."""
+    try:
+        draw()
+    except Exception as error:  # whatever it is: no picture is worth a run
+        session.journal.write("picture_failed", steps_done=step, reason=str(error))
+        logger.warning(f"no picture of step {step}: {error}")
+
+
+def resume_(training: Training[Any], session: RunSession) -> tuple[Stopwatch, int]:
+    """Load the newest intact checkpoint into model and optimizer; damaged ones are renamed and named in the journal.
+
+    Returns  the run's stopwatch, and how many steps are done.
     """
 
-    def put_aside(damaged: Path) -> None:
-        run.journal.write("damaged_checkpoint", name=damaged.name)
+    def set_aside(damaged: Path) -> None:
+        session.journal.write("damaged_checkpoint", name=damaged.name)
         damaged.rename(damaged.with_suffix(".damaged"))
 
-    path = training.world.on_main(partial(run.folder.newest, on_damaged=put_aside))
+    path = training.world.on_main(partial(session.folder.newest, on_damaged=set_aside))
     if path is None:
         return Stopwatch(), 0
     state = load_state(path)
     if state["data_fingerprint"] != training.data_fingerprint:
         raise ConfigError(
-            f"{run.folder.path} was started with {state['data_fingerprint']}, but {training.config.data.source} now "
-            f"gives {training.data_fingerprint}; restore the former, or choose another --run"
+            f"{session.folder.path} was started with {state['data_fingerprint']}, but {training.config.data.source} "
+            f"now gives {training.data_fingerprint}; restore the former, or choose another --run"
         )
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
@@ -137,7 +230,7 @@ def resume_(training: Training[Any], run: Run) -> tuple[Stopwatch, int]:
 
 
 def state_of(training: Training[Any], stopwatch: Stopwatch, *, step: int) -> dict[str, Any]:
-    """Give all that a run needs to go on: there is no other state."""
+    """Return all that a run needs to resume: there is no other state."""
     state = {
         "steps_done": step,
         "model": training.model.state_dict(),
@@ -148,51 +241,3 @@ def state_of(training: Training[Any], stopwatch: Stopwatch, *, step: int) -> dic
     if training.ema is not None:
         state["ema"] = training.ema.state_dict()
     return state
-
-
-def start_save(
-    training: Training[Any], run: Run, stopwatch: Stopwatch, spare: Callable[[int], bool], *, step: int
-) -> None:
-    """Begin to write the state of the run, from the main process; `spare` tells which checkpoints always stay."""
-    run.check_lock()
-    if training.world.is_main:
-        run.saver.begin(state_of(training, stopwatch, step=step), spare)
-        epochs = round(float(training.clock.equivalent_epochs(step)), 6)
-        run.journal.write("save", steps_done=step, epochs=epochs, kept=spare(step))
-
-
-def save_with_retries(
-    training: Training[Any],
-    run: Run,
-    stopwatch: Stopwatch,
-    spare: Callable[[int], bool],
-    stop: Stop,
-    progress: Progress,
-    *,
-    step: int,
-) -> None:
-    """Wait until the state is written, and try again if it was not: a while at a stop, longer at the end of a run.
-
-    Raises  what saving raises, OSError mostly, if it cannot be written; the checkpoint before is unharmed.
-    """
-    saver = run.saver
-    for attempt in range(LAST_ATTEMPTS):
-        saver.wait()
-        failure = saver.failure()
-        if failure is None:
-            return
-        log_save_failure(run, progress, failure)
-        again = time.monotonic() + RETRY_SECONDS
-        while not (hurried := stop.reason(needed_seconds=saver.seconds) is not None) and time.monotonic() < again:
-            time.sleep(0.2)
-        if attempt >= (HURRIED_ATTEMPTS if hurried else LAST_ATTEMPTS) - 1:
-            raise failure
-        if hurried:
-            time.sleep(HURRIED_SECONDS)
-        saver.begin(state_of(training, stopwatch, step=step), spare)
-
-
-def log_save_failure(run: Run, progress: Progress, failure: Exception) -> None:
-    """Say loudly that a checkpoint could not be written."""
-    run.journal.write("save_failed", reason=str(failure))
-    progress.say(f"warning: the checkpoint could not be written: {failure}; the one before is unharmed; trying again")

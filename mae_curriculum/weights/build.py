@@ -9,7 +9,7 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.distributed import World
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
 from mae_curriculum.model.positions import sincos_positions
-from mae_curriculum.weights.names import fingerprint, some
+from mae_curriculum.weights.names import decoder_from_mae, fingerprint, some
 from mae_curriculum.weights.read import Weights, read_weights
 
 
@@ -59,7 +59,7 @@ def build_autoencoder(weights: Weights, what: object) -> MaskedAutoencoder:
         )
     model = build_encoder(weights, what)
     own = {key: value for key, value in model.state_dict().items() if key.startswith("encoder.")}
-    load_into_(model, own | weights.decoder, f"the decoder of {what}")
+    load_into_(model, own | decoder_from_mae(weights.decoder), f"the decoder of {what}")
     return model
 
 

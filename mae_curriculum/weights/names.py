@@ -82,3 +82,14 @@ def some(keys: Iterable[str]) -> str:
     """List keys, the first ten of many."""
     keys = sorted(keys)
     return ", ".join(keys[:10]) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "")
+
+
+def decoder_from_mae(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a decoder's weights under this project's names, given those of facebookresearch/mae."""
+    return {key.replace("decoder_", "decoder.", 1): value for key, value in weights.items()}
+
+
+def decoder_to_mae(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the decoder's weights of a model's state under the names of facebookresearch/mae."""
+    names = [key for key in state if key.startswith("decoder.") or key == "mask_token"]
+    return {key.replace("decoder.", "decoder_", 1): state[key] for key in names}

@@ -21,7 +21,16 @@ from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.run.checkpoint import is_intact, load_state, steps_of
 from mae_curriculum.run.folder import RunFolder, run_and_epochs
 from mae_curriculum.tracking.journal import Journal
-from mae_curriculum.weights.names import DECODER_KEY, MODEL_KEY, VIT_KEY, from_hugging_face, join_qkv, read_facts, some
+from mae_curriculum.weights.names import (
+    DECODER_KEY,
+    MODEL_KEY,
+    VIT_KEY,
+    decoder_to_mae,
+    from_hugging_face,
+    join_qkv,
+    read_facts,
+    some,
+)
 from mae_curriculum.weights.run_settings import run_settings
 
 NAMES = {
@@ -42,7 +51,7 @@ class Weights:
     encoder: dict[str, Tensor]
     """timm's names; of a fine-tuned model also `head.*` and `fc_norm.*`."""
     decoder: dict[str, Tensor]
-    """This project's names, `decoder_*` and `mask_token`; empty if there is none."""
+    """Names of facebookresearch/mae, `decoder_*` and `mask_token`; empty if there is none."""
     origin: str
     """What the checkpoint was taken for."""
 
@@ -98,8 +107,7 @@ def _read_run(path: Path) -> Weights:
     encoder = {
         key.removeprefix("encoder."): value for key, value in state["model"].items() if key.startswith("encoder.")
     }
-    decoder = {key: value for key, value in state["model"].items() if not key.startswith("encoder.")}
-    return Weights(model, encoder, decoder, f"run at step {state['steps_done']}")
+    return Weights(model, encoder, decoder_to_mae(state["model"]), f"run at step {state['steps_done']}")
 
 
 def _kept(folder: RunFolder, epochs: int) -> Path:

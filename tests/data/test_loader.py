@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mae_curriculum.commands.shapes import count_images
 from mae_curriculum.config import ConfigError
+from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, Stage
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.loader import (
@@ -18,11 +20,10 @@ from mae_curriculum.data.loader import (
     RequestSampler,
     TrainingImages,
     epoch_order,
-    micro_batches,
     training_loader,
 )
 from mae_curriculum.data.preprocess import normalize
-from mae_curriculum.data.sources import count_images, names_fingerprint, open_images
+from mae_curriculum.data.sources import names_fingerprint, open_images
 
 CPU = torch.device("cpu")
 GROWING = Curriculum(
@@ -64,7 +65,7 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
 
 
 def test_batches_run_on_over_the_end_of_an_epoch() -> None:
-    requests = [request for batch in make_sampler() for request in batch]
+    requests = [request for batch in make_sampler() for request in batch.images]
     assert [r.epoch for r in requests] == [0] * 30 + [1] * 30 + [2] * 28  # 90 images are 11 steps of 8
     assert [r.image for r in requests[:30]] == epoch_order(5, 0, 30).tolist()
 
@@ -73,19 +74,23 @@ def test_requests_carry_the_strength_of_their_moment() -> None:
     batches = list(make_sampler())
     clock = make_clock()
     for step, batch in enumerate(batches):
-        assert {(r.magnitude, r.min_area) for r in batch} == {
+        assert {(r.magnitude, r.min_area) for r in batch.images} == {
             (clock.moment(step).magnitude, clock.moment(step).min_area)
         }
-    assert batches[0][0].magnitude == 0
-    assert batches[-1][0].magnitude == pytest.approx(9 * (0.5 + 0.5 * 4 / 5))
+    assert batches[0].images[0].magnitude == 0
+    assert batches[-1].images[0].magnitude == pytest.approx(9 * (0.5 + 0.5 * 4 / 5))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("micro_batch", [None, 2])
 def test_ranks_and_micro_batches_share_the_same_images_out(world_size: int, micro_batch: int | None) -> None:
     parts = [list(make_sampler(4, rank, world_size, micro_batch)) for rank in range(world_size)]
-    spread = sorted(request for rank in parts for batch in rank for request in batch)
-    assert spread == sorted(request for batch in list(make_sampler())[4:] for request in batch)
+    spread = sorted(request for rank in parts for batch in rank for request in batch.images)
+    assert spread == sorted(request for batch in list(make_sampler())[4:] for request in batch.images)
+    places = [place for rank in parts for batch in rank for place in batch.places]
+    assert sorted(places) == sorted([*range(8)] * 7)
+    for rank in parts:  # each step's last micro-batch says so, and no other
+        assert [batch.is_last for batch in rank] == [batch.places.stop == rank[-1].places.stop for batch in rank]
 
 
 def test_micro_batches_hold_more_of_smaller_images() -> None:
@@ -106,10 +111,10 @@ def test_images_do_not_depend_on_the_number_of_workers(workers: int) -> None:
     loader = training_loader(dataset, RequestSampler(clock, 530, 5, 0, 1, 4), workers=workers, device=CPU)
     batches = [batch.images for batch in loader]
     assert len(batches) == 2 * (clock.total_steps - 530)
-    expected = [dataset[request][0] for request in next(iter(RequestSampler(clock, 530, 5, 0, 1, 4)))]
+    expected = [dataset[request][0] for request in next(iter(RequestSampler(clock, 530, 5, 0, 1, 4))).images]
     assert torch.equal(batches[0], torch.stack(expected))
     assert torch.equal(
-        batches[-1], torch.stack([dataset[r][0] for r in list(RequestSampler(clock, 538, 5, 0, 1, 4))[-1]])
+        batches[-1], torch.stack([dataset[r][0] for r in list(RequestSampler(clock, 538, 5, 0, 1, 4))[-1].images])
     )
 
 

@@ -257,13 +257,14 @@ def test_a_network_without_drop_path_is_built_without() -> None:
 
 def test_flops_count_attention_on_every_device() -> None:
     from finetune.finetune import training_flops
+    from mae_curriculum.curriculum.schedule import View
 
     classifier = build(DEIT)
     tokens, width, blocks = 65, 48, 2
     by_hand = 2 * 64 * (4 * 4 * 3) * width  # patches
     by_hand += blocks * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)  # linear layers, attention
     by_hand += 2 * width * 4  # head
-    assert training_flops(classifier, (32, 32)) == 3 * by_hand
+    assert training_flops(classifier, View((32, 32))) == 3 * by_hand
 
 
 def test_a_skipped_step_leaves_batch_norm_as_it_was() -> None:
@@ -284,19 +285,18 @@ def test_a_skipped_step_leaves_batch_norm_as_it_was() -> None:
     dataset = TrainingImages(images, (32, 32), 3, Augmentation(), 0)
     wrong = torch.full((8, 3, 32, 32), math.inf)
     training = Training(
-        config,
-        World(0, 1, CPU),
-        images,
-        "",
-        dataset,
-        lambda *_: (wrong, torch.eye(4)[:1].expand(8, -1)),
-        model,
-        model,
-        build_optimizer(model, config.optim),
-        clock,
+        config=config,
+        world=World(0, 1, CPU),
+        images=images,
+        data_fingerprint="",
+        dataset=dataset,
+        inputs=lambda *_: (wrong, torch.eye(4)[:1].expand(8, -1)),
+        model=model,
+        optimizer=build_optimizer(model, config.optim),
+        clock=clock,
     )
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    batch = Batch(torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64), {})
-    step = update_(training, clock, clock.moment(0), iter([batch]), Stopwatch(), lr=0.1)
+    batch = Batch(torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64), range(8), is_last=True, broken={})
+    step = update_(training, clock.moment(0), iter([batch]), Stopwatch(), lr=0.1)
     assert not step.gradient_norm.isfinite()
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

@@ -7,12 +7,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_curriculum.config import ConfigError
+from mae_curriculum.curriculum.schedule import View
 from mae_curriculum.model.config import ModelConfig
-from mae_curriculum.model.flops import forward_flops, training_flops
-from mae_curriculum.model.masked_autoencoder import build_model, patchify
-from mae_curriculum.model.masking import mask_noise, split_by_noise
+from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
+from mae_curriculum.model.masking import mask_noise, patchify, split_by_noise
 from mae_curriculum.model.positions import sincos_positions
-from mae_curriculum.model.targets import patch_target
+from mae_curriculum.model.shape import PLAIN_VITS, plain_vit_shape, visible_count
+from mae_curriculum.model.targets import make_target
+from mae_curriculum.weights.names import decoder_to_mae
 from tests.plain_mae import plain_mae_loss, sincos
 
 SMALL = ModelConfig(
@@ -36,12 +38,13 @@ def noise(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("target", ["pixels", "norm_pixels"])
 @pytest.mark.parametrize("mask_ratio", [0.75, 0.5])
 def test_the_loss_is_that_of_an_independent_plain_mae(target: Any, mask_ratio: float) -> None:
-    model = build_model(replace(SMALL, target=target, mask_ratio=mask_ratio), seed=0)
+    model = build_model(replace(SMALL, target=target), seed=0)
+    state = model.state_dict()
     images, order = noise(3, 3, 32, 32), noise(3, 16)
     expected = plain_mae_loss(
         images,
         order,
-        dict(model.state_dict()),
+        state | decoder_to_mae(state),
         patch=8,
         depth=2,
         heads=3,
@@ -50,7 +53,7 @@ def test_the_loss_is_that_of_an_independent_plain_mae(target: Any, mask_ratio: f
         mask_ratio=mask_ratio,
         norm_pix=target == "norm_pixels",
     )
-    assert model(images, order).mean().item() == pytest.approx(expected.item(), abs=1e-5)
+    assert model(images, order, mask_ratio).mean().item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_the_encoder_sees_nothing_of_masked_patches() -> None:
@@ -118,14 +121,14 @@ def test_the_encoder_alone_is_timms_model_of_that_name() -> None:
 def test_inside_autocast_tokens_stay_float32_between_blocks() -> None:
     model = build_model(SMALL, seed=0)
     seen: list[torch.dtype] = []
-    for block in (model.encoder.blocks[-1], model.decoder_blocks[-1]):
+    for block in (model.encoder.blocks[-1], model.decoder.blocks[-1]):
         block.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
     images, order = noise(2, 3, 32, 32), noise(2, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model(images, order)
+        loss = model(images, order, 0.75)
     assert seen == [torch.float32, torch.float32]
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, model(images, order), rtol=0.02, atol=0)
+    torch.testing.assert_close(loss, model(images, order, 0.75), rtol=0.02, atol=0)
 
 
 def test_weights_depend_on_the_seed_alone_and_leave_the_random_state() -> None:
@@ -158,9 +161,8 @@ def test_positions_on_a_smaller_grid_lie_at_its_patches_centres() -> None:
 
 
 def test_visible_patches_are_a_quarter_but_never_none_or_all() -> None:
-    model = build_model(SMALL, seed=0)
-    assert [model.visible_count(grid) for grid in ((14, 14), (6, 6), (1, 2))] == [49, 9, 1]
-    assert build_model(replace(SMALL, mask_ratio=0.01), seed=0).visible_count((2, 2)) == 3
+    assert [visible_count(patches, 0.75) for patches in (196, 36, 2)] == [49, 9, 1]
+    assert visible_count(4, 0.01) == 3
 
 
 def test_masks_depend_on_seed_step_and_place_alone() -> None:
@@ -180,7 +182,8 @@ def test_masks_hide_every_patch_equally_often() -> None:
 
 
 def test_normalised_target_has_mean_zero_and_variance_one() -> None:
-    target = patch_target(noise(2, 3, 48), "norm_pixels")
+    ids = torch.tensor([[0, 2, 3], [1, 2, 0]])
+    target = make_target(noise(2, 3, 8, 8), ids, patch_size=(4, 4), kind="norm_pixels")
     torch.testing.assert_close(target.mean(-1), torch.zeros(2, 3), atol=1e-6, rtol=0)
     torch.testing.assert_close(target.var(-1), torch.ones(2, 3), atol=1e-3, rtol=0)
 
@@ -189,11 +192,32 @@ def test_normalised_target_has_mean_zero_and_variance_one() -> None:
 def test_flops_agree_with_torchs_counter(size: int) -> None:
     model = build_model(ModelConfig(name="vit_tiny_patch16_224", decoder_depth=2), seed=0)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        loss = model(noise(1, 3, size, size), noise(1, (size // 16) ** 2)).mean()
+        loss = model(noise(1, 3, size, size), noise(1, (size // 16) ** 2), 0.75).mean()
         forward = counter.get_total_flops()
         loss.backward()
-    assert forward_flops(model, (size, size)) == pytest.approx(forward, rel=0.01)
-    assert training_flops(model, (size, size)) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    view = View((size, size), 0.75)
+    assert model.shape.forward_flops(view) == pytest.approx(forward, rel=0.01)
+    assert model.shape.training_flops(view) == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+SHAPES = [
+    *(ModelConfig(name=name) for name in PLAIN_VITS),
+    ModelConfig(name="vit_tiny_patch16_224", image_size=(32, 48), patch_size=8, channels=1, width=48, depth=2, heads=3),
+]
+
+
+@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"{config.name}-{config.width}")
+def test_the_shape_of_a_plain_vit_is_known_without_building_it(config: ModelConfig) -> None:
+    with torch.device("meta"):
+        model = MaskedAutoencoder(config)
+    assert plain_vit_shape(config) == model.shape
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert model.shape.encoder.parameters + model.shape.decoder.parameters == trained
+    assert model.shape.checkpoint_bytes == 4 * (2 * trained + sum(p.numel() for p in model.parameters()))
+
+
+def test_other_vits_are_measured() -> None:
+    assert plain_vit_shape(ModelConfig(name="vit_small_patch16_dinov3")) is None
 
 
 MISTAKES: dict[str, dict[str, Any]] = {

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from mae_curriculum.__main__ import main
 from mae_curriculum.config import ConfigError
 from mae_curriculum.model.config import ModelConfig
-from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model, patchify
+from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
+from mae_curriculum.model.masking import patchify
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.weights.build import build_encoder, load_into_

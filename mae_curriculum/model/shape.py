@@ -1,0 +1,189 @@
+"""The shape of a masked autoencoder, and what it costs, without building it: pure Python, without torch.
+
+One multiply-add is two floating-point operations; only matrix products count, as in torch's own counter.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from mae_curriculum.config import ConfigError
+from mae_curriculum.curriculum.schedule import View
+from mae_curriculum.model.config import ModelConfig, check_width
+
+TRAINING_FACTOR = 3
+"""A training step costs three forward passes: the backward pass forms two products for each one of the forward pass."""
+
+PLAIN_VITS = {
+    "vit_tiny_patch16_224": (16, 192, 12, 3),
+    "vit_small_patch8_224": (8, 384, 12, 6),
+    "vit_small_patch16_224": (16, 384, 12, 6),
+    "vit_small_patch32_224": (32, 384, 12, 6),
+    "vit_base_patch8_224": (8, 768, 12, 12),
+    "vit_base_patch16_224": (16, 768, 12, 12),
+    "vit_base_patch32_224": (32, 768, 12, 12),
+    "vit_large_patch14_224": (14, 1024, 24, 16),
+    "vit_large_patch16_224": (16, 1024, 24, 16),
+    "vit_large_patch32_224": (32, 1024, 24, 16),
+    "vit_huge_patch14_224": (14, 1280, 32, 16),
+}
+"""Patch size, width, depth and heads of timm's plain ViTs with a class token, for plans made without loading timm."""
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """The shape of a ViT without a head."""
+
+    image_size: tuple[int, int]
+    """Height and width of the full-size image, pixels."""
+    patch_size: tuple[int, int]
+    channels: int
+    width: int
+    depth: int
+    heads: int
+    prefix_tokens: int
+    """Class token and registers."""
+    block_weights: int
+    """Weights of the linear layers of one block."""
+    parameters: int
+    """Trained parameters."""
+    fixed_parameters: int
+    """Parameters that are not trained: the sine-cosine positions."""
+
+    def flops(self, visible: int) -> int:
+        """Return the FLOPs of encoding that many patches of an image."""
+        tokens = self.prefix_tokens + visible
+        embedding = 2 * visible * prod(self.patch_size) * self.channels * self.width
+        return embedding + self.depth * block_flops(self.block_weights, tokens, self.width)
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """The shape of MAE's decoder."""
+
+    encoder_width: int
+    width: int
+    depth: int
+    heads: int
+    target_width: int
+    """Values predicted per patch."""
+
+    @property
+    def block_weights(self) -> int:
+        """Weights of the linear layers of one block."""
+        return 12 * self.width**2
+
+    @property
+    def parameters(self) -> int:
+        """Trained parameters: input layer, mask token, blocks, norm, output layer."""
+        ends = (self.encoder_width + 1) * self.width + (self.width + 1) * self.target_width
+        return ends + 3 * self.width + self.depth * (self.block_weights + 13 * self.width)
+
+    def flops(self, tokens: int, masked: int) -> int:
+        """Return the FLOPs of predicting `masked` patches of an image from `tokens` of the encoder."""
+        ends = 2 * tokens * self.encoder_width * self.width + 2 * masked * self.width * self.target_width
+        return ends + self.depth * block_flops(self.block_weights, tokens + masked, self.width)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The shape of encoder and decoder."""
+
+    encoder: EncoderShape
+    decoder: DecoderShape
+
+    def grid(self, size: tuple[int, ...]) -> tuple[int, int]:
+        """Return the patches per column and per row of an image of this size (height, width)."""
+        height, width = size
+        return height // self.encoder.patch_size[0], width // self.encoder.patch_size[1]
+
+    def visible_count(self, view: View) -> int:
+        """Return how many patches of a view the encoder sees."""
+        return visible_count(prod(self.grid(view.size)), view.mask_ratio)
+
+    def forward_flops(self, view: View) -> int:
+        """Return the FLOPs of one image's forward pass: visible patches encoded, all decoded, the masked predicted."""
+        visible = self.visible_count(view)
+        masked = prod(self.grid(view.size)) - visible
+        tokens = self.encoder.prefix_tokens + visible
+        return self.encoder.flops(visible) + self.decoder.flops(tokens, masked)
+
+    def training_flops(self, view: View) -> int:
+        """Return the FLOPs of one image's share of a training step."""
+        return TRAINING_FACTOR * self.forward_flops(view)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint: float32 weights, and AdamW's two moments of the trained ones."""
+        return 4 * (3 * (self.encoder.parameters + self.decoder.parameters) + self.encoder.fixed_parameters)
+
+
+def visible_count(patch_count: int, mask_ratio: float) -> int:
+    """Return how many patches of an image the encoder sees: at least one, and at least one less than all."""
+    return min(max(1, int(patch_count * (1 - mask_ratio))), patch_count - 1)
+
+
+def block_flops(weights: int, tokens: int, width: int) -> int:
+    """Return the FLOPs of a transformer block: its linear layers on each token, attention between all pairs."""
+    return 2 * tokens * weights + 4 * tokens**2 * width
+
+
+def plain_vit_shape(config: ModelConfig) -> ModelShape | None:
+    """Return the shape of a model whose encoder is one of `PLAIN_VITS`, resized as the settings say; None for others.
+
+    Raises  ConfigError for sizes that do not go together.
+    """
+    if config.name not in PLAIN_VITS:
+        return None
+    patch, width, depth, heads = PLAIN_VITS[config.name]
+    patch, width, depth, heads = (
+        config.patch_size or patch,
+        config.width or width,
+        config.depth or depth,
+        config.heads or heads,
+    )
+    size = config.image_size or 224
+    height_and_width = size if isinstance(size, tuple) else (size, size)
+    patch_values, block_weights = patch * patch * config.channels, 12 * width**2
+    patches = prod(side // patch for side in height_and_width)
+    encoder = EncoderShape(
+        image_size=height_and_width,
+        patch_size=(patch, patch),
+        channels=config.channels,
+        width=width,
+        depth=depth,
+        heads=heads,
+        prefix_tokens=1,
+        block_weights=block_weights,
+        # patch embedding, class token, blocks with 13 vectors each, final norm
+        parameters=(patch_values + 1) * width + width + depth * (block_weights + 13 * width) + 2 * width,
+        fixed_parameters=(1 + patches) * width,
+    )
+    check_encoder(encoder)
+    return ModelShape(encoder, decoder_shape(config, encoder))
+
+
+def decoder_shape(config: ModelConfig, encoder: EncoderShape) -> DecoderShape:
+    """Return the shape of the decoder that goes with an encoder."""
+    return DecoderShape(
+        encoder_width=encoder.width,
+        width=config.decoder_width,
+        depth=config.decoder_depth,
+        heads=config.decoder_heads,
+        target_width=target_width(config, encoder.patch_size),
+    )
+
+
+def target_width(config: ModelConfig, patch_size: tuple[int, int]) -> int:
+    """Return how many values the target of a patch has."""
+    return prod(patch_size) * config.channels  # of each target that there is: the patch's pixels
+
+
+def check_encoder(shape: EncoderShape) -> None:
+    """Raise ConfigError for a shape that a ViT of patches cannot have."""
+    check_width("width", shape.width, shape.heads)
+    size, patch = shape.image_size, shape.patch_size
+    if any(side % part for side, part in zip(size, patch, strict=True)) or size == patch:
+        raise ConfigError(
+            f"model.image_size {'x'.join(map(str, size))} must be a multiple of the patch size, {patch[0]}, and hold "
+            "more than one patch; change image_size or patch_size"
+        )
