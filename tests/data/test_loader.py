@@ -246,9 +246,10 @@ def test_multi_channel_arrays_are_a_folder_like_any(tmp_path: Path) -> None:
 def test_an_error_in_the_training_process_is_not_waited_upon_by_workers() -> None:
     program = """
 import torch
-from mae_curriculum.curriculum import Augmentation, Clock, Curriculum
-from mae_curriculum.data import RequestSampler, TrainingImages, training_loader
-from mae_curriculum.sources import DataConfig, open_images
+from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum
+from mae_curriculum.data.loader import RequestSampler, TrainingImages, training_loader
+from mae_curriculum.data.config import DataConfig
+from mae_curriculum.data.sources import open_images
 shape = {"image_size": (16, 16), "patch_size": (8, 8)}
 clock = Clock(Curriculum(), **shape, images_per_epoch=1438, epochs=9, batch_images=4)
 dataset = TrainingImages(open_images(DataConfig())[0], (16, 16), 1, Augmentation(), 0)

@@ -72,7 +72,7 @@ def test_the_encoder_sees_nothing_of_masked_patches() -> None:
 
 def test_every_trained_weight_has_a_gradient() -> None:
     model = build_model(SMALL, seed=0)
-    model(noise(2, 3, 32, 32), noise(2, 16)).mean().backward()
+    model(noise(2, 3, 32, 32), noise(2, 16), 0.75).mean().backward()
     still = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not still
 
@@ -80,7 +80,7 @@ def test_every_trained_weight_has_a_gradient() -> None:
 @pytest.mark.parametrize("size", [(8, 16), (16, 16), (24, 24), (40, 40)])
 def test_images_smaller_or_larger_than_the_full_size_run(size: tuple[int, int]) -> None:
     model = build_model(SMALL, seed=0)
-    loss = model(noise(2, 3, *size), noise(2, size[0] * size[1] // 64))
+    loss = model(noise(2, 3, *size), noise(2, size[0] * size[1] // 64), 0.75)
     assert loss.shape == (2,)
     assert loss.isfinite().all()
 
@@ -89,7 +89,7 @@ def test_images_smaller_or_larger_than_the_full_size_run(size: tuple[int, int]) 
 def test_rectangles_and_other_channel_counts_run(channels: int) -> None:
     model = build_model(replace(SMALL, image_size=(16, 48), channels=channels), seed=0)
     assert model.full_grid == (2, 6)
-    assert model(noise(2, channels, 16, 48), noise(2, 12)).isfinite().all()
+    assert model(noise(2, channels, 16, 48), noise(2, 12), 0.75).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_rectangles_and_other_channel_counts_run(channels: int) -> None:
 )
 def test_plain_vits_of_timm_run_whatever_their_prefix_tokens(name: str) -> None:
     model = build_model(replace(SMALL, name=name), seed=0)
-    assert model(noise(1, 3, 32, 32), noise(1, 16)).isfinite().all()
+    assert model(noise(1, 3, 32, 32), noise(1, 16), 0.75).isfinite().all()
     assert model.features(noise(1, 3, 32, 32)).shape == (1, len(model.pools), 48)
 
 

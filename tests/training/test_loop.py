@@ -1,0 +1,136 @@
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mae_curriculum.config import load
+from mae_curriculum.curriculum.schedule import Clock
+from mae_curriculum.data.sources import open_images
+from mae_curriculum.distributed import World
+from mae_curriculum.pretraining import set_up
+from mae_curriculum.pretraining_config import PretrainConfig
+from mae_curriculum.run.stop import Stop
+from mae_curriculum.tracking.stopwatch import Stopwatch
+from mae_curriculum.training.config import build_training_clock
+from mae_curriculum.training.loop import Due, Hooks, completes_epochs, due_after, train_
+from mae_curriculum.training.session import open_session, resume_
+from mae_curriculum.training.step import Training
+from tests.runs import options
+
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+def config_of(**changes: Any) -> PretrainConfig:
+    return load(PretrainConfig, options(**changes))
+
+
+def clock_of(config: PretrainConfig) -> Clock:
+    """Stages end after 40, 54 and 67 steps of 64 images; 1438 images are an epoch."""
+    return build_training_clock(config, image_size=(32, 32), patch_size=(8, 8), images_per_epoch=1438)
+
+
+def due(steps_done: int, *, evaluate_every_epochs: int | None = None, **changes: Any) -> Due:
+    config = config_of(**changes)
+    return due_after(clock_of(config), steps_done, config, evaluate_every_epochs=evaluate_every_epochs)
+
+
+def test_reports_fall_on_multiples_counted_from_the_start_and_on_ends_of_stages() -> None:
+    assert [step for step in range(1, 68) if due(step, tracking__every_steps=20).report] == [20, 40, 54, 60, 67]
+
+
+def test_pictures_are_due_at_the_end_of_each_stage() -> None:
+    assert [step for step in range(1, 68) if due(step).draw] == [40, 54, 67]
+
+
+def test_an_evaluation_is_due_when_an_epoch_completes_but_not_at_the_end() -> None:
+    evaluated = [step for step in range(1, 68) if due(step, evaluate_every_epochs=1).evaluate]
+    assert evaluated == [23, 45]  # 1438 and 2876 of 64 images a step
+    assert due(45, evaluate_every_epochs=1, tracking__every_steps=1000).report
+
+
+def test_a_checkpoint_is_kept_when_epochs_complete_and_at_the_end() -> None:
+    kept = [step for step in range(1, 68) if due(step, saving__keep_every_epochs=2).keep]
+    assert kept == [45, 67]
+    assert not due(67).keep
+
+
+def test_nothing_completes_before_the_first_step() -> None:
+    assert not completes_epochs(clock_of(config_of()), 0, every=1)
+
+
+def training_of(run: Path, **changes: Any) -> Training[Any]:
+    config = replace(config_of(epochs=1, **changes), run=run)
+    return set_up(config, WORLD, open_images(config.data)[0])
+
+
+def train(training: Training[Any], stop: Stop, hooks: Hooks) -> tuple[bool, int]:
+    """Run the loop in a session; returns whether it reached the end, and the steps that are saved."""
+    with open_session(training.config, WORLD, command="pretrain") as session:
+        stopwatch, step = resume_(training, session)
+        session.log_start(training, step=step)
+        finished = train_(training, session, stopwatch, hooks, first_step=step, stop=stop)
+    with open_session(training.config, WORLD, command="pretrain") as session:
+        return finished, resume_(training, session)[1]
+
+
+def test_the_loop_trains_to_the_end_evaluates_and_saves(tmp_path: Path) -> None:
+    calls: list[tuple[str, int]] = []
+    hooks = Hooks(
+        evaluate=lambda step: calls.append(("evaluate", step)),
+        evaluate_every_epochs=1,
+        draw=lambda step: calls.append(("draw", step)),
+    )
+    training = training_of(tmp_path / "run")
+    total = training.clock.total_steps
+    assert train(training, Stop(), hooks) == (True, total)
+    assert calls == [("draw", span.end_step) for span in training.clock.spans]  # one epoch: the end is not evaluated
+
+
+def test_a_stop_is_saved_and_the_run_resumes_after_it(tmp_path: Path) -> None:
+    training = training_of(tmp_path / "run")
+    end = training.clock.spans[0].end_step
+    assert train(training, Stop(deadline=time.time() - 1), Hooks()) == (False, 1)
+    stop = Stop()
+
+    def ask_to_stop(_: int) -> None:
+        stop.signal_name = "SIGTERM"
+
+    assert train(training, stop, Hooks(draw=ask_to_stop)) == (False, end + 1)  # heard after the next step
+
+
+class StopAfter(Stop):
+    """A request to stop that arrives after some steps."""
+
+    steps = 0
+
+    def reason(self, *, needed_seconds: float) -> str | None:
+        self.steps -= 1
+        return "SIGTERM" if self.steps <= 0 else None
+
+
+def test_a_stop_at_the_end_of_a_stage_draws_after_the_save(tmp_path: Path) -> None:
+    training = training_of(tmp_path / "run")
+    seen = []
+
+    def draw(step: int) -> None:
+        rows = map(json.loads, (tmp_path / "run" / "journal.jsonl").read_text().splitlines())
+        seen.append((step, [row["steps_done"] for row in rows if row["event"] == "save"]))
+
+    stop = StopAfter()
+    stop.steps = end = training.clock.spans[0].end_step
+    assert train(training, stop, Hooks(draw=draw)) == (False, end)
+    assert seen == [(end, [end])]
+
+
+@pytest.mark.parametrize("spent", [0.0, 7.0])
+def test_a_stopwatch_is_restored_with_the_state(tmp_path: Path, spent: float) -> None:
+    training = training_of(tmp_path / "run")
+    with open_session(training.config, WORLD, command="pretrain") as session:
+        session.save(training, Stopwatch({"train/0": spent}), step=3, keep_forever=lambda _: False)
+    with open_session(training.config, WORLD, command="pretrain") as session:
+        stopwatch, step = resume_(training, session)
+    assert (stopwatch.seconds, step) == ({"train/0": spent}, 3)

@@ -1,0 +1,31 @@
+import pytest
+
+from mae_curriculum.curriculum.schedule import Clock, Curriculum, Stage
+from mae_curriculum.training.metrics import area, area_left, describe_moment, images_by_stage
+
+CLOCK = Clock(
+    Curriculum(stages=(Stage(0.5, 112), Stage(0.5, 224))),
+    image_size=(16, 16),
+    patch_size=(4, 4),
+    images_per_epoch=8,
+    epochs=4,
+    batch_images=4,
+)
+"""4 steps of 4 images at 8 px, then 4 at 16 px."""
+
+
+def test_images_are_counted_by_stage() -> None:
+    assert [images_by_stage(CLOCK, step) for step in (0, 3, 4, 6, 8)] == [[0, 0], [12, 0], [16, 0], [16, 8], [16, 16]]
+
+
+def test_a_small_image_counts_by_its_area() -> None:
+    assert [area(CLOCK, CLOCK.moment(step)) for step in (0, 4)] == [1.0, 4.0]
+
+
+@pytest.mark.parametrize(("steps_done", "left"), [(0, 20.0), (4, 16.0), (6, 8.0), (8, 0.0)])
+def test_the_area_that_is_left_shrinks_to_nothing(steps_done: int, left: float) -> None:
+    assert area_left(CLOCK, steps_done) == left
+
+
+def test_a_moment_is_described_by_stage_and_size() -> None:
+    assert describe_moment(CLOCK, CLOCK.moment(5)) == "stage 2/2 16 px"
