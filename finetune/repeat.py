@@ -1,4 +1,4 @@
-"""The same run for several seeds."""
+"""Repeat a run for several seeds."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +11,7 @@ C = TypeVar("C", bound=Any)
 
 
 def config_per_seed(config: C) -> list[C]:
-    """Give the settings of each seed's run: the only one lives in `config.run`, several in folders in there."""
+    """Return the settings of each seed's run; several seeds have folders of their own in `config.run`."""
     if config.seeds == 1:
         return [config]
     seeds = range(config.seed, config.seed + config.seeds)
@@ -24,9 +24,9 @@ def run_seeds(
     once: Callable[[C], dict[str, Any] | None],
     conclude: Callable[[C, list[dict[str, Any]]], None],
 ) -> int:
-    """Make each seed's run, then conclude from their summaries; returns the exit code.
+    """Run each seed, then conclude from their summaries; returns the exit code.
 
-    once  makes one run; returns its summary, None if it was asked to stop.
+    once  runs one seed; returns its summary, None if it was asked to stop.
     """
     summaries = []
     for one in config_per_seed(config):

@@ -1,4 +1,4 @@
-"""The arithmetic that a model may run in."""
+"""The arithmetic of a model."""
 
 from typing import Literal
 

@@ -17,10 +17,31 @@ from tests.slurm_cluster import Cluster, slurm_cluster, why_no_cluster
 torch.set_num_threads(1)  # the models of the tests are too small for more
 
 
+SLOW = {
+    "test_doctor",
+    "test_finetune",
+    "test_pipeline",
+    "test_pretraining",
+    "test_real_images",
+    "test_slurm",
+    "test_status",
+    "test_survival",
+    "test_wandb",
+    "test_anomalies",
+    "test_figures",
+    "test_html",
+    "test_distributed",
+}
+"""Files whose tests start processes, clusters or browsers; `-m "not slow"` leaves them out."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file that takes longest; the others that want a cluster come last, as there is one at a time."""
+    """Start with the file that takes longest; the others that need a cluster come last, as there is one at a time."""
     last = ("test_doctor", "test_pipeline")
     items.sort(key=lambda item: (item.path.stem in last) - (item.path.stem == "test_slurm"))
+    for item in items:
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

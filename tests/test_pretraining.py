@@ -271,7 +271,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "model.mask_ratio must be above 0 and below 1, got 0": {"model__mask_ratio": 0},
     "model.mask_ratio must be above 0 and below 1, got 1": {"model__mask_ratio": 1},
     "batch_size must be at least 1, got 0": {"batch_size": 0},
-    "would last 4314 images, less than one step": {"batch_size": 100000, "curriculum": "configs/curriculum/none.yaml"},
+    "would have 4314 images, fewer than one step": {"batch_size": 100000, "curriculum": "configs/curriculum/none.yaml"},
     "did you mean 'mask_ratio'": {"model__mask_ration": 0.5},
     "epochs: Expected a int. Got value: 1.5": {"epochs": 1.5},
     "data.std has 1 values, model.channels is 3": {"model__channels": 3, "data__mean": "null"},

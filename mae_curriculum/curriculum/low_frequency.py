@@ -1,7 +1,7 @@
-"""Shrinking images to their low frequencies: the exact crop of the Fourier spectrum, and cheaper approximations.
+"""Shrink images to their low frequencies: the exact crop of the Fourier spectrum, and cheaper approximations.
 
-A filter samples between the pixels, the crop on the first one, so an approximation lies up to a pixel aside of the
-exact crop. Measured on 200 ImageNet photographs of 224 px, normalised (standard deviation 1.15), the root mean square
+A filter samples between pixels, the crop at the first one, so an approximation is shifted by up to a pixel against the
+exact crop. Measured on 200 ImageNet photographs of 224 px, normalized (standard deviation 1.15), the root mean square
 difference from `fourier` at 96, 160 and 192 px is 0.197, 0.094 and 0.056 for `lanczos` and 0.195, 0.099 and 0.066 for
 `bicubic`; the two differ from each other by 0.030, 0.026 and 0.025.
 """
@@ -17,9 +17,9 @@ from torch import Tensor
 def low_frequency_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Shrink images by keeping only their lowest spatial frequencies.
 
-    Of an axis of n pixels, of which b stay, the frequencies -(b//2) .. b - b//2 - 1 are kept, and the real part of the
-    inverse transform is taken. The real part halves the frequency -b/2 of an even b, which has no partner, and adds the
-    mirrored half of +b/2; doing so on the half spectrum of a real transform saves the complex one.
+    An axis of n pixels is reduced to b pixels by keeping the frequencies -(b//2) .. b - b//2 - 1 and taking the real
+    part of the inverse transform. For even b, the real part halves the frequency -b/2, which has no partner, and adds
+    the mirrored half of +b/2; here that is done on the half spectrum of a real transform, which is cheaper.
 
     images   (..., h, w), floating point. Means are kept.
     size     (height, width) of the result, pixels, each 1 to the image's own.
@@ -48,7 +48,7 @@ def low_frequency_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _crop_rows(spectrum: Tensor, height: int) -> Tensor:
-    """Keep the lowest `height` frequencies of the second to last axis, the unpaired one averaged with its mirror."""
+    """Return the lowest `height` frequencies of the second-to-last axis, the unpaired one averaged with its mirror."""
     h, half = spectrum.shape[-2], height // 2
     if height == h:
         return spectrum
@@ -74,10 +74,10 @@ def lanczos(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _lanczos_weights(full: int, small: int, device: torch.device) -> Tensor:
-    """Make the (small, full) matrix that resamples one axis: a Lanczos-3 window, stretched."""
+    """Return the (small, full) matrix that resamples one axis: a Lanczos-3 window, stretched."""
     scale = full / small
-    centres = (torch.arange(small, dtype=torch.float64) + 0.5) * scale
-    distance = (torch.arange(full, dtype=torch.float64) + 0.5 - centres[:, None]) / scale
+    centers = (torch.arange(small, dtype=torch.float64) + 0.5) * scale
+    distance = (torch.arange(full, dtype=torch.float64) + 0.5 - centers[:, None]) / scale
     weights = torch.where(distance.abs() < 3, torch.sinc(distance) * torch.sinc(distance / 3), 0.0)
     return (weights / weights.sum(1, keepdim=True)).to(device)
 

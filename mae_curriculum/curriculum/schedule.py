@@ -1,12 +1,12 @@
-"""The curriculum: what the encoder sees at every moment of a run.
+"""The curriculum: what the encoder sees at every step of a run.
 
-A `Curriculum` says in shares of the run how large the images are and how strongly they are augmented. A `Clock` lays
-it over one run (image size, patch, images per epoch, epochs, batch) and answers every question about time: it converts
-steps, images, epochs, equivalent epochs and progress into each other, and tells size and strength at a step. Nothing
-else in the program decides either. Pure Python: positions are fractions, so nothing drifts on long runs.
+A `Curriculum` defines, in shares of a run, how large images are and how strongly they are augmented. A `Clock` applies
+it to one run (image size, patch size, images per epoch, epochs, batch size) and answers every question about time: it
+converts between steps, images, epochs and progress, and knows size and strength at each step. Nothing else decides
+these. Pure Python: positions are fractions, so nothing drifts on long runs.
 
-Terms   *step* is one optimizer update; *progress* is the share of the run that is over, 0 to 1; an *equivalent epoch*
-        is 1/epochs of the progress: with `pace: compute` it holds more than one real pass while images are small.
+Terms   *step* is one optimizer update; *progress* is the share of the run that is done, 0 to 1; an *equivalent epoch*
+        is 1/epochs of the progress: with `pace: compute` it has more than one real pass while images are small.
 Source  EfficientTrain (arXiv:2211.09703), EfficientTrain++ (arXiv:2405.08768).
 """
 
@@ -20,19 +20,19 @@ from typing import Literal
 from mae_curriculum.config import ConfigError
 
 REFERENCE_SIZE = 224
-"""The image size, in pixels, that the sizes of a curriculum refer to: the one of the papers' tables."""
+"""Image size in pixels that the sizes of a curriculum refer to, as in the papers' tables."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the run with one image size."""
+    """A part of a run with one image size."""
 
     share: float
     """Share of the run, above 0; the shares of all stages sum to 1."""
     size: int
     """Image side in pixels at a reference of 224: 224 is the model's full image size, 112 half of it."""
     batch_factor: float = 1.0
-    """Images per step in this stage, as a multiple of `batch_size`; the learning rate grows with it."""
+    """Images per step in this stage, as a multiple of `batch_size`; the learning rate scales with it."""
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= REFERENCE_SIZE:
@@ -46,17 +46,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How strongly images are augmented; each [start, end] is followed linearly over the run's progress."""
+    """How strongly images are augmented; each [start, end] is interpolated linearly over the run's progress."""
 
     randaug: tuple[float, float] | None = None
-    """Magnitude of RandAugment (mstd 0.5, increasing ops), 0 to 10; null for none. Colour changes hurt plain MAE."""
+    """Magnitude of RandAugment (mstd 0.5, increasing ops), 0 to 10; null for none. Color changes hurt plain MAE."""
     min_area: tuple[float, float] = (0.2, 0.2)
     """Smallest crop of RandomResizedCrop, as a share of the image's area, above 0 and at most 1."""
     flip: bool = True
-    """Mirror left and right half of the time."""
+    """Flip images horizontally, half of the time."""
     erasing: float = 0.0
-    """Probability that a random rectangle of an image is overwritten with noise (arXiv:1708.04896), 0 to 1; for
-    classifiers."""
+    """Probability of random erasing (arXiv:1708.04896), 0 to 1; for classifiers."""
 
     def __post_init__(self) -> None:
         if self.randaug is not None and not all(0 <= magnitude <= 10 for magnitude in self.randaug):
@@ -71,17 +70,17 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """How input size and augmentation strength grow over the run. One stage of 224 is plain MAE."""
+    """How input size and augmentation strength grow over a run. A single stage of size 224 is plain MAE."""
 
     pace: Literal["images", "compute"] = "images"
-    """A stage lasts its share of the run's images (EfficientTrain), or of its compute: (full area / area) times the
-    images of its share (EfficientTrain++)."""
+    """Whether shares are of the run's images (EfficientTrain) or of its compute (EfficientTrain++): with compute, a
+    stage has (full area / area) times the images of its share."""
     stages: tuple[Stage, ...] = (Stage(share=1.0, size=REFERENCE_SIZE),)
-    """In order."""
+    """Stages, in order."""
     augmentation: Augmentation = Augmentation()
-    """Strength over the run."""
+    """Augmentation strength over the run."""
     resize: Literal["fourier", "lanczos", "bicubic"] = "fourier"
-    """How an image is brought to the stage's size: the papers' low-frequency crop, or a cheaper approximation."""
+    """How images are resized to a stage's size: the papers' low-frequency crop, or a cheaper approximation."""
 
     def __post_init__(self) -> None:
         shares = [stage.share for stage in self.stages]
@@ -103,7 +102,7 @@ class View:
 
 @dataclass(frozen=True)
 class Span:
-    """A stage laid over a run: steps first_step .. first_step + steps - 1, all with one view and batch size."""
+    """A stage of a run: steps first_step .. first_step + steps - 1, all with one view and batch size."""
 
     index: int
     view: View
@@ -112,12 +111,13 @@ class Span:
     first_step: int
     steps: int
     first_image: int
-    """Images seen before this stage."""
+    """Number of images seen before this stage."""
     start: Fraction
-    """Progress at its first step."""
+    """Progress before its first step."""
     share: Fraction
+    """Share of the run."""
     area_share: Fraction
-    """Area of an image of this stage, as a share of the full image's."""
+    """Area of an image in this stage, as a share of the full image's."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -126,12 +126,12 @@ class Span:
 
     @property
     def images(self) -> int:
-        """Images that this stage sees."""
+        """Number of images that this stage sees."""
         return self.steps * self.batch_images
 
     @property
     def end_step(self) -> int:
-        """Steps of the run that are made once it is over."""
+        """Number of the run's steps that are done when this stage ends."""
         return self.first_step + self.steps
 
     @property
@@ -142,16 +142,16 @@ class Span:
 
 @dataclass(frozen=True)
 class Moment:
-    """All that depends on time, for one step."""
+    """Everything that depends on time, for one step."""
 
     step: int
     stage: int
     view: View
     first_image: int
-    """Position of the step's first image in the stream of all epochs."""
+    """Position of the step's first image in the sequence of all epochs."""
     batch_images: int
     progress: float
-    """At the beginning of the step."""
+    """Progress before the step."""
     magnitude: float | None
     """RandAugment magnitude, or None for no RandAugment."""
     min_area: float
@@ -164,7 +164,7 @@ class Moment:
 
 
 class Clock:
-    """A curriculum laid over one run."""
+    """A curriculum applied to one run."""
 
     def __init__(
         self,
@@ -177,19 +177,19 @@ class Clock:
         batch_images: int,
         mask_ratio: float = 0.0,
     ) -> None:
-        """Lay out the stages.
+        """Compute the stages' steps.
 
-        Stages border at the whole step nearest to their share, so that a run paced by images has exactly the steps of
-        the run without curriculum. Batches run on over the end of an epoch: no image is dropped.
+        Stages end at the whole step nearest to their share, so that a run paced by images has exactly as many steps as
+        the run without curriculum. Batches continue across the end of an epoch: no image is dropped.
 
-        Raises  ConfigError if a stage would not last a single step.
+        Raises  ConfigError if a stage would be shorter than a step.
         """
         self.curriculum = curriculum
         self.images_per_epoch = images_per_epoch
         self.epochs = epochs
-        self.spans: tuple[Span, ...] = tuple(self._lay_out(image_size, patch_size, batch_images, mask_ratio))
+        self.spans: tuple[Span, ...] = tuple(self._build_spans(image_size, patch_size, batch_images, mask_ratio))
 
-    def _lay_out(
+    def _build_spans(
         self, image_size: tuple[int, int], patch_size: tuple[int, int], batch_images: int, mask_ratio: float
     ) -> Sequence[Span]:
         shares = [Fraction(str(stage.share)) for stage in self.curriculum.stages]
@@ -208,7 +208,7 @@ class Clock:
             steps = _round(exact_steps) - first_step
             if steps < 1:
                 raise ConfigError(
-                    f"curriculum.stages: stage {index + 1} of {len(shares)} would last {float(images):g} images, less "
+                    f"curriculum.stages: stage {index + 1} of {len(shares)} would have {float(images):g} images, fewer "
                     f"than one step of {batch}; raise epochs ({self.epochs}) or lower batch_size ({batch_images})"
                 )
             view = View(size, mask_ratio)
@@ -218,40 +218,40 @@ class Clock:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         return self.spans[-1].end_step
 
     @property
     def total_images(self) -> int:
-        """Images that the whole run sees."""
+        """Number of images that the whole run sees."""
         return self.spans[-1].first_image + self.spans[-1].images
 
     def span(self, step: int) -> Span:
-        """Tell the stage of a step; the end of the run counts to the last stage."""
+        """Return the stage of a step; the end of the run belongs to the last stage."""
         if not 0 <= step <= self.total_steps:
             raise ValueError(f"step must be in 0..{self.total_steps}, got {step}")
         return self.spans[bisect_right(self.spans, step, key=lambda span: span.first_step) - 1]
 
     def images(self, step: int) -> int:
-        """Count the images seen before a step."""
+        """Return the number of images seen before a step."""
         span = self.span(step)
         return span.first_image + (step - span.first_step) * span.batch_images
 
     def real_epochs(self, step: int) -> Fraction:
-        """Count the passes over the data made before a step."""
+        """Return the number of passes over the data before a step."""
         return Fraction(self.images(step), self.images_per_epoch)
 
     def progress(self, step: int) -> Fraction:
-        """Tell the share of the run that is over before a step, 0 to 1; it grows evenly within a stage."""
+        """Return the share of the run that is done before a step, 0 to 1; it grows linearly within a stage."""
         span = self.span(step)
         return span.start + span.share * Fraction(step - span.first_step, span.steps)
 
     def equivalent_epochs(self, step: int) -> Fraction:
-        """Count the epochs, in units of the baseline's cost, that are over before a step."""
+        """Return the number of equivalent epochs before a step."""
         return self.progress(step) * self.epochs
 
     def moment(self, step: int) -> Moment:
-        """Tell everything that depends on time, for a step."""
+        """Return everything that depends on time, for a step."""
         span, progress = self.span(step), float(self.progress(step))
         augmentation = self.curriculum.augmentation
         return Moment(
@@ -267,7 +267,7 @@ class Clock:
 
 
 def stage_size(size: int, image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
-    """Scale a size at the reference of 224 to the model's image (height, width), in whole patches, at least one."""
+    """Return the size (height, width) that is `size` at the reference of 224, in whole patches, at least one."""
     height, width = (
         max(1, _round(Fraction(size * side, REFERENCE_SIZE * patch))) * patch
         for side, patch in zip(image_size, patch_size, strict=True)

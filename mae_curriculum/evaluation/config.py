@@ -7,16 +7,16 @@ from mae_curriculum.config import ConfigError, exempt
 
 @dataclass(frozen=True)
 class KnnConfig:
-    """The kNN accuracy of a run, where its images have classes."""
+    """kNN accuracy of a run, if its images have classes."""
 
     every_epochs: int | None = exempt(None)
-    """Equivalent epochs between two measurements during pretraining; null for the end alone."""
-    neighbours: int = exempt(20)
-    """Nearest training images that vote."""
-    temperature: float = exempt(0.07)
-    """A vote weighs exp(cosine similarity / temperature)."""
+    """Equivalent epochs between two evaluations during pretraining; null for one at the end."""
+    neighbours: int = 20
+    """Number of nearest training images that vote."""
+    temperature: float = 0.07
+    """Temperature of the votes: each weighs exp(cosine similarity / temperature)."""
     batch_images: int = exempt(256)
-    """Images encoded at once on each device."""
+    """Images that a device encodes at once."""
 
     def __post_init__(self) -> None:
         if self.every_epochs is not None and self.every_epochs < 1:

@@ -15,35 +15,35 @@ TIMM_NAMES = {
     "depth": "depth",
     "heads": "num_heads",
 }
-"""The settings of `ModelConfig` that override what timm's name says, and timm's words for them."""
+"""Settings of `ModelConfig` that override what the model's name implies, and timm's names for them."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The masked autoencoder. Null in the first group leaves what the name says."""
+    """Encoder, decoder, masking and target. null leaves what `name` implies."""
 
     name: str = "vit_base_patch16_224"
-    """Any plain ViT of timm: the encoder."""
+    """Encoder: any plain ViT of timm."""
     image_size: int | tuple[int, int] | None = None
     """Full image size in pixels, a side or [height, width]; a multiple of the patch size."""
     patch_size: int | None = None
-    """Side of a patch, pixels."""
+    """Side of a patch in pixels."""
     channels: int = 3
     """Image channels, 1 to 16."""
     width: int | None = None
-    """Width of the encoder, a multiple of 4 and of its heads."""
+    """Width of the encoder; a multiple of 4 and of `heads`."""
     depth: int | None = None
-    """Blocks of the encoder."""
+    """Number of blocks of the encoder."""
     heads: int | None = None
     """Attention heads of the encoder."""
     mask_ratio: float = 0.75
-    """Share of the patches hidden from the encoder, above 0 and below 1."""
+    """Share of the patches that are hidden from the encoder, above 0 and below 1."""
     target: Target = "norm_pixels"
-    """What is predicted: pixels, or pixels normalised patch by patch."""
+    """What the decoder predicts: pixels, or pixels normalized per patch (norm_pix_loss)."""
     decoder_width: int = 512
-    """Width of the decoder, a multiple of 4 and of its heads."""
+    """Width of the decoder; a multiple of 4 and of `decoder_heads`."""
     decoder_depth: int = 8
-    """Blocks of the decoder."""
+    """Number of blocks of the decoder."""
     decoder_heads: int = 16
     """Attention heads of the decoder."""
 

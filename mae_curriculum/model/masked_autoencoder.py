@@ -63,10 +63,10 @@ class MaskedAutoencoder(nn.Module):
         return error.square().mean(dim=(1, 2))
 
     def encode(self, patches: Tensor, grid: tuple[int, int], ids: Tensor | None = None) -> Tensor:
-        """Encode patches of images cut into `grid`.
+        """Encode patches of images with a given grid.
 
         patches  (b, k, p*q*c), as `patchify` orders them.
-        ids      (b, k) the places of the patches in the grid, row by row; None if all are there in order.
+        ids      (b, k) the patches' numbers in the grid, row by row; None if all are there, in order.
         Returns  (b, prefix + k, d): prefix tokens (class, registers), then the patches in their order.
         """
         encoder = self.encoder
@@ -89,19 +89,19 @@ class MaskedAutoencoder(nn.Module):
 
     @property
     def pools(self) -> tuple[str, ...]:
-        """The ways to describe an image in one vector: its class token, if the encoder has one; its patches' mean."""
+        """Poolings that give one vector per image: the class token, if there is one, and the mean of the patches."""
         return ("avg",) if self.encoder.cls_token is None else ("token", "avg")
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Encode whole images, nothing masked: (b, c, h, w) -> (b, prefix + n, d)."""
+        """Return the tokens of whole images, nothing masked: (b, c, h, w) -> (b, prefix + n, d)."""
         return self.encode(patchify(images, self.patch_size), self.grid(images.shape[-2:]))
 
     def features(self, images: Tensor) -> Tensor:
-        """Describe images in each of the `pools`, nothing masked: (b, c, h, w) -> (b, p, d)."""
+        """Return the features of whole images in each of the `pools`, nothing masked: (b, c, h, w) -> (b, p, d)."""
         tokens = self.tokens(images)
-        ways = {"token": tokens[:, 0], "avg": tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1)}
-        described: Tensor = self.encoder.fc_norm(torch.stack([ways[pool] for pool in self.pools], dim=1))
-        return described
+        pooled = {"token": tokens[:, 0], "avg": tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1)}
+        features: Tensor = self.encoder.fc_norm(torch.stack([pooled[pool] for pool in self.pools], dim=1))
+        return features
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, int]:
         """Return the patches per column and per row of an image of this size (height, width)."""
@@ -115,7 +115,7 @@ class MaskedAutoencoder(nn.Module):
         return resample_positions(patches, self.full_grid, grid)
 
     def _initialize_(self) -> None:
-        """MAE's initialisation: Xavier-uniform linear layers, the patch embedding among them; tokens N(0, 0.02)."""
+        """Initialize as MAE does: linear layers and patch embedding Xavier-uniform, tokens N(0, 0.02)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -133,24 +133,24 @@ class MaskedAutoencoder(nn.Module):
 
 
 def build_model(config: ModelConfig, *, seed: int) -> MaskedAutoencoder:
-    """Build the model with weights that depend on config and seed alone; the global random state is left as it was."""
+    """Return a model whose weights depend on config and seed alone; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MaskedAutoencoder(config)
 
 
 def _build_encoder(config: ModelConfig) -> Any:
-    """Make timm's ViT without a head; typed Any because timm declares its modules' attributes loosely."""
+    """Return timm's ViT without a head; typed Any because timm's attributes are typed loosely."""
     if not timm.models.is_model_in_modules(config.name, ["vision_transformer"]):
         near = difflib.get_close_matches(config.name, timm.list_models(module="vision_transformer"), n=3)
         raise ConfigError(
-            f"model.name: timm has no plain ViT named '{config.name}'; near are {', '.join(near) or 'none'}"
+            f"model.name: timm has no plain ViT named '{config.name}'; similar: {', '.join(near) or 'none'}"
         )
     given = {timms: getattr(config, ours) for ours, timms in TIMM_NAMES.items() if getattr(config, ours) is not None}
     try:
         encoder: Any = timm.create_model(config.name, num_classes=0, global_pool="", weight_init="skip", **given)
-    except (AssertionError, ValueError, RuntimeError) as error:  # timm's words for a shape or a name that cannot be
-        raise ConfigError(f"model: {config.name} with {given or 'its own shape'} cannot be: {error}") from error
+    except (AssertionError, ValueError, RuntimeError) as error:  # what timm raises for impossible shapes
+        raise ConfigError(f"model: timm cannot build {config.name} with {given}: {error}") from error
     if not all(hasattr(block, "attn") for block in encoder.blocks):
         raise ConfigError(
             f"model.name: the blocks of '{config.name}' are not those of a plain ViT; try vit_base_patch16_224"

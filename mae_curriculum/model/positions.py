@@ -1,8 +1,8 @@
 """Positional embeddings: the 2-D sine-cosine table, on the full grid and on the smaller grids of a curriculum.
 
-Table and smaller grids are one formula. A patch of a smaller grid covers more of the image; its centre, measured in
-patches of the full grid, is where the formula is evaluated. So shrinking the grid interpolates the embedding without
-any interpolation error, and at the full grid gives MAE's own table.
+One formula serves all grids. A patch of a smaller grid covers more of the image; the formula is evaluated at its
+center, measured in patches of the full grid. So a smaller grid interpolates the embedding without any error, and the
+full grid has MAE's own table.
 """
 
 from functools import lru_cache
@@ -14,14 +14,14 @@ from torch import Tensor
 
 @lru_cache(maxsize=64)
 def sincos_positions(grid: tuple[int, int], full_grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
-    """Make the fixed 2-D sine-cosine embedding of MAE for a grid that spans the same image as `full_grid`.
+    """Return the fixed 2-D sine-cosine embedding of MAE for a grid that covers the same image as `full_grid`.
 
     grid, full_grid  patches per column and per row (height, width).
     width            embedding width, a multiple of 4: half for the column, half for the row, sines before cosines.
     Returns          (grid height * grid width, width), float32, row by row.
     Source           facebookresearch/mae, whose first half holds the horizontal position.
     """
-    with torch.device("cpu"):  # float64 is not to be had everywhere
+    with torch.device("cpu"):  # not every device has float64
         frequency = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
         y, x = (
             (torch.arange(count, dtype=torch.float64) + 0.5) * (full / count) - 0.5
@@ -52,11 +52,11 @@ def resample_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int
 def resample_bias(
     table: Tensor, window: tuple[int, int], new_window: tuple[int, int], scale: tuple[float, float]
 ) -> Tensor:
-    """Resample the bias that window attention adds for each displacement between two patches, differentiably.
+    """Return the bias table of window attention, resampled for another window, differentiably.
 
     table       ((2h-1)(2w-1), heads) for a window (h, w): displacements of 1-h..h-1 patches down, 1-w..w-1 across.
-    new_window  (h', w') of the window wanted, in its own patches.
-    scale       how many of the table's patches one of the new ones spans, down and across.
+    new_window  (h', w') of the new window, in its own patches.
+    scale       size of a new patch in patches of the table, down and across.
     Returns     ((2h'-1)(2w'-1), heads): the table at the same displacements in the image, bicubic.
     """
     axes = [

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with MAE's groups, and the batch-size rule."""
+"""The optimizer: AdamW with MAE's parameter groups, and the scaling of its learning rate."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from mae_curriculum.training.config import OptimConfig
 
 
 def scaled_lr(base_lr: float, batch_images: int) -> float:
-    """Scale a learning rate given for 256 images to a batch (arXiv:1706.02677; MAE does so with AdamW)."""
+    """Return the learning rate of a batch, given that of 256 images (arXiv:1706.02677; MAE uses it with AdamW)."""
     return base_lr * batch_images / 256
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
-    """Make AdamW over the trained parameters; vectors and tokens (1, n, d) are not decayed."""
+    """Return AdamW over the trained parameters; vectors and tokens (1, n, d) have no weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     is_matrix = [parameter.ndim > 1 and parameter.shape[0] > 1 for parameter in trained]
     groups = [
@@ -28,5 +28,5 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
 
 
 def build_adamw(groups: list[dict[str, Any]], config: OptimConfig) -> AdamW:
-    """Make AdamW over groups of parameters that say their weight decay; the loop sets their learning rates."""
+    """Return AdamW over parameter groups with their own weight decay; the training step sets the learning rates."""
     return AdamW(groups, lr=0.0, betas=config.betas, fused=True)

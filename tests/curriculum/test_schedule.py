@@ -125,7 +125,7 @@ def test_thirds_that_sum_to_one_but_for_rounding_are_taken() -> None:
 
 
 def test_a_stage_of_less_than_a_step_is_refused() -> None:
-    with pytest.raises(ConfigError, match="stage 2 of 3 would last 200 images, less than one step of 1000"):
+    with pytest.raises(ConfigError, match="stage 2 of 3 would have 200 images, fewer than one step of 1000"):
         make_clock(epochs=1, batch_images=1000)
 
 

@@ -221,7 +221,7 @@ def test_other_vits_are_measured() -> None:
 
 
 MISTAKES: dict[str, dict[str, Any]] = {
-    "has no plain ViT named 'vit_bse_patch16_224'; near are vit_base_patch16_224": {"name": "vit_bse_patch16_224"},
+    "has no plain ViT named 'vit_bse_patch16_224'; similar: vit_base_patch16_224": {"name": "vit_bse_patch16_224"},
     "has no plain ViT named 'resnet50'": {"name": "resnet50"},
     "image_size 30x30 must be a multiple of the patch size, 8": {"image_size": 30},
     "hold more than one patch": {"image_size": 8},
