@@ -10,9 +10,10 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,9 @@ def check_cluster(config: DoctorConfig) -> list[CheckResult]:
     folder_advice = f"if no log gives a reason, the nodes do not see {config.folder}; choose another --folder"
     return [
         *missing_reports("shared folder", set(range(tasks)) - nodes.keys(), job, state, folder_advice),
-        *compare_software(all_results(nodes)),
+        *compare_software([*chain.from_iterable(nodes.values())]),
         *missing_reports("network", nodes.keys() - network.keys(), job, state, JOIN_ADVICE),
-        *all_results(network),
+        *chain.from_iterable(network.values()),
     ]
 
 
@@ -155,11 +156,6 @@ def read_reports(folder: Path, part: str) -> dict[int, list[CheckResult]]:
     """Read the results that the tasks wrote, by rank, in order."""
     paths = {int(path.stem.removeprefix(f"{part}-")): path for path in folder.glob(f"{part}-*.json")}
     return {rank: [CheckResult(**entry) for entry in json.loads(paths[rank].read_text())] for rank in sorted(paths)}
-
-
-def all_results(reports: Mapping[int, list[CheckResult]]) -> list[CheckResult]:
-    """Return the results of all tasks."""
-    return [result for report in reports.values() for result in report]
 
 
 def missing_reports(check: str, missing: set[int], job: Any, state: str, advice: str) -> list[CheckResult]:

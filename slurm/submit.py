@@ -69,14 +69,10 @@ def run_command(package: str, verb: str, arguments: Sequence[str]) -> int:
 def describe_resources(config: ClusterConfig) -> str:
     """Format what a job requests as a comment line."""
     processes = config.nodes * config.processes_per_node
-    parts = [f"{config.nodes} nodes, {processes} processes"]
-    if config.cpus_per_task:
-        parts[0] += f" with {config.cpus_per_task} CPU cores each"
-    if config.gpus_per_node:
-        parts.append(f"{config.nodes * config.gpus_per_node} GPUs")
-    if config.memory:
-        parts.append(f"{config.memory} of memory per node")
-    return f"# {', '.join(parts)}, {config.time} per start"
+    cores = f" with {config.cpus_per_task} CPU cores each" if config.cpus_per_task else ""
+    gpus = f", {config.nodes * config.gpus_per_node} GPUs" if config.gpus_per_node else ""
+    memory = f", {config.memory} of memory per node" if config.memory else ""
+    return f"# {config.nodes} nodes, {processes} processes{cores}{gpus}{memory}, {config.time} per start"
 
 
 def describe_cost(settings: Any, config: SubmitConfig) -> str:
