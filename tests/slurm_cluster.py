@@ -134,7 +134,8 @@ def slurm_cluster(folder: Path) -> Iterator[Cluster]:
             cluster.start_node(node)
         _wait(lambda: _idle_nodes(environment) == 2, "two idle nodes")
         yield cluster
-        subprocess.run(["scancel", "--full", "--user=root"], env=environment, check=False, capture_output=True)
+        words = ["scancel", "--full", "--signal=KILL", "--user=root"]
+        subprocess.run(words, env=environment, check=False, capture_output=True)
         time.sleep(1)
 
 
@@ -199,10 +200,7 @@ def _start(stack: ExitStack, command: list[object], environment: dict[str, str])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=15)
-    process.kill()
+    process.kill()  # at once: nothing that it would save is needed again
     process.wait()
 
 
