@@ -6,14 +6,14 @@ from mae_curriculum.cli import run_verb
 
 VERBS = {
     "submit": ("slurm.submit:SubmitConfig", "slurm.submit:submit"),
-    "pipeline": ("slurm.pipeline:PipelineConfig", "slurm.pipeline:pipeline"),
+    "pipeline": ("slurm.pipeline_config:PipelineConfig", "slurm.pipeline:pipeline"),
     "status": ("slurm.status:StatusConfig", "slurm.status:status"),
     "doctor": ("slurm.doctor:DoctorConfig", "slurm.doctor:doctor"),
 }
 
 
 def main(arguments: list[str]) -> int:
-    """Run a verb; returns the exit code. What stands behind `--` is the command to submit."""
+    """Run a verb and return the exit code. The command to submit follows `--`."""
     return run_verb("slurm", VERBS, arguments)
 
 

@@ -1,5 +1,6 @@
-"""What runs on the nodes: one process of a command, which asks to be started again if it was stopped before its end."""
+"""The part that runs on the nodes: one process of a command, which requeues its job if it was stopped early."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -9,86 +10,79 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
+from typing import NoReturn
 
-CONTINUE = 75
-"""Exit code of a command that was stopped and can be continued."""
+from mae_curriculum.run.stop import EXIT_RESUMABLE, SIGNALS
 
-REQUEUE_SECONDS, REFUSED_SECONDS = 120, 30
-"""In which SLURM ends a job that it puts back into the queue: as it was asked to, or of itself where it refuses, since
-the job was there already. Else the job fails, lest those that depend on it take it for done."""
+logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""They wait until the command itself looks after them: until then they would end the process, or submitit's handlers
-would."""
+REQUEUE_SECONDS = 120
+"""Within this time SLURM ends a job that it agreed to requeue."""
+
+REFUSED_SECONDS = 30
+"""The same if SLURM refuses the request, which may mean that it is requeuing the job already (preemption)."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command, as each task of a job runs it."""
+    """A command as each task of a job runs it."""
 
     package: str
     """mae_curriculum or finetune."""
     arguments: Sequence[str]
     """Verb and settings."""
-    most_requeues: int
-    """How often the job may start again."""
+    max_requeues: int
+    """How often the job may be requeued."""
 
-    def __call__(self) -> int:
-        """Run the command; a stopped one puts its job back into the queue, under the same number."""
+    def __call__(self) -> None:
+        """Run the command; if it was stopped and can be resumed, requeue the job under the same id."""
+        # until the command has its own handlers, a signal would end the process or reach submitit's handlers
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        meet_on_first_node()
-        os.environ.setdefault("SLURM_JOB_END_TIME", str(job_end(this_job())))
+        set_master_address()
+        os.environ.setdefault("SLURM_JOB_END_TIME", str(query_end_time(current_job())))
         main = import_module(f"{self.package}.__main__").main
         code: int = main(list(self.arguments))
-        signal.pthread_sigmask(
-            signal.SIG_BLOCK, SIGNALS
-        )  # one that comes now must not make a finished job a failed one
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a signal that comes now must not fail a finished job
         sys.stdout.flush()
-        if code == CONTINUE:
+        if code == EXIT_RESUMABLE:
             self.requeue()
-        elif code:
-            raise RuntimeError(
-                f"{self.package} {self.arguments[0]} ended with exit code {code}; its error stands above"
-            )
-        return code
+        if code:
+            raise RuntimeError(f"{self.package} {self.arguments[0]} ended with exit code {code}; see its error above")
 
-    def requeue(self) -> None:
-        """Put this job back into the queue, from the first of its tasks; the others wait to be ended with it."""
-        count = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        if count >= self.most_requeues:
-            raise RuntimeError(
-                f"stopped, and not started again: this was start {count + 1} of {self.most_requeues + 1}"
-            )
-        told = ""
+    def requeue(self) -> NoReturn:
+        """Requeue this job from its first task; all tasks then wait until SLURM ends them.
+
+        Raises  RuntimeError if the job has no requeues left or is still alive after the wait. The job then fails, so
+                that jobs that depend on it do not start.
+        """
+        job = current_job()
+        starts = int(os.environ.get("SLURM_RESTART_COUNT", "0")) + 1
+        if starts > self.max_requeues:
+            raise RuntimeError(f"stopped and not requeued: this was start {starts} of {self.max_requeues + 1}")
+        refusal = ""
         if os.environ.get("SLURM_PROCID", "0") == "0":
-            job = this_job()
-            print(
-                f"stopped; job {job} goes back into the queue ({count + 1} of at most {self.most_requeues})", flush=True
-            )
-            told = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False).stderr
-        time.sleep(REFUSED_SECONDS if told else REQUEUE_SECONDS)
-        raise RuntimeError(
-            f"SLURM did not put job {this_job()} back into the queue: {told.strip() or 'it does not say why'}"
-        )
+            logger.info(f"stopped; requeuing job {job} ({starts} of at most {self.max_requeues} times)")
+            refusal = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False).stderr
+        time.sleep(REFUSED_SECONDS if refusal else REQUEUE_SECONDS)
+        raise RuntimeError(f"SLURM did not requeue job {job}: {refusal.strip() or 'no reason given'}")
 
 
-def this_job() -> str:
-    """Give the number of this job; one task of an array, not all of it, whose first task goes by the same number."""
+def current_job() -> str:
+    """Return the id of this job. A task of an array is ARRAY_INDEX, since its plain number may mean the whole array."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ["SLURM_JOB_ID"]
 
 
-def meet_on_first_node() -> None:
-    """Let the processes of a job meet where srun started, on the first node: its address needs no name service."""
+def set_master_address() -> None:
+    """Let the processes of a job connect to the first node, where srun started; its address needs no name service."""
     os.environ.setdefault("MASTER_ADDR", os.environ["SLURM_LAUNCH_NODE_IPADDR"])
 
 
-def job_end(job: str) -> int:
-    """Ask SLURM when a job's time is over, in seconds since 1970; far away where there is no limit."""
-    told = subprocess.run(["squeue", "-h", "-j", job, "-o", "%e"], capture_output=True, text=True, check=False)
-    text = told.stdout.strip()
+def query_end_time(job: str) -> int:
+    """Ask SLURM when a job reaches its time limit, in seconds since 1970; a date far away if it has none."""
+    answer = subprocess.run(["squeue", "-h", "-j", job, "-o", "%e"], capture_output=True, text=True, check=False)
     try:
-        return int(datetime.fromisoformat(text).timestamp())
+        return int(datetime.fromisoformat(answer.stdout.strip()).timestamp())
     except ValueError:  # N/A, or no answer
         return 2**62

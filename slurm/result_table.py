@@ -1,8 +1,7 @@
-"""The outcome of a pipeline: what is done, what each variant came to, what is still on its way."""
+"""The table of a pipeline: results of what has finished, the state of everything else."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,57 +12,60 @@ from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.terminal import format_table
 from mae_curriculum.tracking.history import read_history
 from slurm.cluster import read_submission
-from slurm.status import stands
+from slurm.pipeline_config import PipelineRun, variant_name
+from slurm.status import state_and_error
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One run in the table."""
-
-    row: str
-    """Its variant; those of several seeds share a row."""
-    run: Path
-    result: Path
-    """What is there once it is done."""
-
-
-def as_outcome(groups: Sequence[Sequence[Entry]], queue: Mapping[str, str]) -> str:
-    """Lay out the table: a row for each variant, a column for each group."""
-    rows = list(dict.fromkeys(entry.row for entry in groups[0]))
-    header = ["variant", *(group[0].run.name for group in groups)]
-    cells = [[row, *(as_cell([e for e in group if e.row == row], queue) for group in groups)] for row in rows]
-    return format_table([header, *cells])
+def format_result_table(groups: Sequence[Sequence[PipelineRun]], queue: Mapping[str, str]) -> str:
+    """Format the table: a row per variant, seeds together; a column per group."""
+    rows = list(dict.fromkeys(row_name(run) for run in groups[0]))
+    lines = [["variant", *(group[0].folder.name for group in groups)]]
+    for row in rows:
+        cells = [format_cell([run for run in group if row_name(run) == row], queue) for group in groups]
+        lines.append([row, *cells])
+    return format_table(lines)
 
 
-def as_cell(entries: Sequence[Entry], queue: Mapping[str, str]) -> str:
-    """Say what the runs of a variant's seeds came to, and how those stand that are not done."""
-    results = [read_json(entry.result) for entry in entries if entry.result.exists()]
-    others = Counter(stand(entry.run, queue) for entry in entries if not entry.result.exists())
-    told = [f"{count} {state}" if len(entries) > 1 else state for state, count in others.items()]
-    return ", ".join(([summarize(results)] if results else []) + told)
+def row_name(run: PipelineRun) -> str:
+    """Return the row of a run: runs that differ in their seed alone share one."""
+    return variant_name({key: value for key, value in run.variant.items() if key != "seed"}) or "-"
 
 
-def summarize(results: Sequence[Mapping[str, Any]]) -> str:
-    """Spell the results of a variant's seeds: the accuracy where there is one, else the loss."""
+def format_cell(runs: Sequence[PipelineRun], queue: Mapping[str, str]) -> str:
+    """Format the results of the seeds of a variant that have finished, and the states of the others."""
+    results = [read_json(run.result) for run in runs if run.result.exists()]
+    states = Counter(unfinished_state(run.folder, queue) for run in runs if not run.result.exists())
+    parts = [format_results(results)] if results else []
+    for state, count in states.items():
+        parts.append(f"{count} {state}" if len(runs) > 1 else state)
+    return ", ".join(parts)
+
+
+def format_results(results: Sequence[Mapping[str, Any]]) -> str:
+    """Format the results of a variant's seeds: the accuracy if there is one, else the loss."""
     if "accuracy" not in results[0]:
         losses = [result["loss"] for result in results if result["loss"] is not None]
         return f"loss {fmean(losses):.4f}" if losses else "no loss"
     accuracies = [result["accuracy"] for result in results]
     if "mean" in accuracies[0]:
-        return over_seeds(accuracies)
-    return "; ".join(f"{key}: {over_seeds([each[key] for each in accuracies])}" for key in accuracies[0])
+        return format_accuracy(accuracies)
+    return "; ".join(f"{key}: {format_accuracy([each[key] for each in accuracies])}" for key in accuracies[0])
 
 
-def over_seeds(figures: Sequence[dict[str, Any]]) -> str:
-    """Spell figures of several pretrainings by their means; those of a single one with their own spread."""
-    return format_percent(figures[0] if len(figures) == 1 else spread([each["mean"] for each in figures]))
+def format_accuracy(accuracies: Sequence[dict[str, Any]]) -> str:
+    """Format the spread over the means of several pretrainings, or that of a single one over its own seeds."""
+    if len(accuracies) == 1:
+        return format_percent(accuracies[0])
+    return format_percent(spread([each["mean"] for each in accuracies]))
 
 
-def stand(run: Path, queue: Mapping[str, str]) -> str:
-    """Say how a run stands that is not done; one of several seeds, as the newest of them does."""
-    journals = [journal for place in (".", "seed-*") for journal in run.glob(f"{place}/journal.jsonl")]
-    if not journals and read_submission(run) is None:
+def unfinished_state(run: Path, queue: Mapping[str, str]) -> str:
+    """Return the state of a run that has not finished; with several seeds, of the newest that has not."""
+    journals = [*run.glob("journal.jsonl"), *run.glob("seed-*/journal.jsonl")]
+    if not journals and not read_submission(run):
         return "to do"
-    begun = [journal for journal in journals if not RunFolder(journal.parent).summary.exists()]
-    folder = RunFolder(max(begun, key=lambda journal: journal.stat().st_mtime).parent if begun else run)
-    return stands(folder, read_history(folder.journal), queue)[0]
+    unfinished = [journal for journal in journals if not RunFolder(journal.parent).summary.exists()]
+    folder = RunFolder(run)
+    if unfinished:
+        folder = RunFolder(max(unfinished, key=lambda journal: journal.stat().st_mtime).parent)
+    return state_and_error(folder, read_history(folder.journal), queue)[0]

@@ -1,5 +1,6 @@
-"""How runs stand: read off their folders, and where there is SLURM, off its queue."""
+"""`status`: the state of runs, read from their folders and, where there is SLURM, from its queue."""
 
+import logging
 import re
 import shutil
 import subprocess
@@ -8,67 +9,75 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.run.folder import SUBMISSION, RunFolder
 from mae_curriculum.terminal import format_clock, format_table
 from mae_curriculum.tracking.history import History, read_history, run_state
-from slurm.cluster import SUBMISSION, read_submission
+from slurm.cluster import read_submission
 
-COLUMNS = ["run", "state", "stage", "progress", "left", "images/s", "restarts", "lost", "away"]
+logger = logging.getLogger(__name__)
+
+COLUMNS = ["run", "state", "stage", "progress", "left", "images/s", "restarts", "lost", "downtime"]
 
 QUEUE_SECONDS = 20
-"""For SLURM's answer."""
+"""Timeout of a question to SLURM."""
 
-LOG_BYTES = 100_000
-"""Of a log's end in which an error is looked for."""
+MAX_LOG_BYTES = 100_000
+"""How much of the end of a log is searched for an error."""
 
 
 @dataclass(frozen=True)
 class StatusConfig:
-    """How runs stand: `python -m slurm status [RUN...]`."""
+    """Show the state of runs: `python -m slurm status [RUN...]`."""
 
     runs: tuple[Path, ...] = (Path("runs"),)
-    """Run folders, or folders in which they lie."""
+    """Run folders, or folders that contain them."""
 
 
 def status(config: StatusConfig) -> int:
-    """Print a line for each run, and why those that failed did; returns the exit code."""
+    """Print a line per run, then the errors of those that failed; returns the exit code."""
     folders = find_runs(config.runs)
     try:
-        queue = ask_queue()
-    except ConfigError as silence:
-        print(f"{silence}; here is what the run folders tell")
+        queue = read_queue()
+    except ConfigError as no_answer:
+        logger.warning(f"{no_answer}; these are the states of the run folders alone")
         queue = {}
-    told = [describe(folder, queue) for folder in folders]
-    print(format_table([COLUMNS, *(cells for cells, _ in told)]))
-    for error in filter(None, (error for _, error in told)):
-        print(error)
-    print("lost: work that was done again, since a kill came before it was saved; away: between one job and the next")
+    lines = [COLUMNS]
+    errors = []
+    for folder in folders:
+        history = read_history(folder.journal)
+        state, error = state_and_error(folder, history, queue)
+        lines.append([str(folder.path), state, *format_progress(history, state)])
+        if error:
+            errors.append(f"{folder.path}: {error}")
+    print(format_table(lines), *errors, sep="\n")
+    print("lost: work redone because a kill came before it was saved; downtime: time between jobs")
     return 0
 
 
 def find_runs(places: tuple[Path, ...]) -> list[RunFolder]:
-    """Find the run folders in some places, those of jobs that have not begun too; raises ConfigError for none."""
+    """Find the run folders below some folders, including those of jobs that have not started.
+
+    Raises  ConfigError for a folder without runs.
+    """
     found: dict[Path, None] = {}
     for place in places:
-        here = sorted({path.parent for name in ("journal.jsonl", SUBMISSION) for path in place.rglob(name)})
+        here = {path.parent for name in ("journal.jsonl", SUBMISSION) for path in place.rglob(name)}
         if not here:
-            raise ConfigError(f"no run in {place}; a run's folder has a journal.jsonl, a submitted one {SUBMISSION}")
-        found |= dict.fromkeys(here)
+            raise ConfigError(f"no run in {place}; a run folder has a journal.jsonl, a submitted one a {SUBMISSION}")
+        found |= dict.fromkeys(sorted(here))
     return [RunFolder(path) for path in found]
 
 
-def describe(folder: RunFolder, queue: Mapping[str, str]) -> tuple[list[str], str | None]:
-    """Give a run's cells of the table, and the line that tells its last error."""
-    history = read_history(folder.journal)
-    state, error = stands(folder, history, queue)
-    told = error and f"{folder.path}: {error}"
+def format_progress(history: History | None, state: str) -> list[str]:
+    """Format the columns of a run after its state."""
     if history is None:
-        return [str(folder.path), state, *["-"] * (len(COLUMNS) - 2)], told
-    start, step, stage = history.last.start, history.newest("step") or {}, history.newest("stage") or {}
-    left, rate = step.get("seconds_left"), step.get("images_per_second")
-    cells = [
-        str(folder.path),
-        state,
+        return ["-"] * (len(COLUMNS) - 2)
+    start = history.last.start
+    step = history.newest("step") or {}
+    stage = history.newest("stage")
+    left = step.get("seconds_left")
+    rate = step.get("images_per_second")
+    return [
         f"{stage['stage'] + 1}/{start['stages']}" if stage and "stages" in start else "-",
         f"{step.get('steps_done', 0) / start['total_steps']:.1%}" if "total_steps" in start else "-",
         "-" if left is None or state == "finished" else format_clock(left),
@@ -77,33 +86,34 @@ def describe(folder: RunFolder, queue: Mapping[str, str]) -> tuple[list[str], st
         f"{history.lost_seconds / 3600:.2f} h",
         f"{history.away_seconds / 3600:.2f} h",
     ]
-    return cells, told
 
 
-def stands(folder: RunFolder, history: History | None, queue: Mapping[str, str]) -> tuple[str, str | None]:
-    """Tell how a run stands, or what SLURM says of its job; and the last error."""
-    done = (folder.path / "results.json").exists()  # a command that evaluates trains no run, and writes no journal
-    state = run_state(folder, history) if history else "finished" if done else "failed"
+def state_and_error(folder: RunFolder, history: History | None, queue: Mapping[str, str]) -> tuple[str, str | None]:
+    """Return the state of a run, or of its job while it is in the queue; and the error if the run failed or died."""
+    if history:
+        state = run_state(folder, history)
+    else:  # an evaluation writes no journal
+        state = "finished" if (folder.path / "results.json").exists() else "failed"
     if state in ("finished", "running"):
         return state, None
     start = history.last.start if history else {}
-    submission = read_submission(folder.path) or {}
-    for job in (submission.get("job"), start.get("job")):
-        if str(job) in queue:
-            return queue[str(job)], None
+    submission = read_submission(folder.path)
+    for job in (str(submission.get("job")), str(start.get("job"))):
+        if job in queue:
+            return queue[job], None
     if state == "stopped":
         return state, None
-    error = history and history.last.newest("error")
+    error = history.last.newest("error") if history else None
     log = start.get("log") or submission.get("log")
-    reason = error["reason"] if error else last_error(log) or "no word of why"
+    reason = error["reason"] if error else last_error(log)
     where = f"log: {log}" if log else f"on {start.get('host', 'an unknown host')}"
-    return state, f"{reason} ({where})"
+    return state, f"{reason or 'no error message'} ({where})"
 
 
-def ask_queue() -> dict[str, str]:
-    """Ask SLURM for this user's jobs: number -> state, with the reason for waiting; empty where there is no SLURM.
+def read_queue() -> dict[str, str]:
+    """Ask SLURM for the states of this user's jobs by id, with the reason for waiting; empty if there is no SLURM.
 
-    A task of an array goes by its own number, as its processes know it, and by array_task.
+    A task of an array is listed by its own id, as its processes know it, and as ARRAY_INDEX.
 
     Raises  ConfigError if SLURM does not answer.
     """
@@ -111,24 +121,26 @@ def ask_queue() -> dict[str, str]:
         return {}
     command = ["squeue", "--me", "--array", "--noheader", "--format", "%A %i %T %r"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=QUEUE_SECONDS)
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=QUEUE_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"SLURM does not answer within {QUEUE_SECONDS} s; try again later") from error
     except subprocess.CalledProcessError as error:
         raise ConfigError(f"SLURM does not answer: {' '.join(error.stderr.split())}; try again later") from error
-    queue = {}
-    for own, number, state, reason in (line.split(maxsplit=3) for line in told.stdout.splitlines()):
-        queue[own] = queue[number] = state.lower() + f" ({reason})" * (state == "PENDING")
+    queue: dict[str, str] = {}
+    for line in answer.stdout.splitlines():
+        own_id, array_id, state, reason = line.split(maxsplit=3)
+        text = f"pending ({reason})" if state == "PENDING" else state.lower()
+        queue |= {own_id: text, array_id: text}
     return queue
 
 
 def last_error(log: str | None) -> str | None:
-    """Find the last line of a log that tells an error."""
+    """Return the last line of a log that names an error; None if there is none."""
     path = Path(log or "")
-    if log is None or not path.is_file():
+    if not path.is_file():
         return None
     with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - LOG_BYTES))
+        stream.seek(max(0, path.stat().st_size - MAX_LOG_BYTES))
         lines = stream.read().decode(errors="replace").splitlines()
-    telling = re.compile("error|killed|out of memory|cancelled", re.IGNORECASE)
-    return next((line.strip() for line in reversed(lines) if telling.search(line)), None)
+    pattern = re.compile("error|killed|out of memory|cancelled", re.IGNORECASE)  # SLURM writes CANCELLED
+    return next((line.strip() for line in reversed(lines) if pattern.search(line)), None)

@@ -1,6 +1,7 @@
-"""A real SLURM cluster of two nodes on this machine, in a folder of its own: controller, accounting, preemption.
+"""Start a real SLURM cluster of two nodes on this machine, in its own folder: controller, accounting, preemption.
 
-It needs root and Debian's packages slurm-wlm, munge, slurmdbd and mariadb-server. All that was started is stopped.
+It needs root and Debian's packages slurm-wlm, munge, slurmdbd and mariadb-server. Everything it starts is stopped at
+the end, and nothing that an earlier cluster left behind disturbs it: sockets, ports and data are its own.
 """
 
 import os
@@ -8,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -37,11 +39,10 @@ SelectTypeParameters=CR_Core
 JobRequeue=1
 MpiDefault=none
 SchedulerParameters=sched_interval=1
-AuthInfo=cred_expire=5
+AuthInfo=cred_expire=5,socket={folder}/munge.socket
 MinJobAge=3600
 MessageTimeout=60
-KillWait=10
-SlurmdTimeout=10
+KillWait=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=node[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{ports[1]}-{ports[2]}] CPUs=2 RealMemory=10000
@@ -50,11 +51,13 @@ PartitionName=high Nodes=node[1-2] MaxTime=INFINITE State=UP PriorityTier=10 Pre
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStoragePort={ports[3]}
+AccountingStoragePass={folder}/munge.socket
 JobAcctGatherType=jobacct_gather/none
 """
 
 _SLURMDBD = """
 AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
 DbdHost=localhost
 DbdPort={ports[3]}
 SlurmUser=root
@@ -70,7 +73,7 @@ PidFile={folder}/slurmdbd.pid
 
 
 def why_no_cluster() -> str | None:
-    """Say why a cluster cannot be started here, or None if it can."""
+    """Return why a cluster cannot be started here, or None if it can."""
     if os.geteuid() != 0:
         return "starting a SLURM cluster needs root"
     if missing := [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]:
@@ -83,33 +86,33 @@ class Cluster:
     """A running cluster."""
 
     environment: dict[str, str]
-    """In which SLURM's commands find it."""
+    """Environment in which SLURM's commands find it."""
     nodes: dict[str, subprocess.Popen[bytes]]
-    """Each node's daemon."""
+    """The daemon of each node."""
 
     def ask(self, *command: object) -> str:
-        """Run one of SLURM's commands; returns what it prints."""
+        """Run one of SLURM's commands and return its output."""
         words = [str(word) for word in command]
         return subprocess.run(words, env=self.environment, text=True, capture_output=True, check=True).stdout
 
     def start_node(self, node: str) -> None:
-        """Start a node's daemon, again if it was killed."""
+        """Start the daemon of a node, also after it was killed."""
         self.nodes[node] = _start(ExitStack(), ["slurmd", "-D", "-N", node], self.environment)
 
     def end(self) -> None:
-        """Stop the nodes' daemons."""
+        """Stop the daemons of the nodes."""
         for daemon in self.nodes.values():
             _end(daemon)
 
     def kill_node(self, node: str) -> None:
-        """Kill a node's daemon as a power cut would, with all that runs there."""
+        """Kill the daemon of a node, as a power cut would; the node's tasks stay for the test to end."""
         self.nodes[node].kill()
         self.nodes[node].wait()
 
 
 @contextmanager
 def slurm_cluster(folder: Path) -> Iterator[Cluster]:
-    """Start a cluster, and stop it at the end."""
+    """Start a cluster and stop it at the end."""
     ports = _free_ports(5)
     (folder / "state").mkdir(parents=True)
     conf, dbd = folder / "slurm.conf", folder / "slurmdbd.conf"
@@ -131,30 +134,33 @@ def slurm_cluster(folder: Path) -> Iterator[Cluster]:
             cluster.start_node(node)
         _wait(lambda: _idle_nodes(environment) == 2, "two idle nodes")
         yield cluster
-        subprocess.run(["scancel", "--full", "--user=root"], env=environment, check=False, capture_output=True)
+        words = ["scancel", "--full", "--signal=KILL", "--user=root"]
+        subprocess.run(words, env=environment, check=False, capture_output=True)
         time.sleep(1)
 
 
 def _start_munge(stack: ExitStack, folder: Path) -> None:
-    place = Path("/run/munge")
-    if (place / "munge.socket.2").is_socket():
-        return
-    place.mkdir(exist_ok=True)
-    shutil.chown(place, "munge", "munge")
-    _start(stack, ["runuser", "-u", "munge", "--", "munged", "--foreground"], dict(os.environ))
-    _wait(lambda: (place / "munge.socket.2").is_socket(), f"munged ({folder})")
+    key = folder / "munge.key"
+    key.write_bytes(os.urandom(64))
+    key.chmod(0o600)
+    own = [f"--{kind}-file={folder}/munge.{kind}" for kind in ("key", "pid", "log", "seed")]
+    # --force: the folder may be writable by others, or hold files of a cluster that was killed
+    socket_path = folder / "munge.socket"
+    _start(stack, ["munged", "--foreground", "--force", f"--socket={socket_path}", *own], dict(os.environ))
+    _wait(socket_path.is_socket, "munged")
 
 
 def _start_database(stack: ExitStack, folder: Path, port: int) -> None:
-    data = Path(f"/tmp/slurm-test-db-{os.getpid()}")  # a folder that the user mysql can reach
-    data.mkdir()
+    # folders that the user mysql can reach; in memory flushing takes no time
+    place = "/dev/shm" if shutil.disk_usage("/dev/shm").free > 2**28 else "/tmp"
+    data = Path(tempfile.mkdtemp(prefix="slurm-test-db-", dir=place))
     stack.callback(shutil.rmtree, data, ignore_errors=True)
     shutil.chown(data, "mysql", "mysql")
     subprocess.run(["mariadb-install-db", "--user=mysql", f"--datadir={data}/db"], check=True, capture_output=True)
-    how = ["--no-defaults", "--user=mysql", f"--datadir={data}/db", f"--socket={data}/db.sock", f"--port={port}"]
+    options = ["--no-defaults", "--user=mysql", f"--datadir={data}/db", f"--socket={data}/db.sock", f"--port={port}"]
     sizes = ["--bind-address=127.0.0.1", "--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900"]
-    haste = ["--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=0"]  # nothing here need outlive the test
-    _start(stack, ["mariadbd", *how, *sizes, *haste], dict(os.environ))
+    unsafe = ["--innodb-flush-method=nosync", "--innodb-flush-log-at-trx-commit=0"]  # faster; the data may be lost
+    _start(stack, ["mariadbd", *options, *sizes, *unsafe], dict(os.environ))
     client = ["mariadb", "--no-defaults", f"--socket={data}/db.sock", "-u", "root", "-e"]
     statements = "create database slurm_acct_db;" + "".join(
         f"create user slurm@'{host}' identified by 'slurm'; grant all on slurm_acct_db.* to slurm@'{host}';"
@@ -165,20 +171,20 @@ def _start_database(stack: ExitStack, folder: Path, port: int) -> None:
 
 
 def _add_to_accounts(environment: dict[str, str]) -> None:
-    """Have accounting know the cluster; its daemon listens before it can answer, so ask until it does."""
-    told: list[str] = []
+    """Add the cluster to accounting; its daemon listens before it can answer, so repeat until it does."""
+    answers: list[str] = []
 
     def is_known() -> bool:
         for words in (["-i", "add", "cluster", "local"], ["-n", "list", "cluster", "format=cluster"]):
             done = subprocess.run(["sacctmgr", *words], env=environment, text=True, capture_output=True, check=False)
-            told.append(f"{done.returncode} {done.stdout.strip()} {done.stderr.strip()}")
+            answers.append(f"{done.returncode} {done.stdout.strip()} {done.stderr.strip()}")
         return done.returncode == 0 and "local" in done.stdout
 
     try:
         _wait(is_known, "cluster in accounting")
     except TimeoutError as error:
         log = Path(environment["SLURM_CONF"]).with_name("slurmdbd.log")
-        raise TimeoutError("\n".join([str(error), *told[-2:], log.read_text()[-2000:]])) from None
+        raise TimeoutError("\n".join([str(error), *answers[-2:], log.read_text()[-2000:]])) from None
 
 
 def _start(stack: ExitStack, command: list[object], environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -194,15 +200,12 @@ def _start(stack: ExitStack, command: list[object], environment: dict[str, str])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=15)
-    process.kill()
+    process.kill()  # at once: nothing that it would save is needed again
     process.wait()
 
 
 def _end_steps(conf: Path) -> None:
-    """Kill what looks after jobs of this cluster and has outlived its node's daemon."""
+    """Kill the supervisors of this cluster's jobs that have outlived the daemon of their node."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             ours = str(conf).encode() in (process / "environ").read_bytes()
@@ -210,23 +213,23 @@ def _end_steps(conf: Path) -> None:
                 os.kill(int(process.name), signal.SIGKILL)
 
 
-def _wait(fact: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not fact():
-        if time.monotonic() > until:
+def _wait(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
             raise TimeoutError(f"no {what} after {seconds:g} s")
-        time.sleep(0.2)
+        time.sleep(0.1)
 
 
 def _idle_nodes(environment: dict[str, str]) -> int:
-    told = subprocess.run(
+    idle = subprocess.run(
         ["sinfo", "-h", "-N", "-p", "low", "-t", "idle", "-o", "%N"],
         env=environment,
         text=True,
         capture_output=True,
         check=False,
     )
-    return len(told.stdout.split())
+    return len(idle.stdout.split())
 
 
 def _listens(port: int) -> bool:
@@ -235,7 +238,7 @@ def _listens(port: int) -> bool:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Find ports that follow one another, since SLURM numbers its nodes' so."""
+    """Find consecutive free ports, as SLURM wants them for its nodes."""
     for start in range(17000, 27000, count):
         if not any(_listens(port) for port in range(start, start + count)):
             return list(range(start, start + count))

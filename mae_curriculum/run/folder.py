@@ -22,6 +22,9 @@ from mae_curriculum.config import ConfigError, differences, dump, load_file
 from mae_curriculum.files import rename_into_place, temporary_name, write_atomic, write_temporary
 from mae_curriculum.run.checkpoint import is_intact, steps_of, write_state
 
+SUBMISSION = "submission.json"
+"""Id and log of the SLURM job last submitted for the run."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -52,7 +55,7 @@ class RunFolder:
     @property
     def _early(self) -> set[Path]:
         """What may be there before anybody claims the folder: a lock, the note of a submission, what a kill left."""
-        submission = self.path / "submission.json"
+        submission = self.path / SUBMISSION
         return {temporary_name(self.config), self.lock, submission, temporary_name(submission)}
 
     @property

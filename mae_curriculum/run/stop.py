@@ -13,6 +13,9 @@ from mae_curriculum.config import ConfigError
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What schedulers send before they kill, and Ctrl-C."""
 
+EXIT_RESUMABLE = 75
+"""Exit code of a run that was asked to stop and can be resumed (EX_TEMPFAIL of sysexits.h)."""
+
 MIN_MARGIN = 5.0
 """Seconds before a time limit that a run stops at the latest, besides what its steps and saves take."""
 

@@ -1,4 +1,4 @@
-"""A pretraining and its evaluations: here, and as dependent jobs of a real cluster."""
+"""A pretraining and its evaluations: on this machine, and as dependent jobs of a real cluster."""
 
 import os
 import subprocess
@@ -15,13 +15,13 @@ from mae_curriculum.files import read_json, write_json
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.tracking.journal import Journal
 from slurm.__main__ import main
-from slurm.result_table import stand
-from tests.runs import ROOT, command, equal, options, rows, weights
+from slurm.result_table import unfinished_state
+from tests.runs import ROOT, equal, options, rows, start, weights
 from tests.slurm_cluster import Cluster
 
 
-def write(place: Path, **changes: Any) -> Path:
-    """Write a pipeline of seconds."""
+def write_pipeline(place: Path, **changes: Any) -> Path:
+    """Write the file of a pipeline that takes seconds."""
     content = {
         "folder": str(place / "study"),
         "cluster": {"time": "5"},
@@ -41,13 +41,13 @@ def write(place: Path, **changes: Any) -> Path:
 
 
 def cells(table: str) -> dict[str, str]:
-    """Read the table's first row of results by its header; columns are two spaces apart at least."""
+    """Read the first row of the table by its header; columns are at least two spaces apart."""
     header, row = ([cell.strip() for cell in line.split("  ") if cell.strip()] for line in table.splitlines()[-2:])
     return dict(zip(header, row, strict=True))
 
 
-def test_a_pipeline_runs_here_and_does_only_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = str(write(tmp_path))
+def test_a_local_pipeline_runs_only_what_has_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(write_pipeline(tmp_path))
     assert main(["pipeline", file, "--local"]) == 0
     table = cells(capsys.readouterr().out)
     assert list(table) == ["variant", "pretrain", "knn@2", "knn@4", "knn", "fewshot"]
@@ -62,19 +62,21 @@ def test_a_pipeline_runs_here_and_does_only_what_is_left(tmp_path: Path, capsys:
 
     (study / "seed=1" / "knn@4" / "results.json").unlink()
     assert main(["pipeline", file, "--local"]) == 0
-    told = capsys.readouterr().out
-    assert told.count(": mae_curriculum knn") == 1
-    assert ": mae_curriculum pretrain" not in told
-    assert cells(told) == table
+    output = capsys.readouterr().out
+    assert output.count(": mae_curriculum knn") == 1
+    assert ": mae_curriculum pretrain" not in output
+    assert cells(output) == table
 
 
-def test_a_pipeline_ends_where_a_command_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    late = {"command": ["finetune", "fewshot", "--shots", "[1000]"]}
-    file = write(tmp_path, evaluate=[late, {"command": ["mae_curriculum", "knn"]}])
+def test_a_local_pipeline_ends_at_the_first_command_that_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = {"command": ["finetune", "fewshot", "--shots", "[1000]"]}
+    file = write_pipeline(tmp_path, evaluate=[failing, {"command": ["mae_curriculum", "knn"]}])
     assert main(["pipeline", str(file), "--local"]) == 2
-    told = capsys.readouterr()
-    assert "only" in told.err
-    assert cells(told.out)["knn"] == "2 to do"
+    output = capsys.readouterr()
+    assert "only" in output.err
+    assert cells(output.out)["knn"] == "2 to do"
 
 
 @pytest.mark.parametrize(
@@ -94,20 +96,21 @@ def test_a_pipeline_ends_where_a_command_fails(tmp_path: Path, capsys: pytest.Ca
         ({"cluster": {"nodse": 2}}, "nodse"),
     ],
 )
-def test_a_mistake_is_told_before_anything_begins(
+def test_a_mistake_is_reported_before_anything_starts(
     changes: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["pipeline", str(write(tmp_path, **changes)), "--local"]) == 2
+    assert main(["pipeline", str(write_pipeline(tmp_path, **changes)), "--local"]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "study").exists()
 
 
-def test_arrays_wait_for_the_pretrainings_they_evaluate_and_go_on_alone(cluster: Cluster, tmp_path: Path) -> None:
-    task = {"command": ["mae_curriculum", "pretrain", *options(epochs=20)], "vary": {"seed": [0, 1]}}
-    knn = {"command": ["mae_curriculum", "knn"], "at": [10]}
-    file, study = write(tmp_path, pretrain=task, evaluate=[knn]), tmp_path / "study"
+def test_arrays_wait_for_the_pretrainings_that_they_evaluate_and_resume_alone(cluster: Cluster, tmp_path: Path) -> None:
+    task = {"command": ["mae_curriculum", "pretrain", *options(epochs=12)], "vary": {"seed": [0, 1]}}
+    whole = tmp_path / "whole"
+    knn = {"command": ["mae_curriculum", "knn"], "at": [6]}
+    file, study = write_pipeline(tmp_path, pretrain=task, evaluate=[knn]), tmp_path / "study"
 
     def submit(*flags: str) -> str:
         words = [sys.executable, "-m", "slurm", "pipeline", str(file), *flags]
@@ -116,7 +119,7 @@ def test_arrays_wait_for_the_pretrainings_they_evaluate_and_go_on_alone(cluster:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "would submit knn@10: seed=0, seed=1" in submit("--dry_run")
+    assert "would submit knn@6: seed=0, seed=1" in submit("--dry_run")
     assert not study.exists()
     assert "pending" in cells(submit())["knn"]
     numbers = {str(path.parent): read_json(path)["job"] for path in study.rglob("submission.json")}
@@ -128,35 +131,38 @@ def test_arrays_wait_for_the_pretrainings_they_evaluate_and_go_on_alone(cluster:
     journal = study / "seed=0" / "pretrain" / "journal.jsonl"
     wait_for(lambda: journal.exists() and rows(journal.parent, "step") != [])
     cluster.ask("scancel", "--signal=USR1", f"{array}_0")
+    program = [sys.executable, "-m", "mae_curriculum"]
+    undisturbed = start(program, "pretrain", *options(whole, epochs=12))  # now: the cluster waits before a requeue
     wait_for(lambda: all((run / "results.json").exists() for run in map(Path, numbers) if run.name != "pretrain"))
     starts = [len(rows(study / f"seed={seed}" / "pretrain", "start")) for seed in (0, 1)]
     assert starts == [2, 1]
     assert rows(journal.parent, "stop")[0]["reason"] == "SIGUSR1"
-    begun = rows(journal.parent, "start")[0]
-    assert (begun["array_task"], begun["nodes"][:4]) == (f"{array}_0", "node")
+    first = rows(journal.parent, "start")[0]
+    assert (first["array_task"], first["nodes"][:4]) == (f"{array}_0", "node")
     assert all("±" in cell for name, cell in cells(submit()).items() if name not in ("variant", "pretrain"))
     assert all(read_json(Path(run) / "submission.json")["job"] == job for run, job in numbers.items())
 
-    assert command("pretrain", *options(tmp_path / "whole", epochs=20)).returncode == 0
-    assert equal(weights(journal.parent), weights(tmp_path / "whole"))
+    undisturbed.communicate()
+    assert undisturbed.returncode == 0
+    assert equal(weights(journal.parent), weights(whole))
 
 
-def wait_for(fact: Callable[[], bool], seconds: float = 240) -> None:
-    until = time.monotonic() + seconds
-    while not fact():
-        assert time.monotonic() < until
-        time.sleep(0.3)
+def wait_for(condition: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
-def test_a_run_of_several_seeds_stands_as_the_newest_that_is_not_done(tmp_path: Path) -> None:
-    assert stand(tmp_path, {}) == "to do"
+def test_a_run_with_several_seeds_has_the_state_of_the_newest_unfinished_one(tmp_path: Path) -> None:
+    assert unfinished_state(tmp_path, {}) == "to do"
     for seed, ending in ((0, "end"), (1, "stop")):
         folder = RunFolder(tmp_path / f"seed-{seed}")
         folder.path.mkdir()
         journal = Journal(folder.journal)
         journal.write("start", steps_done=0, total_steps=9)
         journal.write(ending, steps_done=9, reason="SIGTERM")
-    assert stand(tmp_path, {}) == "stopped"
+    assert unfinished_state(tmp_path, {}) == "stopped"
     write_json(tmp_path / "seed-0" / "summary.json", {})
     os.utime(tmp_path / "seed-1" / "journal.jsonl", (0, 0))
-    assert stand(tmp_path, {}) == "stopped"
+    assert unfinished_state(tmp_path, {}) == "stopped"

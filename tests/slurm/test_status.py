@@ -1,3 +1,5 @@
+"""The table of `status`, and the history of a run that it is read from."""
+
 import json
 import os
 import signal
@@ -14,13 +16,13 @@ from tests.runs import command, options, picture_folder, pictures, rows, start, 
 
 
 def table(capsys: pytest.CaptureFixture[str], *places: Path) -> tuple[dict[str, list[str]], str]:
-    """Ask for the status; returns each run's cells, and all that was printed."""
+    """Run `status`; returns the cells of each run, and the whole output."""
     assert main(["status", *map(str, places)]) == 0
-    told = capsys.readouterr().out
-    return {cells[0].rpartition("/")[2]: cells[1:] for cells in map(str.split, told.splitlines()[1:])}, told
+    output = capsys.readouterr().out
+    return {cells[0].rpartition("/")[2]: cells[1:] for cells in map(str.split, output.splitlines()[1:])}, output
 
 
-def test_runs_that_finished_stopped_failed_died_and_go_on_are_told_apart(
+def test_status_distinguishes_finished_stopped_failed_died_and_running(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("pretrain", *options(tmp_path / "finished")).returncode == 0
@@ -36,8 +38,8 @@ def test_runs_that_finished_stopped_failed_died_and_go_on_are_told_apart(
         while not (tmp_path / name / "journal.jsonl").exists() or not rows(tmp_path / name, "step"):
             time.sleep(0.05)
     os.killpg(died.pid, signal.SIGKILL)
-    os.utime(tmp_path / "died" / "lock.json", (0, 0))  # half a minute without a heartbeat later
-    cells, told = table(capsys, tmp_path)
+    os.utime(tmp_path / "died" / "lock.json", (0, 0))  # as if half a minute passed without a heartbeat
+    cells, output = table(capsys, tmp_path)
     os.killpg(alive.pid, signal.SIGKILL)
     for process in (died, alive):
         process.communicate()
@@ -51,11 +53,11 @@ def test_runs_that_finished_stopped_failed_died_and_go_on_are_told_apart(
     }
     assert cells["finished"][1:4] == ["3/3", "100.0%", "-"]
     assert float(cells["alive"][4]) > 0
-    assert "failed: loss or gradient was not finite in 5 steps in a row" in told
-    assert "died: no word of why (on " in told
+    assert "failed: loss or gradient was not finite in 5 steps in a row" in output
+    assert "died: no error message (on " in output
 
 
-def test_work_done_again_and_time_between_jobs_are_counted(tmp_path: Path) -> None:
+def test_history_counts_lost_work_and_time_between_jobs(tmp_path: Path) -> None:
     events = [
         {"event": "start", "time": 100, "steps_done": 0, "total_steps": 90},
         {"event": "step", "time": 110, "steps_done": 20},
@@ -83,7 +85,7 @@ def test_work_done_again_and_time_between_jobs_are_counted(tmp_path: Path) -> No
     assert len(list(Journal(path).rows())) == len(events)
 
 
-def test_a_step_done_again_after_a_kill_stands_in_the_journal_once(tmp_path: Path) -> None:
+def test_a_step_repeated_after_a_kill_is_in_the_journal_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = options(run, epochs=12, saving__every_minutes=100)
     process = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *flags)
@@ -91,17 +93,17 @@ def test_a_step_done_again_after_a_kill_stands_in_the_journal_once(tmp_path: Pat
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    stop_midway_at = len(rows(run, "step"))
+    reported = len(rows(run, "step"))
     assert command("pretrain", *flags).returncode == 0
     steps = [row["steps_done"] for row in rows(run, "step")]
     assert rows(run, "start")[1]["steps_done"] == 0
     assert steps == sorted(set(steps))
-    assert len(steps) > stop_midway_at
+    assert len(steps) > reported
     history = read_history(run / "journal.jsonl")
     assert history is not None
     assert 0 < history.lost_seconds < 60
 
 
-def test_a_place_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path)]) == 2
     assert f"no run in {tmp_path}" in capsys.readouterr().err

@@ -1,0 +1,172 @@
+"""Settings of a pipeline, and the runs that follow from them: a pretraining, in variants, and its evaluations."""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mae_curriculum.config import ConfigError
+from slurm.cluster import ClusterConfig
+from slurm.submit import resolve_settings, validate_command
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A command of the pipeline."""
+
+    command: tuple[str, ...]
+    """Package, verb and settings; the pipeline adds `--run`, `--checkpoint` and the values of `vary`."""
+    vary: dict[str, list[Any]] = field(default_factory=dict)
+    """Settings with the values to try; each combination is a run of its own."""
+    cluster: dict[str, Any] = field(default_factory=dict)
+    """Settings of `cluster` in which its jobs differ from the pipeline's, except the folder."""
+    name: str | None = None
+    """Name of its run folders; null for the verb."""
+
+    def __post_init__(self) -> None:
+        validate_command(self.command)
+        if self.name is not None and not re.fullmatch(r"[\w.-]+", self.name):
+            raise ConfigError(f"name: letters, digits, '.', '_' and '-', got '{self.name}'")
+        for key, values in self.vary.items():
+            if not values:
+                raise ConfigError(f"vary.{key}: needs at least one value")
+
+    @property
+    def label(self) -> str:
+        """Name of its run folders."""
+        return self.name or self.command[1]
+
+    @property
+    def variants(self) -> list[dict[str, Any]]:
+        """Every combination of the values to try."""
+        return [dict(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
+
+
+@dataclass(frozen=True)
+class EvaluationSpec(TaskSpec):
+    """A command that evaluates the checkpoints of the pretraining."""
+
+    at: tuple[int, ...] = ()
+    """Equivalent epochs after which to evaluate, besides the end."""
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """Run a pretraining and its evaluations: `python -m slurm pipeline FILE`."""
+
+    folder: Path
+    """Folder of the pipeline, which every node must see."""
+    pretrain: TaskSpec
+    """The pretraining."""
+    evaluate: tuple[EvaluationSpec, ...] = ()
+    """The commands that evaluate it."""
+    cluster: ClusterConfig = ClusterConfig()
+    """What the jobs request: inline, or a path to a file."""
+    at_once: int | None = None
+    """Maximum number of tasks of an array that run at the same time; null for no limit."""
+    dry_run: bool = False
+    """Print what would be submitted, and submit nothing."""
+    local: bool = False
+    """Run everything here, one after the other, without SLURM."""
+
+    def __post_init__(self) -> None:
+        labels = [task.label for task in (self.pretrain, *self.evaluate)]
+        if repeated := {label for label in labels if labels.count(label) > 1}:
+            raise ConfigError(f"evaluate: two tasks are called '{min(repeated)}'; give one of them a `name`")
+        if self.at_once is not None and self.at_once < 1:
+            raise ConfigError(f"at_once must be at least 1, got {self.at_once}")
+        if min(self.evaluation_epochs, default=1) < 1:
+            raise ConfigError(f"evaluate.at: equivalent epochs are at least 1, got {min(self.evaluation_epochs)}")
+        if self.evaluation_epochs and any("keep_every_epochs" in word for word in self.pretrain.command):
+            raise ConfigError("pretrain.command: saving.keep_every_epochs follows from evaluate.at; leave it out")
+
+    @property
+    def evaluation_epochs(self) -> set[int]:
+        """Epochs after which any command evaluates."""
+        return {epochs for task in self.evaluate for epochs in task.at}
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """One run of the pipeline."""
+
+    task: TaskSpec
+    variant: dict[str, Any]
+    """The pretraining's combination of values."""
+    folder: Path
+    """Run folder."""
+    flags: tuple[str, ...]
+    """What the pipeline adds to the task's command."""
+    pretraining: Path | None = None
+    """For an evaluation: the run folder of the pretraining."""
+
+    @cached_property
+    def settings(self) -> Any:
+        """Settings of its command; raises ConfigError if they are invalid."""
+        package, verb, *arguments = self.task.command
+        return resolve_settings(package, verb, [*arguments, *self.flags])
+
+    @property
+    def result(self) -> Path:
+        """File with the result, which is there once the run has finished."""
+        return self.folder / ("results.json" if self.pretraining else "summary.json")
+
+
+def expand_runs(config: PipelineConfig) -> list[list[PipelineRun]]:
+    """List the runs in groups: the pretrainings, then for each evaluation and epoch one run per pretraining.
+
+    Raises  ConfigError for invalid settings of any run.
+    """
+    pretrainings = expand_pretrainings(config)
+    groups = [pretrainings]
+    for task in config.evaluate:
+        for variant, epochs in itertools.product(task.variants, [*sorted(set(task.at)), None]):
+            suffix = "" if epochs is None else f"@{epochs}"
+            name = "-".join(filter(None, [task.label, variant_name(variant)])) + suffix
+            group = []
+            for before in pretrainings:
+                folder = before.folder.with_name(name)
+                flags = ("--run", str(folder), "--checkpoint", f"{before.folder}{suffix}", *as_flags(variant))
+                group.append(PipelineRun(task, before.variant, folder, flags, before.folder))
+            groups.append(group)
+    folders = [run.folder for group in groups for run in group]
+    if repeated := {folder for folder in folders if folders.count(folder) > 1}:
+        raise ConfigError(f"vary: two combinations would share the folder {min(repeated)}; name the values differently")
+    for group in groups:
+        for run in group:
+            _ = run.settings  # every invalid setting is reported before anything starts
+    return groups
+
+
+def expand_pretrainings(config: PipelineConfig) -> list[PipelineRun]:
+    """List the pretrainings, which keep the checkpoints that are evaluated before the end."""
+    at = config.evaluation_epochs
+    kept = ("--saving.keep_every_epochs", str(math.gcd(*at))) if at else ()
+    runs = []
+    for variant in config.pretrain.variants:
+        folder = config.folder / variant_name(variant) / config.pretrain.label
+        run = PipelineRun(config.pretrain, variant, folder, ("--run", str(folder), *as_flags(variant), *kept))
+        if at and max(at) > run.settings.epochs:
+            raise ConfigError(f"evaluate.at: {max(at)} is beyond the {run.settings.epochs} epochs of {folder}")
+        runs.append(run)
+    return runs
+
+
+def variant_name(variant: Mapping[str, Any]) -> str:
+    """Format a combination by its values, `seed=0,curriculum=none`; empty for the only one."""
+    parts = []
+    for key, value in variant.items():
+        short = Path(str(value)).stem if "/" in str(value) else value
+        parts.append(f"{key.rpartition('.')[2]}={short}")
+    return ",".join(parts)
+
+
+def as_flags(variant: Mapping[str, Any]) -> list[str]:
+    """Return a combination as flags."""
+    words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in variant.items()}
+    return [f"--{key}={value}" for key, value in words.items()]
