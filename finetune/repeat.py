@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from mae_curriculum.distributed import World
-from mae_curriculum.training.loop import EXIT_RESUMABLE
+from mae_curriculum.run.stop import EXIT_RESUMABLE
 
 C = TypeVar("C", bound=Any)
 

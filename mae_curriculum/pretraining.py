@@ -21,10 +21,11 @@ from mae_curriculum.evaluation.speedup import describe_costs, summarize_costs
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
 from mae_curriculum.pretraining_config import PretrainConfig, build_clock
 from mae_curriculum.report.figures import draw_reconstructions
+from mae_curriculum.run.stop import EXIT_RESUMABLE
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import without_curriculum
 from mae_curriculum.training.inputs import MaskedInputs
-from mae_curriculum.training.loop import EXIT_RESUMABLE, Hooks, watch_for_stop
+from mae_curriculum.training.loop import Hooks, watch_for_stop
 from mae_curriculum.training.optimizer import build_optimizer
 from mae_curriculum.training.run import Check, Plan, run_training
 from mae_curriculum.training.session import RunSession, try_drawing

@@ -16,9 +16,6 @@ from mae_curriculum.training.metrics import Reporter
 from mae_curriculum.training.session import RunSession
 from mae_curriculum.training.step import Training, is_reported, run_steps_
 
-EXIT_RESUMABLE = 75
-"""Exit code of a run that was asked to stop and can be resumed (EX_TEMPFAIL of sysexits.h)."""
-
 
 class StoppedError(Exception):
     """The run was asked to stop after its last step, which is saved."""
