@@ -120,8 +120,8 @@ MISTAKES = {
     "part: {pace: fast}": "part.pace: Expected a Literal.*Got value: fast",
     "part: {ends: [1, 2, 3]}": r"part.ends: Expected one of tuple\[float, float\], NoneType. Got value: \[1, 2, 3\]",
     "part: {stages: [{share: 0.5}]}": "^part.stages: shares must sum to 1$",
-    "epochs: 3\nepochs: 4": 'a.yaml: key "epochs" stands twice .again in line 2',
-    "part: {stages: [{share: 1, size: 3, size: 4}]}": 'a.yaml: key "size" stands twice',
+    "epochs: 3\nepochs: 4": 'a.yaml: key "epochs" is repeated in line 2',
+    "part: {stages: [{share: 1, size: 3, size: 4}]}": 'a.yaml: key "size" is repeated',
     "part: [": "a.yaml: while parsing",
     "epochs:": "epochs: needs a value, got null",
     "part: {pace: null}": "part.pace: needs a value, got null",
@@ -145,7 +145,7 @@ def test_a_mistake_in_a_file_is_one_line_that_names_it(text: str, folder: Path) 
         ("--epochs 1.5", "epochs: Expected a int. Got value: 1.5"),
         ("--epochs", "epochs"),
         ("--config none.yaml", "cannot read 'none.yaml'"),
-        ("--part none.yaml", "part: Unable to load config 'none.yaml'"),
+        ("--part none.yaml", "part: cannot read 'none.yaml'"),
         ("--unheard 3", "--unheard 3; --help lists the keys"),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_mistake_on_the_command_line_is_one_line_that_names_it(arguments: str,
 
 def test_a_part_file_with_a_key_that_stands_twice_is_refused(folder: Path) -> None:
     write(folder / "part.yaml", "pace: images\npace: compute\n")
-    with pytest.raises(ConfigError, match='part.yaml.*key "pace" stands twice'):
+    with pytest.raises(ConfigError, match='part.yaml.*key "pace" is repeated'):
         load(Config, ["--part", "part.yaml"])
 
 
