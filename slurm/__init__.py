@@ -1,1 +1,1 @@
-"""The commands of this project as jobs of a SLURM cluster."""
+"""Run the commands of this project as jobs of a SLURM cluster."""

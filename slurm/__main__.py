@@ -13,7 +13,7 @@ VERBS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run a verb; returns the exit code. What stands behind `--` is the command to submit."""
+    """Run a verb and return its exit code; the words after `--` are the command to submit."""
     return run_verb("slurm", VERBS, arguments)
 
 
