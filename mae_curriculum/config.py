@@ -227,7 +227,7 @@ def _as_yaml_list(words: list[str], item_type: Any) -> str:
     return f"[{', '.join(words)}]"
 
 
-def _read_file(name: str, config_class: type[Any], key: str, folder: Path = Path()) -> dict[str, Any]:
+def _read_file(name: str, config_class: Any, key: str, folder: Path = Path()) -> dict[str, Any]:
     """Read a YAML file of settings, and the files that it names for its parts.
 
     name    a path, relative to `folder`, or the name of a recipe.
