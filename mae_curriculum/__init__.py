@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mae_curriculum.commands.plan import compute_plan as plan
+    from mae_curriculum.api import plan
     from mae_curriculum.config import ConfigError
     from mae_curriculum.curriculum.low_frequency import low_frequency_crop
     from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, Stage
@@ -74,7 +74,7 @@ _SOURCES = {
     "embed": "evaluation.encoder",
     "load_encoder": "evaluation.encoder",
     "low_frequency_crop": "curriculum.low_frequency",
-    "plan": "commands.plan:compute_plan",
+    "plan": "api",
     "pretrain": "pretraining:run_pretraining",
 }
 """Where the names of the API are defined: the module, and the name there if it is another."""

@@ -17,6 +17,7 @@ FLOORS = [
     "pretraining_config report",
     "pretraining",
     "commands",
+    "api",
     "__init__ __main__",
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
