@@ -26,8 +26,9 @@ class Encoder(nn.Module):
     def __init__(self, model: MaskedAutoencoder, data: DataConfig) -> None:
         """Wrap a model and the statistics that its images are normalized with."""
         super().__init__()
-        self.model = model.eval()
+        self.model = model
         self.data = data
+        self.eval()
 
     @property
     def vit(self) -> Any:
