@@ -1,1 +1,1 @@
-"""What an encoder is worth with labels: fine-tuning, linear and attentive probes, few-shot; and checkpoints in."""
+"""Evaluate a pretrained encoder with labels: fine-tuning, linear and attentive probes, few-shot; import checkpoints."""

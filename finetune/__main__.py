@@ -13,7 +13,7 @@ VERBS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run a verb; returns the exit code."""
+    """Run a verb and return its exit code."""
     return run_verb("finetune", VERBS, arguments)
 
 

@@ -19,10 +19,10 @@ VERBS = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    """Run a verb; returns the exit code."""
-    return run_verb("mae_curriculum", VERBS, arguments)
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb and return its exit code; without arguments, those of the command line."""
+    return run_verb("mae_curriculum", VERBS, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,5 +1,7 @@
 """The command line of a package: `python -m PACKAGE VERB --config FILE [--a.b value]`."""
 
+import difflib
+import errno
 import json
 import os
 import sys
@@ -8,48 +10,68 @@ from importlib import import_module
 from typing import Any
 
 from mae_curriculum.config import ConfigError, load
+from mae_curriculum.terminal import configure_logging
+from mae_curriculum.version import describe_version
+
+USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of the operating system that the user can fix: no space, quota, permissions, read-only file system."""
 
 
 def run_verb(package: str, verbs: Mapping[str, tuple[str, str]], arguments: list[str]) -> int:
-    """Run a verb; returns the exit code: 2 for what the user can mend.
+    """Run a verb and return its exit code; 2 means a user error, reported in one line.
 
     verbs  name -> settings and function, as "module:name"; the function is imported once the settings are
            known to be valid, since torch takes seconds to load.
     """
     open_streams()
-    usage = f"usage: python -m {package} {{{','.join(verbs)}}} --config FILE [--a.b value]; VERB --help says more"
+    configure_logging()
     match arguments:
-        case [verb, *rest] if verb in verbs:
-            config_class, function = verbs[verb]
-        case ["-h" | "--help"]:
-            print(usage)
-            return 0
-        case _:
-            print(usage, file=sys.stderr)
+        case []:
+            print(_usage(package, verbs), file=sys.stderr)
             return 2
-    if "--" in rest:  # what stands behind it is a command, kept as it is
+        case ["-h" | "--help", *_]:
+            print(_usage(package, verbs))
+            return 0
+        case ["--version", *_]:
+            print(describe_version())
+            return 0
+    verb, *rest = arguments
+    if "--" in rest:  # the words after it are a command, passed on unchanged
         place = rest.index("--")
         rest = [*rest[:place], "--command", json.dumps(rest[place + 1 :])]
     try:
-        config = load(_named(config_class), rest, prog=f"python -m {package} {verb}")
-        code: int = _named(function)(config)
-    except ConfigError as error:
+        if verb not in verbs:
+            near = difflib.get_close_matches(verb, verbs, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"the verbs are {', '.join(verbs)}"
+            raise ConfigError(f"{package} has no verb '{verb}'; {hint}")
+        config_class, function = verbs[verb]
+        config = load(_import(config_class), rest, prog=f"python -m {package} {verb}")
+        code: int = _import(function)(config)
+    except (ConfigError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in USER_ERRNOS:
+            raise
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a quota, missing rights: the system's words name what and where
-        print(f"error: {error}; what was saved before is unharmed", file=sys.stderr)
         return 2
     return code
 
 
+def _usage(package: str, verbs: Mapping[str, tuple[str, str]]) -> str:
+    """Format what `--help` without a verb prints: the verbs, each with what it does."""
+    width = max(map(len, verbs))
+    lines = [f"usage: python -m {package} VERB [--config FILE] [--a.b value]", ""]
+    for verb, (config_class, _) in verbs.items():
+        lines.append(f"  {verb:{width}}  {_import(config_class).__doc__.splitlines()[0]}")
+    return "\n".join([*lines, "", f"`python -m {package} VERB --help` lists the settings of a verb."])
+
+
 def open_streams() -> None:
-    """Open stdin, stdout and stderr where a process was started without, lest another file takes their place."""
+    """Open stdin, stdout and stderr in a process that was started without them, so that no file takes their numbers."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
-def _named(name: str) -> Any:
+def _import(name: str) -> Any:
     module, attribute = name.split(":")
     return getattr(import_module(module), attribute)

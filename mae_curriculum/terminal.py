@@ -1,5 +1,6 @@
-"""Format numbers, sizes, durations and tables for people, and print lines beside a progress bar."""
+"""Format numbers, sizes, durations and tables for people, and write log messages above the progress bar."""
 
+import logging
 import math
 import sys
 import time
@@ -13,6 +14,28 @@ def say(line: str) -> None:
     """Print a line for the user, above the bar where there is one."""
     tqdm.write(line, file=sys.stderr)
     sys.stderr.flush()
+
+
+LOGGERS = ("mae_curriculum", "finetune", "slurm")
+"""The project's packages: each module's logger is below one of them."""
+
+
+class TerminalHandler(logging.Handler):
+    """Write messages to stderr, above the progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message; warnings and errors start with their level."""
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        say(prefix + self.format(record))
+
+
+def configure_logging() -> None:
+    """Write what the project logs, from INFO on, to stderr; calling it again changes nothing."""
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, TerminalHandler) for handler in logger.handlers):
+            logger.addHandler(TerminalHandler())
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,17 +1,19 @@
-"""Which version of the code this is: its commit, in a repository or in the copy that a job runs."""
+"""The version of the package, and the commit of the code that runs."""
 
 import shutil
 import subprocess
 from pathlib import Path
 
+__version__ = "0.2.0"
+
 ROOT = Path(__file__).parent.parent
 
 VERSION = "VERSION"
-"""File of a copy without repository that holds its version."""
+"""File with the commit, in a copy of the code without its repository."""
 
 
 def code_version() -> str | None:
-    """Give the commit, with -dirty behind it where files were changed since; None where it is not known."""
+    """Return the commit, with -dirty after it if files were changed since; None if it is not known."""
     copied = ROOT / VERSION
     if copied.exists():
         return copied.read_text().strip()
@@ -19,3 +21,9 @@ def code_version() -> str | None:
         return None
     words = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty"]
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
+def describe_version() -> str:
+    """Format the version for `--version`, with the commit if it is known."""
+    commit = code_version()
+    return f"mae-curriculum {__version__}" + (f" ({commit})" if commit else "")

@@ -13,7 +13,7 @@ VERBS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run a verb and return the exit code. The command to submit follows `--`."""
+    """Run a verb and return its exit code; the words after `--` are the command to submit."""
     return run_verb("slurm", VERBS, arguments)
 
 

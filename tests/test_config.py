@@ -60,11 +60,11 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_nothing_given_means_the_defaults() -> None:
+def test_without_arguments_all_values_are_defaults() -> None:
     assert load(Config, []) == Config()
 
 
-def test_later_files_win_and_leave_the_rest(folder: Path) -> None:
+def test_later_files_override_only_their_own_keys(folder: Path) -> None:
     write(folder / "a.yaml", "epochs: 5\npart: {pace: compute, ends: [0, 9]}\n")
     write(folder / "b.yaml", "part: {ends: [1, 2]}\n")
     assert load(Config, ["--config", "a.yaml", "--config=b.yaml"]) == Config(
@@ -72,12 +72,12 @@ def test_later_files_win_and_leave_the_rest(folder: Path) -> None:
     )
 
 
-def test_a_flag_wins_over_a_file_that_stands_behind_it(folder: Path) -> None:
+def test_a_flag_overrides_a_later_file(folder: Path) -> None:
     write(folder / "a.yaml", "epochs: 5\n")
     assert load(Config, ["--epochs", "7", "--config", "a.yaml"]).epochs == 7
 
 
-def test_a_part_may_be_a_path_beside_the_file_that_names_it(folder: Path) -> None:
+def test_a_part_may_be_a_path_relative_to_its_file(folder: Path) -> None:
     (folder / "parts").mkdir()
     write(folder / "parts" / "part.yaml", "stages: [{share: 0.5, size: 96}, {share: 0.5}]\n")
     write(folder / "parts" / "a.yaml", "part: part.yaml\n")
@@ -89,28 +89,28 @@ def test_a_part_may_be_a_path_beside_the_file_that_names_it(folder: Path) -> Non
     )
 
 
-def test_a_flag_wins_over_the_file_of_its_part_that_stands_behind_it(folder: Path) -> None:
+def test_a_flag_overrides_a_later_file_of_its_part(folder: Path) -> None:
     part = write(folder / "part.yaml", "{pace: compute, ends: [1, 2]}")
     config = load(Config, ["--part.pace", "images", "--part", part])
     assert config == Config(part=Part(pace="images", ends=(1.0, 2.0)))
 
 
-def test_a_bare_flag_is_true() -> None:
+def test_a_flag_without_a_value_is_true() -> None:
     assert load(Config, ["--quick", "--epochs", "4"]) == Config(quick=True, epochs=4)
     assert not load(Config, ["--quick", "false"]).quick
 
 
-def test_yaml_may_merge_mappings(folder: Path) -> None:
+def test_yaml_merge_keys_work(folder: Path) -> None:
     write(folder / "a.yaml", "part: &p {pace: compute, ends: [0, 1]}\nepochs: 4\n")
     write(folder / "b.yaml", "part: {<<: {pace: compute, ends: [0, 1]}, ends: [2, 3]}\n")
     assert load(Config, ["--config", "a.yaml", "--config", "b.yaml"]).part == Part(pace="compute", ends=(2.0, 3.0))
 
 
-def test_a_number_may_be_written_with_an_exponent(folder: Path) -> None:
+def test_a_number_may_have_an_exponent(folder: Path) -> None:
     assert load(Config, ["--config", write(folder / "a.yaml", "rate: 1e-3\n")]).rate == 0.001
 
 
-MISTAKES = {
+ERRORS = {
     "epoch: 4": "'epoch' is not accepted; did you mean 'epochs'",
     "part: {paces: images}": "part.*paces.*did you mean 'pace'",
     "part: {stages: [{share: 1.0, sizes: 3}]}": "part.stages: Option 'sizes' is not accepted; did you mean 'size'",
@@ -120,8 +120,8 @@ MISTAKES = {
     "part: {pace: fast}": "part.pace: Expected a Literal.*Got value: fast",
     "part: {ends: [1, 2, 3]}": r"part.ends: Expected one of tuple\[float, float\], NoneType. Got value: \[1, 2, 3\]",
     "part: {stages: [{share: 0.5}]}": "^part.stages: shares must sum to 1$",
-    "epochs: 3\nepochs: 4": 'a.yaml: key "epochs" stands twice .again in line 2',
-    "part: {stages: [{share: 1, size: 3, size: 4}]}": 'a.yaml: key "size" stands twice',
+    "epochs: 3\nepochs: 4": 'a.yaml: key "epochs" is repeated in line 2',
+    "part: {stages: [{share: 1, size: 3, size: 4}]}": 'a.yaml: key "size" is repeated',
     "part: [": "a.yaml: while parsing",
     "epochs:": "epochs: needs a value, got null",
     "part: {pace: null}": "part.pace: needs a value, got null",
@@ -130,9 +130,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("text", MISTAKES)
-def test_a_mistake_in_a_file_is_one_line_that_names_it(text: str, folder: Path) -> None:
-    with pytest.raises(ConfigError, match=MISTAKES[text]) as caught:
+@pytest.mark.parametrize("text", ERRORS)
+def test_an_error_in_a_file_is_one_line_that_names_it(text: str, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=ERRORS[text]) as caught:
         load(Config, ["--config", write(folder / "a.yaml", text)])
     assert "\n" not in str(caught.value)
 
@@ -145,36 +145,36 @@ def test_a_mistake_in_a_file_is_one_line_that_names_it(text: str, folder: Path) 
         ("--epochs 1.5", "epochs: Expected a int. Got value: 1.5"),
         ("--epochs", "epochs"),
         ("--config none.yaml", "cannot read 'none.yaml'"),
-        ("--part none.yaml", "part: Unable to load config 'none.yaml'"),
+        ("--part none.yaml", "part: cannot read 'none.yaml'"),
         ("--unheard 3", "--unheard 3; --help lists the keys"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line_that_names_it(arguments: str, message: str, folder: Path) -> None:
+def test_an_error_on_the_command_line_is_one_line_that_names_it(arguments: str, message: str, folder: Path) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load(Config, arguments.split())
     assert "\n" not in str(caught.value)
 
 
-def test_a_part_file_with_a_key_that_stands_twice_is_refused(folder: Path) -> None:
+def test_a_repeated_key_in_a_part_file_is_refused(folder: Path) -> None:
     write(folder / "part.yaml", "pace: images\npace: compute\n")
-    with pytest.raises(ConfigError, match='part.yaml.*key "pace" stands twice'):
+    with pytest.raises(ConfigError, match='part.yaml.*key "pace" is repeated'):
         load(Config, ["--part", "part.yaml"])
 
 
-def test_dump_loads_again_to_an_equal_object(folder: Path) -> None:
+def test_dump_loads_to_an_equal_object(folder: Path) -> None:
     config = Config(Path("a b"), Part("compute", (Stage(0.25, 96), Stage(0.75)), (0.0, 9.0)), 7, 1e-7, True)
     (folder / "a.yaml").write_text(dump(config))
     assert load_file(Config, folder / "a.yaml") == config
 
 
-def test_print_config_prints_what_was_resolved(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         load(Config, ["--epochs", "9", "--print_config"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out == dump(Config(epochs=9))
 
 
-def test_print_config_checks_what_it_prints() -> None:
+def test_print_config_checks_values() -> None:
     with pytest.raises(ConfigError, match="shares must sum to 1"):
         load(Config, ["--part.stages", '[{"share": 0.5}]', "--print_config"])
 
@@ -185,12 +185,12 @@ def test_help_shows_the_docstrings_of_fields(capsys: pytest.CaptureFixture[str])
     assert "Its epochs." in capsys.readouterr().out
 
 
-def test_differences_name_the_keys_and_leave_out_exempt_ones() -> None:
+def test_differences_name_keys_except_exempt_ones() -> None:
     other = Config(run=Path("elsewhere"), epochs=4, part=Part(ends=(0.0, 1.0)))
     assert differences(Config(), other) == ["part.ends: None -> [0.0, 1.0]", "epochs: 3 -> 4"]
 
 
-def test_the_digest_changes_with_results_alone() -> None:
+def test_the_fingerprint_ignores_exempt_fields() -> None:
     assert (
         config_fingerprint(Config())
         == config_fingerprint(Config(run=Path("elsewhere")))
@@ -201,7 +201,7 @@ def test_the_digest_changes_with_results_alone() -> None:
 
 @dataclass(frozen=True)
 class Listing:
-    """Several of a kind."""
+    """A config with lists."""
 
     runs: tuple[Path, ...] = ()
     """Folders."""
@@ -224,7 +224,7 @@ class Listing:
         (["--runs", "😀: 'é'", "\udcff", "1e-3"], Listing((Path("😀: 'é'"), Path("\udcff"), Path("1e-3")))),
     ],
 )
-def test_the_flag_of_a_list_takes_words_and_words_without_a_flag_are_runs(words: list[str], expected: Listing) -> None:
+def test_list_flags_take_several_words_and_loose_words_are_runs(words: list[str], expected: Listing) -> None:
     assert load(Listing, words) == expected
 
 
@@ -232,3 +232,13 @@ def test_a_word_without_a_flag_is_a_file(folder: Path) -> None:
     assert load(Config, [write(folder / "a.yaml", "epochs: 7"), "--rate", "2"]) == Config(epochs=7, rate=2.0)
     with pytest.raises(ConfigError, match=r"cannot read 'epochs'"):
         load(Config, ["epochs", "7"])
+
+
+def test_an_inline_mapping_may_stand_for_a_part() -> None:
+    assert load(Config, ["--part", "{pace: compute}"]).part == Part(pace="compute")
+
+
+def test_a_missing_file_of_a_part_is_named_with_the_file_that_names_it(folder: Path) -> None:
+    write(folder / "a.yaml", "part: none.yaml\n")
+    with pytest.raises(ConfigError, match=r"^a.yaml: part: cannot read 'none.yaml'"):
+        load(Config, ["--config", "a.yaml"])

@@ -9,7 +9,7 @@ import pytest
 from tests.runs import ROOT
 
 FLOORS = [
-    "config distributed files png precision terminal version",
+    "config distributed files png precision recipes terminal version",
     "cli curriculum run",
     "data model tracking",
     "training weights",

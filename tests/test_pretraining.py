@@ -323,12 +323,6 @@ def test_a_run_folder_of_another_config_is_refused_unharmed(finished: Path, caps
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
-def test_the_command_line_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    assert main(["pretrian"]) == 2
-    assert "{pretrain,bench,export,knn,replay,reconstruct,plot,plan,report}" in capsys.readouterr().err
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_trains_too(tmp_path: Path) -> None:

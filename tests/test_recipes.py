@@ -1,14 +1,19 @@
+import re
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 import yaml
 
 from finetune.config import FinetuneConfig, LinprobeConfig
-from mae_curriculum.config import dump, load, load_file
+from mae_curriculum.__main__ import VERBS as MAE_CURRICULUM
+from mae_curriculum.config import ConfigError, dump, load, load_file
 from mae_curriculum.curriculum.schedule import Curriculum
 from mae_curriculum.pretraining_config import PretrainConfig
+from mae_curriculum.recipes import FOLDERS, find_file, list_recipes
+from slurm.__main__ import VERBS as SLURM
 from tests.runs import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -18,22 +23,24 @@ DOWNSTREAM = [(verb, path) for verb in ("finetune", "linprobe") for path in sort
 
 
 @pytest.mark.parametrize(("verb", "path"), DOWNSTREAM, ids=lambda part: part if isinstance(part, str) else part.stem)
-def test_a_downstream_recipe_loads_prints_and_says_what_it_takes(verb: str, path: Path, tmp_path: Path) -> None:
+def test_a_downstream_recipe_loads_and_states_command_hardware_time_and_result(
+    verb: str, path: Path, tmp_path: Path
+) -> None:
     config: Any = load(VERBS[verb], ["--config", str(path), "--checkpoint", "RUN"])
     (tmp_path / "again.yaml").write_text(dump(config))
     assert load_file(VERBS[verb], tmp_path / "again.yaml") == config
     words = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
-    assert f"python -m finetune {verb} --config configs/{verb}/{path.name} --checkpoint" in words
+    assert f"python -m finetune {verb} --config {path.stem} --checkpoint" in words
     assert all(word in words for word in ("Hardware:", "Time:", "Result:"))
 
 
-def test_downstream_recipes_are_there_for_each_pretraining() -> None:
+def test_each_pretraining_recipe_has_downstream_recipes() -> None:
     names = {verb: {path.stem for other, path in DOWNSTREAM if other == verb} for verb in ("finetune", "linprobe")}
     published = {"vit_b16_in1k", "vit_l16_in1k", "vit_h14_in1k"}
     assert names["finetune"] == names["linprobe"] == {"digits", "cifar10", "imagenette128"} | published
 
 
-def test_the_recipes_are_there() -> None:
+def test_these_pretraining_recipes_exist() -> None:
     assert [path.stem for path in RECIPES] == [
         "cifar10",
         "digits",
@@ -46,23 +53,23 @@ def test_the_recipes_are_there() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_loads_prints_and_loads_again_to_an_equal_object(path: Path, tmp_path: Path) -> None:
+def test_a_recipe_loads_dumps_and_loads_to_an_equal_object(path: Path, tmp_path: Path) -> None:
     config = load_file(PretrainConfig, path)
     (tmp_path / "again.yaml").write_text(dump(config))
     assert load_file(PretrainConfig, tmp_path / "again.yaml") == config
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_begins_with_command_hardware_time_and_result(path: Path) -> None:
+def test_a_recipe_starts_with_command_hardware_time_and_result(path: Path) -> None:
     comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
     words = " ".join(comment)
-    assert f"--config configs/pretrain/{path.name}" in words
+    assert re.search(rf"pretrain --config {path.stem}(\s|$)", words)
     assert all(word in words for word in ("Hardware:", "Time:", "Result:"))
     assert load_file(PretrainConfig, path).run == Path("runs") / path.stem
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "curriculum").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_curriculum_file_loads_prints_and_loads_again_to_an_equal_object(path: Path, tmp_path: Path) -> None:
+def test_a_curriculum_file_loads_dumps_and_loads_to_an_equal_object(path: Path, tmp_path: Path) -> None:
     curriculum = load(PretrainConfig, ["--curriculum", str(path)]).curriculum
     (tmp_path / "again.yaml").write_text(dump(curriculum))
     assert load(PretrainConfig, ["--curriculum", str(tmp_path / "again.yaml")]).curriculum == curriculum
@@ -81,13 +88,54 @@ def test_a_curriculum_file_loads_prints_and_loads_again_to_an_equal_object(path:
         ("vit_b16_in1k_efficienttrain_pp", "efficienttrain_pp"),
     ],
 )
-def test_mae_recipes_follow_the_curriculum_files_but_for_randaugment(recipe: str, curriculum: str) -> None:
+def test_mae_recipes_follow_the_curriculum_files_except_for_randaugment(recipe: str, curriculum: str) -> None:
     ours = load_file(PretrainConfig, CONFIGS / "pretrain" / f"{recipe}.yaml").curriculum
     published = load(PretrainConfig, ["--curriculum", str(CONFIGS / "curriculum" / f"{curriculum}.yaml")]).curriculum
     assert ours == replace(published, augmentation=ours.augmentation)
     assert ours.augmentation.randaug is None
 
 
-def test_no_curriculum_is_one_stage_at_full_size() -> None:
+def test_the_recipe_none_is_one_stage_at_full_size() -> None:
     none = load(PretrainConfig, ["--curriculum", str(CONFIGS / "curriculum" / "none.yaml")]).curriculum
     assert none == Curriculum() == PretrainConfig().curriculum
+
+
+@pytest.mark.parametrize(
+    ("config_class", "folder"),
+    [
+        (PretrainConfig, "pretrain"),
+        (resolve_name(MAE_CURRICULUM["plan"][0]), "pretrain"),
+        (FinetuneConfig, "finetune"),
+        (LinprobeConfig, "linprobe"),
+        (Curriculum, "curriculum"),
+        (resolve_name(SLURM["submit"][0]), "cluster"),
+        (resolve_name(SLURM["pipeline"][0]), "pipeline"),
+    ],
+)
+def test_each_settings_class_finds_the_recipes_of_its_folder(config_class: type, folder: str) -> None:
+    recipes = list_recipes(config_class)
+    assert list(recipes.values()) == sorted((CONFIGS / folder).glob("*.yaml"))
+    assert all(find_file(name, config_class, Path()) == path for name, path in recipes.items())
+    assert folder in FOLDERS.values()
+
+
+def test_an_existing_file_takes_precedence_over_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("digits").mkdir()
+    assert load_file(PretrainConfig, Path("digits")).run == Path("runs/digits")
+    Path("digits").rmdir()
+    Path("digits").write_text("run: runs/mine")
+    assert load_file(PretrainConfig, Path("digits")).run == Path("runs/mine")
+
+
+def test_a_file_may_name_the_recipe_of_its_curriculum(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("curriculum: efficienttrain")
+    curriculum = load_file(PretrainConfig, tmp_path / "a.yaml").curriculum
+    assert curriculum == load(PretrainConfig, ["--curriculum", "efficienttrain"]).curriculum
+    assert [stage.size for stage in curriculum.stages] == [160, 192, 224]
+    (tmp_path / "a.yaml").write_text("curriculum: efficient")
+    with pytest.raises(
+        ConfigError, match=r"a.yaml: curriculum: cannot read .*; recipes: efficienttrain, efficient"
+    ) as caught:
+        load_file(PretrainConfig, tmp_path / "a.yaml")
+    assert "\n" not in str(caught.value)

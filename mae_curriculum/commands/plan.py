@@ -28,10 +28,12 @@ def plan(config: PlanConfig) -> int:
 
 
 def compute_plan(config: PretrainConfig, *, devices: int = 1, rate: float = 1000.0) -> dict[str, Any]:
-    """Return the plan of a run: totals, and a row per stage.
+    """Compute what a pretraining run will do and cost, without training: totals, and one row per stage.
 
-    devices  on which the run is to be trained.
-    rate     images per second that a device trains at full size.
+    devices  processes that share each batch.
+    rate     images/s of all devices together at full size, for the hours.
+    Returns  "steps", "images", "flops", "speedup", "hours", "stages" and more, as `plan --json` prints them.
+    Raises   ConfigError for stages that cannot be trained.
     """
     shape = find_shape(config.model)
     count = count_images(config.data)

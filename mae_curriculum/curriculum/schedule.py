@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
+from pathlib import Path
 from typing import Literal
 
-from mae_curriculum.config import ConfigError
+from mae_curriculum.config import ConfigError, load_file
 
 REFERENCE_SIZE = 224
 """Image size in pixels that the sizes of a curriculum refer to, as in the papers' tables."""
@@ -88,6 +89,11 @@ class Curriculum:
             raise ConfigError(
                 f"curriculum.stages: shares must be positive and sum to 1; got {shares}, which sum to {sum(shares):g}"
             )
+
+    @classmethod
+    def preset(cls, name: str) -> "Curriculum":
+        """Load a curriculum by the name of its recipe, such as "efficienttrain", or from a YAML file."""
+        return load_file(cls, Path(name))
 
 
 @dataclass(frozen=True)

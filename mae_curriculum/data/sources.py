@@ -213,13 +213,13 @@ def _open_folder(folder: Path) -> tuple[FileImages, FileImages | None]:
         raise ConfigError(f"data.source: '{folder}' is neither a folder nor one of {', '.join(IMAGE_COUNTS)}")
     train = folder / "train"
     if not train.is_dir():
-        return _label(folder, _list_images(folder)), None
-    images = _label(train, _list_images(train))
+        return _label(folder, list_images(folder)), None
+    images = _label(train, list_images(train))
     val = next((part for part in (folder / "val", folder / "test") if part.is_dir()), None)
-    return images, _label(val, _list_images(val), classes=_classes(train, images.paths)) if val else None
+    return images, _label(val, list_images(val), classes=_classes(train, images.paths)) if val else None
 
 
-def _list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
     """List the images of a tree in order of their paths; links are followed, but no folder is entered twice."""
     paths: list[Path] = []
     seen: set[tuple[int, int]] = set()

@@ -1,0 +1,109 @@
+"""A pretrained encoder for scripts and notebooks: load it, and turn images or a folder of images into features."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mae_curriculum.config import load_part
+from mae_curriculum.data.config import DataConfig
+from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages
+from mae_curriculum.data.preprocess import normalize
+from mae_curriculum.data.sources import FileImages, list_images
+from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
+from mae_curriculum.weights.build import build_encoder
+from mae_curriculum.weights.read import read_weights
+from mae_curriculum.weights.run_settings import run_settings
+
+Pool = Literal["avg", "token"]
+
+
+class Encoder(nn.Module):
+    """A pretrained ViT that describes each image by one vector."""
+
+    def __init__(self, model: MaskedAutoencoder, data: DataConfig) -> None:
+        """Wrap a model and the statistics that its images are normalized with."""
+        super().__init__()
+        self.model = model
+        self.data = data
+        self.eval()
+
+    @property
+    def vit(self) -> Any:
+        """The encoder as a timm model, for instance to fine-tune it; it takes normalized images."""
+        return self.model.encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features of images, as `features` with its defaults."""
+        return self.features(images)
+
+    @torch.no_grad()
+    def features(self, images: Tensor, pool: Pool = "avg") -> Tensor:
+        """Compute one feature vector per image.
+
+        images   (b, c, h, w), uint8 in 0..255 or floating point in 0..1, not normalized; on the encoder's device. h and
+                 w are multiples of the patch size, and may differ from the size the encoder was trained at.
+        pool     avg: mean of the patch tokens. token: class token.
+        Returns  (b, d) float32.
+        Raises   TypeError for another dtype; ValueError for another shape or range, or a pool the encoder lacks.
+        """
+        if pool not in self.model.pools:
+            raise ValueError(f"pool must be one of {', '.join(self.model.pools)} for this encoder, got {pool!r}")
+        self._check(images)
+        pixels = images if images.dtype == torch.uint8 else images.float() * 255
+        mean, std = self.data.statistics(self.model.channels)
+        pooled: Tensor = self.model.features(normalize(pixels, mean, std))[:, self.model.pools.index(pool)]
+        return pooled.float()
+
+    def _check(self, images: Tensor) -> None:
+        """Raise TypeError or ValueError for images of a wrong dtype, shape or range."""
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(f"images must be uint8 in 0..255 or floating point in 0..1, got {images.dtype}")
+        channels, (height, width) = self.model.channels, self.model.patch_size
+        fits = images.ndim == 4 and images.shape[1] == channels and images.numel() > 0
+        if not fits or images.shape[2] % height or images.shape[3] % width:
+            expected = f"(b, {channels}, h, w), with h a multiple of {height} and w of {width}"
+            raise ValueError(f"images must have the shape {expected}; got {tuple(images.shape)}")
+        if images.is_floating_point():
+            low, high = (float(value) for value in torch.aminmax(images))
+            if not (low >= 0 and high <= 1):  # also NaN
+                raise ValueError(f"floating-point images must be in 0..1, not normalized; got {low:g}..{high:g}")
+
+
+def load_encoder(path: str | Path, *, heads: int | None = None) -> Encoder:
+    """Load the encoder of a checkpoint, on the CPU and in evaluation mode.
+
+    path    run folder, RUN@EPOCHS, or a checkpoint of timm, Hugging Face or facebookresearch/mae. Images are normalized
+            as in the run, or by ImageNet's statistics if there is no run.
+    heads   attention heads, for a checkpoint that does not contain them.
+    Raises  ConfigError, one line, for a path that holds no checkpoint or weights that do not fit.
+    """
+    path = Path(path)
+    model = build_encoder(read_weights(path, heads=heads), path)
+    return Encoder(model, load_part(DataConfig, run_settings(path).get("data", {})))
+
+
+def embed(
+    encoder: Encoder, folder: str | Path, *, pool: Pool = "avg", batch_images: int = 64, workers: int = 0
+) -> tuple[list[str], Tensor]:
+    """Compute the features of all images below a folder, each resized and cropped to the encoder's image size.
+
+    batch_images  images encoded at once.
+    workers       processes that decode images; 0 decodes in this one.
+    Returns       the images' paths relative to the folder, sorted, and their features (n, d) float32 on the CPU. An
+                  image that cannot be decoded is left out.
+    Raises        ConfigError if there are no images.
+    """
+    model, paths = encoder.model, list_images(Path(folder))
+    device = next(encoder.parameters()).device
+    images = EvaluationImages(FileImages(paths, labels=None), model.image_size, model.channels)
+    names: list[str] = []
+    features = [torch.empty(0, model.encoder.embed_dim)]
+    for pixels, indices in DataLoader(images, batch_size=batch_images, num_workers=workers):
+        intact = indices != NO_IMAGE
+        names += [str(paths[index].relative_to(folder)) for index in indices[intact].tolist()]
+        if intact.any():
+            features.append(encoder.features(pixels[intact].to(device), pool).cpu())
+    return names, torch.cat(features)
