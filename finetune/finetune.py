@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from finetune.classifier import Classifier, build_classifier
 from finetune.config import FinetuneConfig
 from finetune.confusion import draw_confusion
-from finetune.evaluation import Evaluation, best_accuracy, keep_best, measure
+from finetune.evaluation import ClassifierEvaluation, best_accuracy, keep_best, measure
 from finetune.labeled import LabeledImages, open_labeled
 from finetune.mixing import layer_decay_groups, mix, position_seed
 from finetune.repeat import run_seeds
@@ -74,7 +74,7 @@ def finetune_once(
             world.say(told)
         inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
 
-        def evaluate(step: int, inference: Inference = inference) -> Evaluation:
+        def evaluate(step: int, inference: Inference = inference) -> ClassifierEvaluation:
             evaluation = measure(training, val, inference)
             accuracy, loss = map(finite_or_none, (evaluation.accuracy, evaluation.loss))
             run.journal.write("evaluation", steps_done=step, accuracy=accuracy, val_loss=loss)
@@ -108,7 +108,7 @@ def finetune_once(
 
 
 def finish(
-    run: Run, world: World, evaluation: Evaluation, classes: Sequence[str], costs: dict[str, Any]
+    run: Run, world: World, evaluation: ClassifierEvaluation, classes: Sequence[str], costs: dict[str, Any]
 ) -> dict[str, Any]:
     """Write and say what a fine-tuning came to; returns its summary."""
     right, counts = evaluation.confusion.diagonal(), evaluation.confusion.sum(dim=1)
