@@ -158,11 +158,10 @@ def build_classifier(
     arguments |= {"num_classes": class_count, "drop_path_rate": config.drop_path or None} | config.options
 
     def make(size: Size | None, **more: Any) -> Any:
-        sized = {} if size is None else {"img_size": size}
         try:
-            return timm.create_model(name, **sized, **(arguments | more))
+            return timm.create_model(name, **({"img_size": size} | arguments | more))
         except TypeError as error:
-            if "img_size" not in str(error):
+            if size is None or "img_size" not in str(error):
                 raise
         return timm.create_model(name, **(arguments | more))  # a network that takes images of any size
 
@@ -197,26 +196,21 @@ def vit_config(name: str, net: Any) -> ModelConfig | None:
 
 def _timm_arguments(config: ClassifierConfig, weights: Weights | None) -> tuple[str, Size | None, dict[str, Any]]:
     """Return timm's name, the full image size (None for the name's own), and arguments of `timm.create_model`."""
+    settings: dict[str, Any] = {"channels": 3}
     if weights is None:
         if config.name is None:
             raise ConfigError("model.name: choose a timm model to train, or a --checkpoint")
         if not timm.is_model(config.name):
             near = ", ".join(difflib.get_close_matches(config.name, timm.list_models(), n=3))
             raise ConfigError(f"model.name: timm has no '{config.name}'; similar names: {near or 'none'}")
-        name, arguments = config.name, {"in_chans": 3}
+        name = config.name
     else:
         if config.name is not None or config.options:
             raise ConfigError("model.name and model.options: the checkpoint defines the ViT; omit them or --checkpoint")
-        name = weights.model.name
-        arguments = {timm_name: getattr(weights.model, ours) for ours, timm_name in TIMM_NAMES.items()}
-        arguments["global_pool"] = "avg"
-    overrides = {
-        "img_size": config.image_size,
-        "patch_size": config.patch_size,
-        "in_chans": config.channels,
-        "global_pool": config.pool,
-    }
-    arguments |= {key: value for key, value in overrides.items() if value is not None}
+        name, settings = weights.model.name, vars(weights.model) | {"pool": "avg"}
+    settings |= {key: value for key, value in vars(config).items() if value is not None}
+    timm_names = TIMM_NAMES | {"pool": "global_pool"}
+    arguments = {timm_names[key]: value for key, value in settings.items() if key in timm_names and value is not None}
     size = arguments.pop("img_size", None)
     return name, (size, size) if isinstance(size, int) else size, arguments
 
@@ -235,11 +229,8 @@ def _load_pretrained_(net: Any, weights: Weights) -> str:
             grid = MaskedAutoencoder(weights.model).full_grid
         encoder["pos_embed"] = _resample_table(encoder["pos_embed"], grid, net.patch_embed.grid_size)
     fits = {key for key in encoder if key in own and encoder[key].shape == own[key].shape}
-    may_be_new, may_be_left_out = ("head.",), ("head.",)
-    if not isinstance(net.fc_norm, nn.Identity):  # normalizes after average pooling instead of before
-        may_be_new, may_be_left_out = ("fc_norm.", "head."), ("norm.", "head.")
-    new = {key for key in own.keys() - fits if key.startswith(may_be_new)}
-    left_out = {key for key in encoder.keys() - fits if key.startswith(may_be_left_out)}
+    new = {key for key in own.keys() - fits if key.startswith(("fc_norm.", "head."))}
+    left_out = {key for key in encoder.keys() - fits if key.startswith(("norm.", "head."))}
     if "head.weight" in new:
         nn.init.trunc_normal_(net.head.weight, std=2e-5)  # as MAE: the first steps do not disturb what was learned
     kept = {key: value for key, value in encoder.items() if key not in left_out}

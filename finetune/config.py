@@ -27,8 +27,7 @@ class ClassifierConfig:
     channels: int | None = None
     """Image channels; null for those of the checkpoint, or 3."""
     pool: Pool | None = None
-    """Input of a ViT's head: the mean of the patches or the class token; null for the mean after pretraining and timm's
-    default from scratch."""
+    """Input of a ViT's head: patch mean or class token; null for the mean after pretraining, else timm's default."""
     drop_path: float = 0.1
     """Share of residual branches dropped in training, rising with depth to this value, 0 to below 1."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -45,8 +44,8 @@ class ClassifierConfig:
 
 
 @dataclass(frozen=True)
-class LabeledTrainingConfig(TrainingConfig):
-    """Settings that fine-tuning and probing share."""
+class LabeledConfig:
+    """Settings that fine-tuning, probing and few-shot evaluation share."""
 
     heads: int | None = None
     """Attention heads of the encoder, if the checkpoint does not say so."""
@@ -60,12 +59,14 @@ class LabeledTrainingConfig(TrainingConfig):
     """Number of runs, with seeds `seed`, `seed + 1`, ...; several runs get subfolders."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_evaluation(self.crop, self.evaluation_batch, self.seeds)
+        if not 0 < self.crop <= 1:
+            raise ConfigError(f"crop must be above 0 and at most 1, got {self.crop}")
+        if min(self.evaluation_batch, self.seeds) < 1:
+            raise ConfigError(f"evaluation_batch, seeds: at least 1, got {self.evaluation_batch}, {self.seeds}")
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(LabeledTrainingConfig):
+class FinetuneConfig(LabeledConfig, TrainingConfig):
     """Fine-tuning of a classifier, by default with MAE's recipe for ViT-B."""
 
     run: Path = exempt(Path("runs/finetune"))
@@ -81,8 +82,7 @@ class FinetuneConfig(LabeledTrainingConfig):
     optim: OptimConfig = OptimConfig(base_lr=5e-4, min_lr=2.5e-7, warmup=0.05, betas=(0.9, 0.999))
     """The optimizer."""
     layer_decay: float | None = None
-    """Learning rate of each layer as a multiple of the next one's, above 0 and at most 1; null for 0.65 after
-    pretraining and 1 from scratch."""
+    """Factor per layer on the learning rate, 0 to 1, toward the input; null for 0.65 after pretraining, else 1."""
     mixup: float = 0.8
     """Alpha of mixup (arXiv:1710.09412); 0 for none. Together with cutmix, each is used in half of the steps."""
     cutmix: float = 1.0
@@ -90,8 +90,7 @@ class FinetuneConfig(LabeledTrainingConfig):
     smoothing: float = 0.1
     """Label smoothing: share of a target that is spread evenly over all classes, 0 to below 1."""
     average_decay: float | None = None
-    """Decay per step of a moving average of the weights, such as 0.9999, which is then evaluated and kept; null for no
-    average."""
+    """Decay per step of a moving average of the weights, such as 0.9999, to evaluate and keep; null for none."""
     batch_size: int = 1024
     """Images per optimizer step, over all devices."""
     epochs: int = 100
@@ -100,7 +99,8 @@ class FinetuneConfig(LabeledTrainingConfig):
     """Equivalent epochs between evaluations."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        TrainingConfig.__post_init__(self)
+        LabeledConfig.__post_init__(self)
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         if min(self.mixup, self.cutmix) < 0:
@@ -114,7 +114,7 @@ class FinetuneConfig(LabeledTrainingConfig):
 
 
 @dataclass(frozen=True)
-class LinprobeConfig(LabeledTrainingConfig):
+class LinprobeConfig(LabeledConfig, TrainingConfig):
     """Probe of a frozen encoder, by default with MAE's recipe."""
 
     run: Path = exempt(Path("runs/linprobe"))
@@ -133,8 +133,7 @@ class LinprobeConfig(LabeledTrainingConfig):
     held_out: float = 0.1
     """Share of the training images held out to choose the best head, 0 to below 1; 0 only for a single head."""
     augment: bool = True
-    """Random crops and flips in each epoch; otherwise the encoder runs once over the unchanged images, and its features
-    are cached on disk."""
+    """Random crops and flips; if false, the encoder runs once over unchanged images and its features are cached."""
     optim: OptimConfig = OptimConfig(base_lr=0.1, warmup=0.11, weight_decay=0.0)
     """The optimizer."""
     batch_size: int = 16384
@@ -143,7 +142,8 @@ class LinprobeConfig(LabeledTrainingConfig):
     """Passes over the images."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        TrainingConfig.__post_init__(self)
+        LabeledConfig.__post_init__(self)
         self._check_heads()
         if self.head == "attentive":
             self._check_attention()
@@ -166,16 +166,12 @@ class LinprobeConfig(LabeledTrainingConfig):
         if not self.augment:
             raise ConfigError("augment: an attentive head needs every patch, and these are not cached; leave it true")
         if self.optim.base_lr > 0.01:
-            raise ConfigError(
-                f"optim.base_lr: AdamW trains an attentive head, so use at most 0.01; got {self.optim.base_lr}"
-            )
+            raise ConfigError(f"optim.base_lr: attentive heads use AdamW, so at most 0.01; got {self.optim.base_lr}")
 
     def _check_unchanged_images(self) -> None:
         sizes = [stage.size for stage in self.curriculum.stages]
         if self.curriculum.augmentation.randaug or sizes != [REFERENCE_SIZE]:
-            raise ConfigError(
-                "augment: false uses unchanged images, so curriculum must have one stage of 224 and no randaug"
-            )
+            raise ConfigError("augment: false uses unchanged images: curriculum needs one stage of 224 and no randaug")
 
     @property
     def head_count(self) -> int:
@@ -184,34 +180,26 @@ class LinprobeConfig(LabeledTrainingConfig):
 
 
 @dataclass(frozen=True)
-class FewshotConfig:
+class FewshotConfig(LabeledConfig):
     """Few-shot classification with a frozen encoder."""
 
     run: Path = exempt(Path("runs/fewshot"))
     """Folder for results.json."""
     checkpoint: Path = field(kw_only=True)
     """Pretraining run, or any ViT checkpoint that can be imported."""
-    heads: int | None = None
-    """Attention heads of the encoder, if the checkpoint does not say so."""
-    data: DataConfig = DataConfig(source=RUNS_IMAGES)
-    """Images with classes; source `run` uses those of the checkpoint's run, with its normalization."""
     shots: tuple[float, ...] = (1, 5, 10)
     """Labels to train on: from 1 on, images per class; below 1, a share of all images, such as 0.01."""
     regularization: float = 1.0
     """Strength of the L2 penalty on standardized features: scikit-learn's 1 / C."""
     precision: Precision = "auto"
     """Arithmetic of the encoder."""
-    crop: float = 0.875
-    """Share of an image's shorter side that is kept, above 0 and at most 1: 224 of 256 pixels, as MAE."""
-    evaluation_batch: int = exempt(256)
-    """Images per device in a batch."""
     seed: int = 0
     """Random seed of the choice of images."""
     seeds: int = 5
     """Number of choices to average over, with seeds `seed`, `seed + 1`, ..."""
 
     def __post_init__(self) -> None:
-        _check_evaluation(self.crop, self.evaluation_batch, self.seeds)
+        super().__post_init__()
         if not self.shots or not all(0 < shots < 1 or (shots >= 1 and shots % 1 == 0) for shots in self.shots):
             raise ConfigError(f"shots: whole numbers of images per class, or shares below 1; got {list(self.shots)}")
         if self.regularization <= 0:
@@ -230,10 +218,3 @@ class ImportConfig:
     """Folder of the new run."""
     heads: int | None = None
     """Attention heads of the encoder, if the checkpoint does not say so."""
-
-
-def _check_evaluation(crop: float, evaluation_batch: int, seeds: int) -> None:
-    if not 0 < crop <= 1:
-        raise ConfigError(f"crop must be above 0 and at most 1, got {crop}")
-    if min(evaluation_batch, seeds) < 1:
-        raise ConfigError(f"evaluation_batch and seeds must be at least 1, got {evaluation_batch}, {seeds}")

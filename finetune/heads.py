@@ -40,7 +40,7 @@ class Heads(nn.Module):
         if kind == "attentive":
             self.attentions.extend(AttentionPoolLatent(width, num_heads=attention_heads) for _ in self.names)
         for parameter in self.parameters():  # a diverging head must not cause the step of all to be skipped
-            parameter.register_hook(_finite)  # type: ignore[no-untyped-call]
+            parameter.register_hook(lambda gradient: gradient.nan_to_num(0.0, 0.0, 0.0))  # type: ignore[no-untyped-call]
         for linear in self.linears:
             assert isinstance(linear, nn.Linear)
             nn.init.trunc_normal_(linear.weight, std=0.01)
@@ -83,7 +83,3 @@ class Heads(nn.Module):
             groups.append({"params": matrices, "lr_scale": factor, "weight_decay": weight_decay, "always_adapt": True})
             groups.append({"params": vectors, "lr_scale": factor, "weight_decay": 0.0, "always_adapt": False})
         return groups
-
-
-def _finite(gradient: Tensor) -> Tensor:
-    return gradient.nan_to_num(0.0, 0.0, 0.0)

@@ -32,18 +32,10 @@ def open_labeled(data: DataConfig, world: World) -> tuple[LabeledImages, Labeled
     world.on_main(lambda: download(data))
     train, val = hold_out(*open_images(data))
     if train.labels is None or val.labels is None:
-        raise ConfigError(
-            f"data.source: the images of {data.source} are not sorted into two or more classes; put those of each "
-            "class into a folder of its own, under train/ and val/"
-        )
+        raise ConfigError(f"data.source: {data.source} needs one folder per class, at least two, under train/ and val/")
     counts = np.bincount(train.labels, minlength=len(train.classes))
-    empty = [train.classes[number] for number in np.flatnonzero(counts == 0)]
+    empty = [name for name, count in zip(train.classes, counts, strict=True) if count == 0]
     if empty:
-        raise ConfigError(
-            f"data.source: {data.source} has no training images of class {', '.join(empty[:10])}; add some, or remove "
-            "the folder"
-        )
-    return (
-        LabeledImages(train, torch.tensor(train.labels), train.classes),
-        LabeledImages(val, torch.tensor(val.labels), train.classes),
-    )
+        raise ConfigError(f"data.source: no training images of class {', '.join(empty[:10])}; add some, or remove it")
+    labels, val_labels = torch.tensor(train.labels), torch.tensor(val.labels)
+    return LabeledImages(train, labels, train.classes), LabeledImages(val, val_labels, train.classes)

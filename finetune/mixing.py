@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data.mixup import Mixup
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]  # public, but timm has no __all__
 from torch import Tensor
 
 

@@ -150,9 +150,7 @@ def download(config: DataConfig) -> None:
         if config.source == "imagenette" and not (config.cache / IMAGENETTE).is_dir():
             Imagenette(config.cache, size="320px", download=True)
     except (OSError, RuntimeError, EOFError, HTTPException, TarError) as error:
-        raise ConfigError(
-            f"data.source: cannot download {config.source} to {config.cache}: {error}; or use a folder of images"
-        ) from error
+        raise ConfigError(f"data.source: cannot download {config.source} to {config.cache}: {error}") from error
 
 
 def open_images(config: DataConfig) -> tuple[Images, Images | None]:
@@ -174,9 +172,7 @@ def open_images(config: DataConfig) -> tuple[Images, Images | None]:
         case folder:
             train, val = _open_folder(Path(folder))
     if config.image_count not in (None, len(train)):
-        raise ConfigError(
-            f"data.image_count is {config.image_count}, but {config.source} holds {len(train)}; correct it or set null"
-        )
+        raise ConfigError(f"data.image_count is {config.image_count}, but {config.source} has {len(train)}; set null")
     return train, val
 
 

@@ -59,10 +59,7 @@ def _is_sincos(positions: Tensor, grid: tuple[int, int]) -> bool:
 def build_autoencoder(weights: Weights, what: object) -> MaskedAutoencoder:
     """Build the model with these weights, decoder included; raises ConfigError if keys do not fit or there is none."""
     if not weights.decoder:
-        raise ConfigError(
-            f"reconstructions need a decoder, and {what} ({weights.origin}) has none; use the run folder, or an "
-            "export with --format mae or hf_mae"
-        )
+        raise ConfigError(f"{what} ({weights.origin}) has no decoder; use the run, or export it with --format mae")
     model = build_encoder(weights, what)
     encoder = {key: value for key, value in model.state_dict().items() if key.startswith("encoder.")}
     load_into_(model, encoder | weights.decoder, f"the decoder of {what}")

@@ -111,16 +111,11 @@ def _read_run(path: Path) -> Weights:
 def _find_kept(folder: RunFolder, epochs: int) -> Path:
     """Return the checkpoint that a run kept at this number of equivalent epochs; raises ConfigError."""
     paths = {steps_of(path): path for path in folder.checkpoints if is_intact(path)}
-    kept = {}
-    for row in Journal(folder.journal).rows():
-        if row["event"] == "save" and row.get("kept") and row["steps_done"] in paths:
-            kept[int(row["epochs"])] = paths[row["steps_done"]]
+    saves = [row for row in Journal(folder.journal).rows() if row["event"] == "save" and row.get("kept")]
+    kept = {int(row["epochs"]): paths[row["steps_done"]] for row in saves if row["steps_done"] in paths}
     if epochs not in kept:
-        available = ", ".join(map(str, sorted(kept))) or "none"
-        raise ConfigError(
-            f"{folder.path} has no intact checkpoint of {epochs} equivalent epochs (available: {available}); "
-            "saving.keep_every_epochs keeps them"
-        )
+        available = ", ".join(map(str, sorted(kept))) or "none; set saving.keep_every_epochs"
+        raise ConfigError(f"{folder.path} has no intact checkpoint of {epochs} epochs, only of: {available}")
     return kept[epochs]
 
 
@@ -141,9 +136,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for a damaged or a dangerous file
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"{path} cannot be read safely: {reason}; save its weights alone, with torch.save(model.state_dict(), FILE)"
-        ) from error
+        raise ConfigError(f"{path} cannot be read safely: {reason}; save only model.state_dict() to it") from error
     arguments = content.get("args") if isinstance(content, dict) else None
     if isinstance(arguments, argparse.Namespace):
         settings = vars(arguments)
