@@ -1,9 +1,9 @@
-"""Classifiers of timm that see images of several sizes, with the right positions at each; from scratch or pretrained.
+"""timm classifiers that take images of several sizes, from scratch or pretrained.
 
-Some models hold parameters that belong to one grid of patches: the positional embedding of a ViT, the bias tables of
-Swin's windows. The classifier keeps them for the full size alone. At another size timm's own model of that size runs,
-with the full size's parameters resampled on the way: gradients reach the one set there is, and the optimizer's moments
-stay what they are.
+Some networks have parameters that belong to one grid of patches: the positional embedding of a ViT, the bias tables of
+Swin's windows. A classifier holds them for the full size only. For another size it runs timm's network of that size
+with these parameters, resampled in each forward pass: gradients reach the one set of parameters, and the optimizer's
+moments stay valid.
 """
 
 import difflib
@@ -28,22 +28,23 @@ from mae_curriculum.weights.read import Weights
 
 Size = tuple[int, int]
 
+_BIAS_TABLE = "relative_position_bias_table"
 
-_BIAS = "relative_position_bias_table"
+_SHAPE_ERRORS = (AssertionError, RuntimeError, ValueError)
+"""What timm and torch raise for tensors of a shape that a network does not take."""
 
-
-_CANNOT = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError)
-"""What timm's models raise for shapes and arguments that cannot be."""
+_CREATION_ERRORS = (*_SHAPE_ERRORS, IndexError, KeyError, TypeError)
+"""What `timm.create_model` raises for arguments that a network does not take."""
 
 
 class Classifier(nn.Module):
-    """A network of timm, at every size of a curriculum."""
+    """A network of timm at every size of a curriculum."""
 
     def __init__(self, make: Callable[..., Any], image_size: Size | None, channels: int) -> None:
-        """Make the network for the full size.
+        """Build the network for the full size.
 
-        make        makes timm's model for an image size, None for the one of its name, with further arguments.
-        image_size  the full one; None for the one of timm's name.
+        make        builds timm's network for an image size, or None for its default, and further arguments of timm.
+        image_size  full (height, width) in pixels; None for the network's default.
         """
         super().__init__()
         self.net: Any = make(image_size)
@@ -51,14 +52,14 @@ class Classifier(nn.Module):
         self.image_size: Size = (height, width)
         self.channels = channels
         self._make = make
-        self._resized: dict[Size, Any] = {}  # torch does not look into a dict: these are no part of the state
+        self._resized: dict[Size, Any] = {}  # torch does not search a dict for modules: these have no part in the state
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Measure the cross-entropy of each image, (b, c, h, w), to its target distribution (b, classes): (b,)."""
+        """Return the cross-entropy (b,) between images (b, c, h, w) and target distributions (b, classes)."""
         return nn.functional.cross_entropy(self.logits(images).float(), targets, reduction="none")
 
     def logits(self, images: Tensor) -> Tensor:
-        """Classify images (b, c, h, w) of the full size, or of one that was made ready: (b, classes)."""
+        """Return logits (b, classes) of images (b, c, h, w), of the full size or one that `make_ready_` prepared."""
         size = (images.shape[-2], images.shape[-1])
         logits: Tensor
         if size in self._resized:
@@ -68,69 +69,73 @@ class Classifier(nn.Module):
         return logits
 
     def parameters_at(self, size: Size) -> dict[str, Tensor]:
-        """Give the network's parameters and buffers as the network of another size takes them."""
+        """Return the network's parameters and buffers, resampled for the network of another size."""
         other = self._resized[size]
-        kept = self.net.state_dict().keys()
-        shapes = {name: buffer.shape for name, buffer in other.named_buffers()}
-        buffers = {  # of batch norm: they are the full network's, too
-            name: buffer
-            for name, buffer in self.net.named_buffers()
-            if name in kept and shapes.get(name) == buffer.shape
-        }
         parameters = dict(self.net.named_parameters())
         for name, value in parameters.items():
             if name == "pos_embed":
-                grids = self.net.patch_embed.grid_size, other.patch_embed.grid_size
-                parameters[name] = _positions(value, *grids)
-            if name.endswith(_BIAS):
-                block = name.removesuffix(f".{_BIAS}")
-                windows = [net.get_submodule(block).window_size for net in (self.net, other)]
+                grid, new_grid = self.net.patch_embed.grid_size, other.patch_embed.grid_size
+                parameters[name] = _resample_table(value, grid, new_grid)
+            if name.endswith(_BIAS_TABLE):
+                block = name.removesuffix(f".{_BIAS_TABLE}")
+                window, new_window = (net.get_submodule(block).window_size for net in (self.net, other))
                 scale = (self.image_size[0] / size[0], self.image_size[1] / size[1])
-                parameters[name] = resample_bias(value, windows[0], windows[1], scale)
-        return parameters | buffers
+                parameters[name] = resample_bias(value, window, new_window, scale)
+        saved = self.net.state_dict().keys()
+        shapes = {name: buffer.shape for name, buffer in other.named_buffers()}
+        buffers = {name: buffer for name, buffer in self.net.named_buffers() if name in saved}  # those of batch norm
+        return parameters | {name: buffer for name, buffer in buffers.items() if shapes.get(name) == buffer.shape}
 
     def make_ready_(self, sizes: Iterable[Size], device: torch.device) -> None:
-        """Prepare for images of other sizes, and try each; raises ConfigError for one that the network cannot take."""
-        bound = any(name == "pos_embed" or name.endswith(_BIAS) for name, _ in self.net.named_parameters())
+        """Prepare for images of other sizes and try each; raises ConfigError for one that the network cannot take."""
         training = self.training
         self.eval()
         for size in {*sizes} - {self.image_size}:
             try:
-                if bound:
-                    with torch.random.fork_rng(devices=[]):
-                        other = self._make(size, **self._windows_at(size)).to(device)
-                    wanted = {name: value.shape for name, value in other.named_parameters()}
-                    for value in other.parameters():
-                        value.data = torch.empty(0, device=device)  # never used, so it need not take memory
-                    self._resized[size] = other
-                    given = {name: value.shape for name, value in self.parameters_at(size).items()}
-                    if differing := [name for name in wanted if wanted[name] != given.get(name)]:
-                        raise ValueError(f"these parameters belong to one size: {', '.join(differing[:5])}")
+                self._prepare_(size, device)
                 with torch.no_grad():
                     self.logits(torch.zeros(1, self.channels, *size, device=device))
-            except _CANNOT as error:
+            except _SHAPE_ERRORS as error:
                 raise ConfigError(
                     f"model.name: this model does not take the curriculum's {side(size)} px: {_one_line(error)}; "
                     "choose another curriculum, image_size or model"
                 ) from error
         self.train(training)
 
+    def _prepare_(self, size: Size, device: torch.device) -> None:
+        """Build the network of another size if parameters depend on it; raises ValueError if they cannot be adapted."""
+        names = [name for name, _ in self.net.named_parameters()]
+        if "pos_embed" in names and not hasattr(getattr(self.net, "patch_embed", None), "grid_size"):
+            raise ValueError("its positional embedding is of an unknown kind")
+        if "pos_embed" not in names and not any(name.endswith(_BIAS_TABLE) for name in names):
+            return
+        with torch.random.fork_rng(devices=[]):
+            other = self._make(size, **self._windows_at(size)).to(device)
+        shapes = {name: value.shape for name, value in other.named_parameters()}
+        for value in other.parameters():
+            value.data = torch.empty(0, device=device)  # never used: frees the memory
+        self._resized[size] = other
+        adapted = {name: value.shape for name, value in self.parameters_at(size).items()}
+        fixed = [name for name in shapes if shapes[name] != adapted.get(name)]
+        if fixed:
+            raise ValueError(f"these parameters belong to one size: {', '.join(fixed[:5])}")
+
     def _windows_at(self, size: Size) -> dict[str, Any]:
-        """Give Swin the windows that cover the same part of an image of another size."""
+        """Return Swin's argument for windows that cover the same part of an image of another size."""
         if not isinstance(self.net, SwinTransformer):
             return {}
-        windows: list[Any] = [module.window_size for module in self.net.modules() if hasattr(module, _BIAS)]
+        windows: list[Any] = [module.window_size for module in self.net.modules() if hasattr(module, _BIAS_TABLE)]
         sides = zip(max(windows), size, self.image_size, strict=True)
-        return {"window_size": tuple(max(1, round(window * small / full)) for window, small, full in sides)}
+        return {"window_size": tuple(max(1, round(window * new / full)) for window, new, full in sides)}
 
     @property
     def cell(self) -> Size:
-        """The (height, width) in pixels that image sizes should be multiples of.
+        """The (height, width) in pixels that image sizes must be multiples of.
 
-        A patch for a ViT; for Swin the pixels under one cell of its coarsest grid, so that windows tile every grid; for
-        convolutions the stride of the first features.
+        For a ViT its patch; for Swin one cell of the coarsest grid, so that windows tile every grid; for convolutional
+        networks the stride of the first features.
         """
-        if any(name.endswith(_BIAS) for name, _ in self.net.named_parameters()):
+        if any(name.endswith(_BIAS_TABLE) for name, _ in self.net.named_parameters()):
             stride: int = self.net.feature_info[-1]["reduction"]
         elif isinstance(getattr(self.net, "patch_embed", None), PatchEmbed):
             height, width = self.net.patch_embed.patch_size
@@ -143,46 +148,38 @@ class Classifier(nn.Module):
 def build_classifier(
     config: ClassifierConfig, weights: Weights | None, *, class_count: int, seed: int
 ) -> tuple[Classifier, str]:
-    """Build a classifier with weights that depend on its arguments alone; the global random state is left as it was.
+    """Build a classifier whose weights depend on the arguments only; the global random state is not changed.
 
-    weights  a pretrained ViT, or None to begin from scratch.
-    Returns  the classifier, and what of the weights is new or was left out, in words.
-    Raises   ConfigError for a name or a shape that cannot be, and for weights that do not fit.
+    weights  a pretrained ViT, or None to train from scratch.
+    Returns  the classifier, and a note about weights that are new or were left out.
+    Raises   ConfigError if timm cannot build it, or if the weights do not fit.
     """
-    name, arguments, image_size = _shape(config, weights)
-    channels = arguments["in_chans"]
+    name, image_size, arguments = _timm_arguments(config, weights)
+    arguments |= {"num_classes": class_count, "drop_path_rate": config.drop_path or None} | config.options
 
     def make(size: Size | None, **more: Any) -> Any:
-        everything = {"num_classes": class_count, "drop_path_rate": config.drop_path or None, **arguments, **more}
-        if size is not None:
-            try:
-                return timm.create_model(name, img_size=size, **everything)
-            except TypeError as error:
-                if "img_size" not in str(error):
-                    raise
-        return timm.create_model(name, **everything)  # a network whose shape no image size decides
+        try:
+            return timm.create_model(name, **({"img_size": size} | arguments | more))
+        except TypeError as error:
+            if size is None or "img_size" not in str(error):
+                raise
+        return timm.create_model(name, **(arguments | more))  # a network that takes images of any size
 
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            classifier = Classifier(make, image_size, channels)
-            told = "" if weights is None else _load_pretrained_(classifier.net, weights)
-    except _CANNOT as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            f"model: {name} with {arguments} and drop_path {config.drop_path} cannot be: {_one_line(error)}"
-        ) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            classifier = Classifier(make, image_size, arguments["in_chans"])
+        except _CREATION_ERRORS as error:
+            raise ConfigError(f"model: timm cannot build {name} with {arguments}: {_one_line(error)}") from error
+        note = "" if weights is None else _load_pretrained_(classifier.net, weights)
     if any(pixels % cell for pixels, cell in zip(classifier.image_size, classifier.cell, strict=True)):
-        raise ConfigError(
-            f"model.image_size: {side(classifier.image_size)} px must be a multiple of {side(classifier.cell)} for "
-            f"{name}"
-        )
-    return classifier, told
+        full, cell = side(classifier.image_size), side(classifier.cell)
+        raise ConfigError(f"model.image_size: {full} px must be a multiple of {cell} for {name}")
+    return classifier, note
 
 
 def vit_config(name: str, net: Any) -> ModelConfig | None:
-    """Tell the shape of a plain ViT of timm, so that its weights can say what they are; None for other networks."""
+    """Return the configuration of a plain ViT of timm, to be saved with its weights; None for other networks."""
     if not timm.models.is_model_in_modules(name, ["vision_transformer"]):
         return None
     height, width = net.patch_embed.img_size
@@ -197,39 +194,32 @@ def vit_config(name: str, net: Any) -> ModelConfig | None:
     )
 
 
-def _shape(config: ClassifierConfig, weights: Weights | None) -> tuple[str, dict[str, Any], Size | None]:
-    """Work out timm's name, its arguments, and the full image size if any is said."""
-    arguments: dict[str, Any] = {"in_chans": config.channels or 3}
+def _timm_arguments(config: ClassifierConfig, weights: Weights | None) -> tuple[str, Size | None, dict[str, Any]]:
+    """Return timm's name, the full image size (None for the name's own), and arguments of `timm.create_model`."""
+    settings: dict[str, Any] = {"channels": 3}
     if weights is None:
         if config.name is None:
-            raise ConfigError("model.name: say which of timm's models to train, or give a --checkpoint")
+            raise ConfigError("model.name: choose a timm model to train, or a --checkpoint")
         if not timm.is_model(config.name):
-            near = difflib.get_close_matches(config.name, timm.list_models(), n=3)
-            raise ConfigError(f"model.name: timm has no '{config.name}'; near are {', '.join(near) or 'none'}")
-        name, size = config.name, config.image_size
+            near = ", ".join(difflib.get_close_matches(config.name, timm.list_models(), n=3))
+            raise ConfigError(f"model.name: timm has no '{config.name}'; similar names: {near or 'none'}")
+        name = config.name
     else:
         if config.name is not None or config.options:
-            raise ConfigError(
-                "model.name and model.options: the checkpoint says which ViT it is; leave them out, or the checkpoint"
-            )
-        model = weights.model
-        name, size = model.name, config.image_size or model.image_size  # null in both: that of the name
-        arguments |= {
-            timms: getattr(model, ours) for ours, timms in TIMM_NAMES.items() if getattr(model, ours) is not None
-        }
-        arguments.pop("img_size", None)
-        arguments["in_chans"] = config.channels or model.channels
-        arguments["global_pool"] = config.pool or "avg"
-    if config.pool is not None:
-        arguments["global_pool"] = config.pool
-    if config.patch_size is not None:
-        arguments["patch_size"] = config.patch_size
-    arguments |= config.options
-    return name, arguments, (size, size) if isinstance(size, int) else size
+            raise ConfigError("model.name and model.options: the checkpoint defines the ViT; omit them or --checkpoint")
+        name, settings = weights.model.name, vars(weights.model) | {"pool": "avg"}
+    settings |= {key: value for key, value in vars(config).items() if value is not None}
+    timm_names = TIMM_NAMES | {"pool": "global_pool"}
+    arguments = {timm_names[key]: value for key, value in settings.items() if key in timm_names and value is not None}
+    size = arguments.pop("img_size", None)
+    return name, (size, size) if isinstance(size, int) else size, arguments
 
 
 def _load_pretrained_(net: Any, weights: Weights) -> str:
-    """Load a pretrained encoder into a ViT: positions and patches resampled, the head kept where the classes agree."""
+    """Load a pretrained encoder into a ViT, patches and positions resampled, the head only if it has the same classes.
+
+    Returns  a note about weights that are new or were left out.
+    """
     encoder, own = dict(weights.encoder), net.state_dict()
     patch = encoder["patch_embed.proj.weight"]
     if patch.shape[-2:] != own["patch_embed.proj.weight"].shape[-2:]:
@@ -237,23 +227,20 @@ def _load_pretrained_(net: Any, weights: Weights) -> str:
     if "pos_embed" in own and "pos_embed" in encoder:
         with torch.device("meta"):
             grid = MaskedAutoencoder(weights.model).full_grid
-        encoder["pos_embed"] = _positions(encoder["pos_embed"], grid, net.patch_embed.grid_size)
-    pooled = not isinstance(net.fc_norm, nn.Identity)
-    replaceable = ("fc_norm.", "head.") if pooled else ("head.",)
+        encoder["pos_embed"] = _resample_table(encoder["pos_embed"], grid, net.patch_embed.grid_size)
     fits = {key for key in encoder if key in own and encoder[key].shape == own[key].shape}
-    left_out = {key for key in encoder.keys() - fits if key.startswith(("norm.", "head.") if pooled else ("head.",))}
-    new = {key for key in own.keys() - fits if key.startswith(replaceable)}
+    new = {key for key in own.keys() - fits if key.startswith(("fc_norm.", "head."))}
+    left_out = {key for key in encoder.keys() - fits if key.startswith(("norm.", "head."))}
     if "head.weight" in new:
         nn.init.trunc_normal_(net.head.weight, std=2e-5)  # as MAE: the first steps do not disturb what was learned
-    own = net.state_dict()
     kept = {key: value for key, value in encoder.items() if key not in left_out}
-    load_into_(net, {**{key: own[key] for key in new}, **kept}, "the pretrained encoder")
-    told = [("new", new), ("left out of the checkpoint", left_out)]
-    return "; ".join(f"{what}: {', '.join(sorted(keys))}" for what, keys in told if keys)
+    load_into_(net, {key: own[key] for key in new} | kept, "the pretrained encoder")
+    notes = {"new": new, "left out of the checkpoint": left_out}
+    return "; ".join(f"{note}: {', '.join(sorted(keys))}" for note, keys in notes.items() if keys)
 
 
-def _positions(table: Tensor, grid: Size, new_grid: Size) -> Tensor:
-    """Resample a ViT's positions (1, prefix + n, d): the patches', behind those of class and register tokens."""
+def _resample_table(table: Tensor, grid: Size, new_grid: Size) -> Tensor:
+    """Resample a ViT's positions (1, prefix + n, d); those of class and register tokens come first and are kept."""
     prefix, patches = table[0].tensor_split([table.shape[1] - grid[0] * grid[1]])
     return torch.cat([prefix, resample_positions(patches, grid, new_grid)])[None]
 

@@ -1,5 +1,6 @@
-"""How a classifier does on images that it did not learn from, and its best weights."""
+"""Evaluate a classifier on validation images, and keep its best weights."""
 
+import logging
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,39 +11,40 @@ from finetune.classifier import Classifier, vit_config
 from finetune.labeled import LabeledImages
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.run.folder import RunFolder
-from mae_curriculum.terminal import say
 from mae_curriculum.training.session import RunSession
 from mae_curriculum.training.step import Training
-from mae_curriculum.weights.names import read_facts
+from mae_curriculum.weights.names import read_metadata
 from mae_curriculum.weights.write import save_weights
 
+logger = logging.getLogger(__name__)
+
 BEST = "best.safetensors"
-"""File in the run folder: the weights of the best evaluation so far."""
+"""File in the run folder with the weights of the best evaluation so far."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How a classifier does on all images that could be read."""
+class ClassifierEvaluation:
+    """Predictions of a classifier on all readable validation images."""
 
     confusion: Tensor
-    """(classes, classes) images by class, row, and predicted class, column."""
+    """(classes, classes) image counts: rows are classes, columns predictions."""
     loss: float
     """Mean cross-entropy."""
 
     @property
     def accuracy(self) -> float:
-        """Share of images that are classified right."""
+        """Share of the images that are classified correctly, 0 to 1."""
         return float(self.confusion.trace() / self.confusion.sum())
 
 
-def evaluated(training: Training[Classifier]) -> Classifier:
-    """Give the classifier that is evaluated and kept: the moving average of its weights, if there is one."""
+def evaluated_model(training: Training[Classifier]) -> Classifier:
+    """Return the classifier to evaluate and keep: the moving average of the weights, if there is one."""
     return training.model if training.ema is None else cast(Classifier, training.ema.module)
 
 
-def measure(training: Training[Classifier], val: LabeledImages, inference: Inference) -> Evaluation:
-    """Evaluate the classifier at the full size."""
-    model = evaluated(training)
+def measure(training: Training[Classifier], val: LabeledImages, inference: Inference) -> ClassifierEvaluation:
+    """Evaluate the classifier at full size."""
+    model = evaluated_model(training)
     count, device = len(val.classes), training.world.device
     confusion = torch.zeros(count, count, dtype=torch.int64, device=device)
     loss = torch.zeros((), device=device)
@@ -52,26 +54,28 @@ def measure(training: Training[Classifier], val: LabeledImages, inference: Infer
         confusion += torch.bincount(labels * count + logits.argmax(dim=1), minlength=count**2).view(count, count)
         loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
     model.train()
-    return Evaluation(confusion.cpu(), float(loss / confusion.sum()))
+    return ClassifierEvaluation(confusion.cpu(), float(loss / confusion.sum()))
 
 
 def keep_best(run: RunSession, training: Training[Classifier], accuracy: float, *, step: int) -> None:
-    """Keep the weights of the best evaluation so far, under timm's names, as a checkpoint that can be imported.
+    """Save the weights under timm's names if this is the best evaluation so far; the file can be imported.
 
-    A full disk is no reason to end a run: the journal says that these were not kept.
+    A full disk does not end the run: a warning and the journal say that the weights were not saved.
     """
-    if accuracy > (best_accuracy(run.folder) or -1.0):
-        model = evaluated(training)
-        name = model.net.pretrained_cfg["architecture"]
-        facts = {"accuracy": str(accuracy), "steps_done": str(step)}
-        try:
-            save_weights(run.folder.path / BEST, model.net.state_dict(), vit_config(name, model.net), facts)
-        except OSError as error:
-            run.journal.write("save_failed", steps_done=step, reason=str(error))
-            say(f"warning: the best weights so far could not be written: {error}")
+    is_best = accuracy > (best_accuracy(run.folder) or -1.0)  # False for an accuracy of NaN
+    if not is_best:
+        return
+    net = evaluated_model(training).net
+    model = vit_config(net.pretrained_cfg["architecture"], net)
+    metadata = {"accuracy": str(accuracy), "steps_done": str(step)}
+    try:
+        save_weights(run.folder.path / BEST, net.state_dict(), model, metadata)
+    except OSError as error:
+        run.journal.write("save_failed", steps_done=step, reason=str(error))
+        logger.warning(f"cannot save the best weights: {error}")
 
 
 def best_accuracy(folder: RunFolder) -> float | None:
-    """Tell the accuracy of the best weights kept so far."""
+    """Return the accuracy of the best weights so far, None before the first evaluation."""
     path = folder.path / BEST
-    return float(read_facts(path)["accuracy"]) if path.exists() else None
+    return float(read_metadata(path)["accuracy"]) if path.exists() else None

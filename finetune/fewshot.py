@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,57 +20,50 @@ from mae_curriculum.weights.run_settings import resolve_source
 
 
 def fewshot(config: FewshotConfig) -> int:
-    """Classify from few labels; print and record the results; returns the exit code."""
+    """Classify from few labels, print and record the accuracies; returns the exit code."""
     config = replace(config, data=resolve_source(config.data, config.checkpoint))
+    seeds = list(range(config.seed, config.seed + config.seeds))
     with connect() as world:
         weights = read_together(config.checkpoint, world, heads=config.heads)
         encoder = build_encoder(weights, config.checkpoint).to(world.device)
         train, val = open_labeled(config.data, world)
-        for shots in config.shots:  # before the encoder runs, which may take hours
-            choose(train.labels.numpy(), train.classes, shots=shots, seed=config.seed)
+        chosen = {  # before the encoder runs, which may take hours
+            f"{shots:g}": [choose(train.labels.numpy(), train.classes, shots=shots, seed=seed) for seed in seeds]
+            for shots in config.shots
+        }
         world.on_main(lambda: RunFolder(config.run).claim(config))
         inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
-        sides = []
-        for side in (train, val):
-            features = inference.cached(encoder, side.images)[:, encoder.pools.index("avg")]
-            sides += [np.asarray(features), side.labels.numpy()]
-
-        def conclude() -> None:
-            result = {}
-            for shots in config.shots:
-                seeds = range(config.seed, config.seed + config.seeds)
-                result[f"{shots:g}"] = spread(
-                    [
-                        fewshot_accuracy(
-                            *sides,
-                            ids=choose(sides[1], train.classes, shots=shots, seed=seed),
-                            regularisation=config.regularisation,
-                        )
-                        for seed in seeds
-                    ]
-                )
-            print(
-                format_table(
-                    [["labels", "accuracy"], *([format_shots(float(k)), format_percent(v)] for k, v in result.items())]
-                )
-            )
-            everything = {"source": config.data.source, "seeds": list(seeds), "accuracy": result}
-            record("fewshot", everything, config, run=config.run, checkpoint=config.checkpoint)
-
-        if world.is_main:  # it may take long, and nobody waits for anything after it
-            conclude()
+        pool = encoder.pools.index("avg")
+        train_features, val_features = (
+            np.asarray(inference.cached(encoder, part.images)[:, pool]) for part in (train, val)
+        )
+        if not world.is_main:  # the rest may take long, and no rank waits for it
+            return 0
+        accuracy = partial(
+            fewshot_accuracy,
+            train_features,
+            train.labels.numpy(),
+            val_features,
+            val.labels.numpy(),
+            regularization=config.regularization,
+        )
+        accuracies = {shots: spread([accuracy(ids=ids) for ids in choices]) for shots, choices in chosen.items()}
+        rows = [[format_shots(float(shots)), format_percent(figures)] for shots, figures in accuracies.items()]
+        print(format_table([["labels", "accuracy"], *rows]))
+        result = {"source": config.data.source, "seeds": seeds, "accuracy": accuracies}
+        record("fewshot", result, config, run=config.run, checkpoint=config.checkpoint)
     return 0
 
 
 def format_shots(shots: float) -> str:
-    """Say how many labels there are."""
-    return f"{shots:.0f} a class" if shots >= 1 else f"{shots:.3g} of all"
+    """Format the number of labels."""
+    return f"{shots:.0f} per class" if shots >= 1 else f"{shots:.3g} of all"
 
 
 def choose(labels: NDArray[np.int64], classes: Sequence[str], *, shots: float, seed: int) -> NDArray[np.int64]:
-    """Choose images to learn from at random: so many a class, or below 1 that share of each class, at least one.
+    """Choose training images at random: `shots` of each class, or below 1 that share of each class, at least one.
 
-    Raises  ConfigError for a class that has too few.
+    Raises  ConfigError if a class has too few images.
     """
     generator = np.random.default_rng((seed, 1))
     chosen = []
@@ -77,7 +71,7 @@ def choose(labels: NDArray[np.int64], classes: Sequence[str], *, shots: float, s
         own = np.flatnonzero(labels == number)
         count = int(shots) if shots >= 1 else max(1, round(shots * len(own)))
         if count > len(own):
-            raise ConfigError(f"shots: {count} images a class, but class {name} has only {len(own)} to learn from")
+            raise ConfigError(f"shots: {count} images per class, but class {name} has only {len(own)} training images")
         chosen.append(generator.permutation(own)[:count])
     return np.concatenate(chosen)
 
@@ -89,9 +83,9 @@ def fewshot_accuracy(
     query_labels: NDArray[np.int64],
     *,
     ids: NDArray[np.int64],
-    regularisation: float,
+    regularization: float,
 ) -> float:
-    """Learn from the chosen features (n, d), standardised by their own mean and deviation; tell the accuracy on others.
+    """Fit a classifier to the chosen features (n, d), standardized; returns its accuracy on the queries, 0 to 1.
 
     Features of broken images, which are NaN, are left out.
     """
@@ -101,6 +95,6 @@ def fewshot_accuracy(
 
     ids = ids[np.isfinite(features[ids, 0])]
     readable = np.isfinite(queries[:, 0])
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=1 / regularisation, max_iter=1000))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1 / regularization, max_iter=1000))
     model.fit(features[ids], labels[ids])
     return float(model.score(queries[readable], query_labels[readable]))

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from finetune.classifier import Classifier, build_classifier
 from finetune.config import FinetuneConfig
 from finetune.confusion import draw_confusion
-from finetune.evaluation import Evaluation, best_accuracy, keep_best, measure
+from finetune.evaluation import ClassifierEvaluation, best_accuracy, keep_best, measure
 from finetune.labeled import LabeledImages, open_labeled
 from finetune.mixing import layer_decay_groups, mix, position_seed
 from finetune.repeat import run_seeds
@@ -84,7 +84,7 @@ def plan_run(
         world.log(notes)
     inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
 
-    def evaluate(steps_done: int, inference: Inference = inference) -> Evaluation:
+    def evaluate(steps_done: int, inference: Inference = inference) -> ClassifierEvaluation:
         evaluation = measure(training, val, inference)
         accuracy, loss = map(finite_or_none, (evaluation.accuracy, evaluation.loss))
         session.journal.write("evaluation", steps_done=steps_done, accuracy=accuracy, val_loss=loss)
@@ -104,7 +104,7 @@ def plan_run(
     return Plan(Hooks(evaluate, config.evaluate_every_epochs), conclude, facts={"weights": notes})
 
 
-def summarize(session: RunSession, evaluation: Evaluation, classes: Sequence[str]) -> dict[str, Any]:
+def summarize(session: RunSession, evaluation: ClassifierEvaluation, classes: Sequence[str]) -> dict[str, Any]:
     """Draw the confusion matrix; return the accuracies and the loss."""
     path = session.folder.path / "pictures" / "confusion.png"
     step = session.journal.newest["evaluation"]["steps_done"]

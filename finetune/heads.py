@@ -1,4 +1,4 @@
-"""Heads on a frozen encoder's features: many side by side, for the price of one."""
+"""Train many classification heads on the same features of a frozen encoder at once."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from finetune.config import Kind
 
 
 class Heads(nn.Module):
-    """Heads of a classifier side by side: none takes notice of the others."""
+    """Independent classification heads that share a forward pass of the encoder."""
 
     def __init__(
         self,
@@ -23,44 +23,46 @@ class Heads(nn.Module):
         attention_heads: int,
         class_count: int,
     ) -> None:
-        """Make a head for each pool and each learning rate of a grid, as multiples of a common one.
+        """Build a head for each pair of a pooling and a learning rate.
 
         kind             linear: BatchNorm without affine, and a linear layer. attentive: before these, attention of a
-                         learned query over all patches, and an MLP; there is one pool then.
-        width            of the encoder.
-        attention_heads  of the attention.
+                         learned query over all patches, and an MLP; there is one pooling then.
+        grid             learning rates, as multiples of the base learning rate.
+        width            width of the encoder.
+        attention_heads  heads of the attention.
         """
         super().__init__()
         self.names = [(pool, factor) for pool in pools for factor in grid]
-        normed = pools if kind == "linear" else self.names  # an attention's output is its head's own
+        normed = pools if kind == "linear" else self.names  # each attention has an output of its own
         self.norms = nn.ModuleList(nn.BatchNorm1d(width, affine=False, eps=1e-6) for _ in normed)
         self.linears = nn.ModuleList(nn.Linear(width, class_count) for _ in self.names)
         self.attentions = nn.ModuleList()
         if kind == "attentive":
             self.attentions.extend(AttentionPoolLatent(width, num_heads=attention_heads) for _ in self.names)
-        for parameter in self.parameters():  # a head that diverges must not make the step of all be skipped
-            parameter.register_hook(_finite)  # type: ignore[no-untyped-call]
+        for parameter in self.parameters():  # a diverging head must not cause the step of all to be skipped
+            parameter.register_hook(lambda gradient: gradient.nan_to_num(0.0, 0.0, 0.0))  # type: ignore[no-untyped-call]
         for linear in self.linears:
             assert isinstance(linear, nn.Linear)
             nn.init.trunc_normal_(linear.weight, std=0.01)
             nn.init.zeros_(linear.bias)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Measure each image's cross-entropy, (b,): the mean over the heads, which moves each one as if it were alone.
+        """Return each image's cross-entropy (b,): the value is the mean over the heads, the gradient that of their sum.
 
-        features  (b, p, d) of each pool, or (b, n, d) of all patches for attentive heads.
+        So each head trains as if it were alone.
+
+        features  (b, p, d) of each pooling, or (b, n, d) of all patches for attentive heads.
         labels    (b,) int64.
         """
-        logits = self.logits(features).float().nan_to_num()  # a head that diverges gets no gradient, and harms no other
-        losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.repeat_interleave(len(self.names)), reduction="none"
-        )
+        logits = self.logits(features).float().nan_to_num()  # a diverging head gets no gradient and affects no other
+        targets = labels.repeat_interleave(len(self.names))
+        losses = nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="none")
         losses = losses.view(len(labels), len(self.names))
         total = losses.sum(dim=1)
         return losses.detach().mean(dim=1) + total - total.detach()
 
     def logits(self, features: Tensor) -> Tensor:
-        """Classify by each head: (b, heads, classes)."""
+        """Return the logits of each head, (b, heads, classes)."""
         if self.attentions:
             pairs = zip(self.norms, self.attentions, strict=True)
             pooled = [norm(attention(features)) for norm, attention in pairs]
@@ -70,7 +72,7 @@ class Heads(nn.Module):
         return torch.stack([linear(one) for linear, one in zip(self.linears, pooled, strict=True)], dim=1)
 
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Give groups of parameters with the learning rate of their head; biases are neither decayed nor adapted."""
+        """Return parameter groups with the learning rates of the heads; LARS neither decays nor adapts biases."""
         groups = []
         for number, (_, factor) in enumerate(self.names):
             parameters = list(self.linears[number].parameters())
@@ -81,7 +83,3 @@ class Heads(nn.Module):
             groups.append({"params": matrices, "lr_scale": factor, "weight_decay": weight_decay, "always_adapt": True})
             groups.append({"params": vectors, "lr_scale": factor, "weight_decay": 0.0, "always_adapt": False})
         return groups
-
-
-def _finite(gradient: Tensor) -> Tensor:
-    return gradient.nan_to_num(0.0, 0.0, 0.0)

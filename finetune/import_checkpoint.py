@@ -1,4 +1,4 @@
-"""Checkpoints of other code become run folders, which every command takes."""
+"""Import a checkpoint of other code as a run folder, which every command accepts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +14,19 @@ from mae_curriculum.weights.read import read_weights
 
 @dataclass(frozen=True)
 class ImportedConfig:
-    """What the config.yaml of an imported run says."""
+    """The config.yaml of an imported run."""
 
     checkpoint: Path
-    """Where it came from."""
+    """The imported file or folder."""
     model: ModelConfig
-    """What it holds."""
+    """The model that it holds."""
 
 
 def import_(config: ImportConfig) -> int:
-    """Make the run folder; returns the exit code."""
+    """Create the run folder; returns the exit code."""
     weights = read_weights(config.checkpoint, heads=config.heads)
-    check = build_autoencoder if weights.decoder else build_encoder
-    check(weights, config.checkpoint)
+    build = build_autoencoder if weights.decoder else build_encoder
+    build(weights, config.checkpoint)  # raises if the weights do not fit
     folder = RunFolder(config.run)
     folder.claim(ImportedConfig(config.checkpoint, weights.model))
     encoder = {f"encoder.{key}": value for key, value in weights.encoder.items()}

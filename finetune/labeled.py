@@ -1,4 +1,4 @@
-"""Images with classes to learn from and to be judged by."""
+"""Training and validation images with class labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,32 +15,27 @@ from mae_curriculum.distributed import World
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images, and a class for each."""
+    """Images and their classes."""
 
     images: Images
     labels: Tensor
-    """(n,) int64."""
+    """(n,) int64 class numbers."""
     classes: Sequence[str]
     """Names of all classes, in the order of their numbers."""
 
 
 def open_labeled(data: DataConfig, world: World) -> tuple[LabeledImages, LabeledImages]:
-    """Open images to learn from, and images to be judged by: the validation images, or every fifth one.
+    """Open training and validation images; without validation images, every fifth training image is held out.
 
-    Raises  ConfigError if there are fewer than two classes, or one of them has no image to learn from.
+    Raises  ConfigError if there are fewer than two classes, or if a class has no training image.
     """
     world.on_main(lambda: download(data))
     train, val = hold_out(*open_images(data))
     if train.labels is None or val.labels is None:
-        raise ConfigError(
-            f"data.source: the images of {data.source} are not sorted into two or more classes; put those of each "
-            "class into a folder of its own, under train/ and val/"
-        )
+        raise ConfigError(f"data.source: {data.source} needs one folder per class, at least two, under train/ and val/")
     counts = np.bincount(train.labels, minlength=len(train.classes))
-    if empty := [name for name, count in zip(train.classes, counts, strict=True) if count == 0]:
-        raise ConfigError(
-            f"data.source: no images to learn the class{'es' * (len(empty) > 1)} {', '.join(empty[:10])} from in "
-            f"{data.source}; add some, or remove the folder"
-        )
-    sides = [LabeledImages(images, torch.tensor(images.labels), train.classes) for images in (train, val)]
-    return sides[0], sides[1]
+    empty = [name for name, count in zip(train.classes, counts, strict=True) if count == 0]
+    if empty:
+        raise ConfigError(f"data.source: no training images of class {', '.join(empty[:10])}; add some, or remove it")
+    labels, val_labels = torch.tensor(train.labels), torch.tensor(val.labels)
+    return LabeledImages(train, labels, train.classes), LabeledImages(val, val_labels, train.classes)

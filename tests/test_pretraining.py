@@ -120,7 +120,7 @@ def test_knn_measures_a_runs_encoder_again(finished: Path, tmp_path: Path, capsy
     assert "keeps the run's own settings, not mean: None -> [0.5]" in capsys.readouterr().err
     alone = ["knn", "--checkpoint", str(tmp_path / "encoder.safetensors")]
     assert main(alone) == 2
-    assert "is no run with images of its own, so say which" in capsys.readouterr().err
+    assert "is not a run with its own images" in capsys.readouterr().err
     data = ["--data.source", "digits", "--data.mean", "[0.305]", "--data.std", "[0.376]", *cache]
     assert main([*alone, *data]) == 0
     assert f"kNN accuracy {summary['knn']:.4f} of" in capsys.readouterr().out

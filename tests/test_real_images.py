@@ -1,4 +1,4 @@
-"""The recipes on real photographs, shortened; skipped where no `shared/data` lies beside the checkout."""
+"""Shortened recipes on real photographs; skipped if there is no `shared/data` beside the checkout."""
 
 import json
 import subprocess
@@ -18,13 +18,13 @@ def unpack(archive: str, folder: Path, *, train: int, val: int) -> Path:
     """Unpack the first images of each class from an archive of NAME/{train,val}/CLASS/*.jpg; skips without it."""
     if not (ARCHIVES / archive).exists():
         pytest.skip(f"needs {archive} in {ARCHIVES}")
-    taken: dict[Path, int] = defaultdict(int)
+    counts: dict[Path, int] = defaultdict(int)
     with tarfile.open(ARCHIVES / archive) as tar:
         for member in tar:
-            place = Path(member.name).parent
-            wanted = {"train": train, "val": val}.get(place.parent.name, 0)
-            if member.isfile() and taken[place] < wanted:
-                taken[place] += 1
+            class_folder = Path(member.name).parent
+            limit = {"train": train, "val": val}.get(class_folder.parent.name, 0)
+            if member.isfile() and counts[class_folder] < limit:
+                counts[class_folder] += 1
                 tar.extract(member, folder, filter="data")
     return next(folder.iterdir())
 
@@ -68,7 +68,7 @@ def test_the_imagenette_recipe_learns_from_a_folder(tmp_path: Path) -> None:
     check_run(command("pretrain", *recipe, *shorter), tmp_path / "run", [88, 112, 128])
 
 
-def test_every_original_imagenet_photograph_is_read(tmp_path: Path) -> None:
+def test_every_original_imagenet_photograph_is_decoded(tmp_path: Path) -> None:
     source = unpack("imagenet-photos-200.tar", tmp_path / "data", train=1, val=0)
     photographs = sorted(source.rglob("*.JPEG"))
     assert len(photographs) == 200

@@ -1,4 +1,4 @@
-"""Sources of images: a data set by name, or a folder; sets of images that can be read in any order."""
+"""Data sets of images with random access: a named one, or a folder."""
 
 import hashlib
 import os
@@ -20,15 +20,15 @@ from mae_curriculum.data.decode import EXTENSIONS, read_image, to_channels
 
 
 class Images(Protocol):
-    """A set of images that can be read in any order."""
+    """A data set of images with random access."""
 
     @property
     def labels(self) -> Sequence[int] | None:
-        """Class of each image, or None where there are no classes to tell apart."""
+        """Class number of each image, or None without classes."""
 
     @property
     def classes(self) -> Sequence[str]:
-        """Name of each class, in the order of their numbers; empty where there are none."""
+        """Name of each class, in the order of their numbers; empty without classes."""
 
     def __len__(self) -> int: ...
 
@@ -37,11 +37,11 @@ class Images(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Name an image for messages."""
+        """Return a name for messages and the journal."""
         ...
 
     def fingerprint(self) -> str:
-        """Tell this set from any other, contents included: for what is kept of it on disk."""
+        """Return a hash of the data set, contents included: the key of what is cached on disk."""
         ...
 
 
@@ -62,11 +62,11 @@ class ArrayImages:
         return to_channels(torch.from_numpy(self.pixels[index]), channels)
 
     def name(self, index: int) -> str:
-        """Name an image for messages."""
+        """Return a name for messages and the journal."""
         return f"image {index}"
 
     def fingerprint(self) -> str:
-        """Tell this set from any other, by its pixels."""
+        """Return a hash of the pixels."""
         return hashlib.sha256(self.pixels.tobytes()).hexdigest()
 
 
@@ -86,34 +86,34 @@ class FileImages:
         return read_image(self.paths[index], channels)
 
     def name(self, index: int) -> str:
-        """Name an image for messages."""
+        """Return a name for messages and the journal."""
         return str(self.paths[index])
 
     def fingerprint(self) -> str:
-        """Tell this set from any other, by the paths, sizes and times of change of its files."""
+        """Return a hash of the paths, sizes and modification times."""
         state = hashlib.sha256()
         for path in self.paths:
-            facts = path.stat()
-            state.update(f"{path}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape"))
+            stat = path.stat()
+            state.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
         return state.hexdigest()
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some images of a set."""
+    """Some images of a data set."""
 
     images: Images
     ids: Sequence[int]
 
     @property
     def labels(self) -> Sequence[int] | None:
-        """Class of each image."""
-        every = self.images.labels
-        return None if every is None else [every[index] for index in self.ids]
+        """Class number of each image."""
+        labels = self.images.labels
+        return None if labels is None else [labels[index] for index in self.ids]
 
     @property
     def classes(self) -> Sequence[str]:
-        """Name of each class of the whole set."""
+        """Name of each class of the whole data set."""
         return self.images.classes
 
     def __len__(self) -> int:
@@ -124,27 +124,24 @@ class Subset:
         return self.images.read(self.ids[index], channels)
 
     def name(self, index: int) -> str:
-        """Name an image for messages."""
+        """Return a name for messages and the journal."""
         return self.images.name(self.ids[index])
 
     def fingerprint(self) -> str:
-        """Tell this set from any other."""
+        """Return a hash of the whole data set and the indices."""
         return f"{self.images.fingerprint()} {hashlib.sha256(np.asarray(self.ids).tobytes()).hexdigest()}"
 
 
 def hold_out(train: Images, val: Images | None) -> tuple[Images, Images]:
-    """Give images to learn from and images to be judged by: without validation images every fifth one is kept apart."""
+    """Return training and validation images; without validation images, every fifth training image is held out."""
     if val is not None:
         return train, val
-    everything = range(len(train))
-    return Subset(train, [index for index in everything if index % 5 != 4]), Subset(train, everything[4::5])
+    indices = range(len(train))
+    return Subset(train, [index for index in indices if index % 5 != 4]), Subset(train, indices[4::5])
 
 
 def download(config: DataConfig) -> None:
-    """Bring a named source to `cache`, unless it is there; one process of several should.
-
-    Raises  ConfigError if it cannot be had.
-    """
+    """Download a named source to `cache` unless it is there; call it on one rank. Raises ConfigError if that fails."""
     from torchvision.datasets import CIFAR10, Imagenette
 
     try:
@@ -153,17 +150,13 @@ def download(config: DataConfig) -> None:
         if config.source == "imagenette" and not (config.cache / IMAGENETTE).is_dir():
             Imagenette(config.cache, size="320px", download=True)
     except (OSError, RuntimeError, EOFError, HTTPException, TarError) as error:
-        raise ConfigError(
-            f"data.source: could not download {config.source} to {config.cache}: {error}; or give a folder of images"
-        ) from error
+        raise ConfigError(f"data.source: cannot download {config.source} to {config.cache}: {error}") from error
 
 
 def open_images(config: DataConfig) -> tuple[Images, Images | None]:
-    """Open the training images, and the validation images if the source keeps some apart.
+    """Open the training images and, if the source has any, the validation images; `download` must have run before.
 
-    A named source must have been downloaded.
-
-    Raises  ConfigError if the source is not there, is empty, or has another number of images than `image_count`.
+    Raises  ConfigError if the source is missing or empty, or if its number of images is not `image_count`.
     """
     train: Images
     val: Images | None
@@ -175,18 +168,16 @@ def open_images(config: DataConfig) -> tuple[Images, Images | None]:
         case "imagenette":
             train, val = _open_folder(config.cache / IMAGENETTE)
             if len(train) != IMAGE_COUNTS["imagenette"]:
-                raise ConfigError(f"{config.cache / IMAGENETTE} is not complete; remove it to download it again")
+                raise ConfigError(f"{config.cache / IMAGENETTE} is incomplete; remove it to download it again")
         case folder:
             train, val = _open_folder(Path(folder))
     if config.image_count not in (None, len(train)):
-        raise ConfigError(
-            f"data.image_count is {config.image_count}, but {config.source} holds {len(train)}; mend it, or set null"
-        )
+        raise ConfigError(f"data.image_count is {config.image_count}, but {config.source} has {len(train)}; set null")
     return train, val
 
 
 def names_fingerprint(images: Images) -> str:
-    """Name a set of images by their number and their names, so that a run goes on with the set it began with."""
+    """Return number and hash of the image names: a run resumes only with the images that it started with."""
     names = "\n".join("/".join(Path(images.name(index)).parts[-2:]) for index in range(len(images)))
     return f"{len(images)} images {hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:12]}"
 
@@ -211,46 +202,51 @@ def _cifar10(cache: Path, *, train: bool) -> ArrayImages:
 def _open_folder(folder: Path) -> tuple[FileImages, FileImages | None]:
     if not folder.is_dir():
         raise ConfigError(f"data.source: '{folder}' is neither a folder nor one of {', '.join(IMAGE_COUNTS)}")
-    train = folder / "train"
-    if not train.is_dir():
-        return _label(folder, list_images(folder)), None
-    images = _label(train, list_images(train))
-    val = next((part for part in (folder / "val", folder / "test") if part.is_dir()), None)
-    return images, _label(val, list_images(val), classes=_classes(train, images.paths)) if val else None
+    if not (folder / "train").is_dir():
+        return _open_tree(folder), None
+    train = _open_tree(folder / "train")
+    for val in (folder / "val", folder / "test"):
+        if val.is_dir():
+            return train, _open_tree(val, train.classes)
+    return train, None
+
+
+def _open_tree(folder: Path, train_classes: Sequence[str] | None = None) -> FileImages:
+    """Open the images of a tree; their classes are its top folders, numbered as in `train_classes` if given."""
+    paths = list_images(folder)
+    own_classes = _find_classes(folder, paths)
+    classes = own_classes if train_classes is None else train_classes
+    unknown = [name for name in own_classes if name not in classes]
+    if classes and unknown:
+        raise ConfigError(f"data.source: {folder} has classes that train/ lacks: {', '.join(unknown[:10])}")
+    numbers = {name: number for number, name in enumerate(classes)}
+    tops = [path.relative_to(folder).parts[0] for path in paths]
+    if not all(top in numbers for top in tops):
+        return FileImages(paths, None)
+    return FileImages(paths, [numbers[top] for top in tops], classes)
+
+
+def _find_classes(folder: Path, paths: Sequence[Path]) -> Sequence[str]:
+    """Return the top folders, empty ones too, if every image is in one of at least two; else nothing."""
+    parts = [path.relative_to(folder).parts for path in paths]
+    tops = {top for top, *_ in parts}
+    if len(tops) < 2 or min(map(len, parts)) < 2:
+        return ()
+    folders = {child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
+    return tuple(sorted(tops | folders))
 
 
 def list_images(folder: Path) -> list[Path]:
-    """List the images of a tree in order of their paths; links are followed, but no folder is entered twice."""
+    """List the images of a tree, sorted by path; symbolic links are followed, but no folder is entered twice."""
     paths: list[Path] = []
     seen: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        place = Path(parent).stat()
-        if (place.st_dev, place.st_ino) in seen:
+        stat = Path(parent).stat()
+        if (stat.st_dev, stat.st_ino) in seen:
             folders.clear()
             continue
-        seen.add((place.st_dev, place.st_ino))
+        seen.add((stat.st_dev, stat.st_ino))
         paths += [Path(parent) / name for name in names if Path(name).suffix.lower() in EXTENSIONS]
     if not paths:
-        raise ConfigError(f"data.source: no images in {folder}; files that count end in {' '.join(sorted(EXTENSIONS))}")
+        raise ConfigError(f"data.source: no images in {folder}; image files end in {' '.join(sorted(EXTENSIONS))}")
     return sorted(paths)
-
-
-def _classes(folder: Path, paths: Sequence[Path]) -> dict[str, int]:
-    """Number the classes: a tree's top folders, empty ones too, if every image lies in one of two or more."""
-    tops = {path.relative_to(folder).parts[0] for path in paths}
-    if len(tops) < 2 or any(len(path.relative_to(folder).parts) < 2 for path in paths):
-        return {}
-    tops |= {child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
-    return {top: number for number, top in enumerate(sorted(tops))}
-
-
-def _label(folder: Path, paths: list[Path], classes: dict[str, int] | None = None) -> FileImages:
-    """Label images by their top folder: with the classes given (the training images'), or their own."""
-    own = _classes(folder, paths)
-    if classes is None:
-        classes = own
-    if unknown := own.keys() - classes.keys() if classes else ():
-        raise ConfigError(f"data.source: {folder} has classes that train/ lacks: {', '.join(sorted(unknown)[:10])}")
-    tops = [path.relative_to(folder).parts[0] for path in paths]
-    labels = [classes[top] for top in tops] if classes and all(top in classes for top in tops) else None
-    return FileImages(paths, labels, tuple(classes) if labels else ())

@@ -1,4 +1,4 @@
-"""Names of weights: timm's, this project's, Hugging Face's; fingerprints of tensors."""
+"""Weight names of timm, this project and Hugging Face; fingerprints and metadata of weights."""
 
 import hashlib
 import re
@@ -11,22 +11,19 @@ from safetensors import safe_open
 from torch import Tensor
 
 MODEL_KEY = "mae_curriculum.model.masked_autoencoder"
-"""Under this key a safetensors file says, as JSON, which `ModelConfig` its weights belong to."""
-
+"""Metadata key of a safetensors file that holds the `ModelConfig` of its weights as JSON."""
 
 VIT_KEY = re.compile(
     r"(cls_token|reg_token|pos_embed|patch_embed\.proj\.\w+|(norm|fc_norm|norm_pre|head)\.\w+"
     r"|blocks\.\d+\.((norm[12]|attn\.(qkv|proj|q_norm|k_norm)|mlp\.fc[12])\.\w+|ls[12]\.gamma))"
 )
 
-
 DECODER_KEY = re.compile(
     r"(mask_token|decoder_(embed|norm|pred)\.\w+"
     r"|decoder_blocks\.\d+\.(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.\w+)"
 )
 
-
-_HUGGING_FACE = [  # on disk, and in the memory of transformers 5; the layers of encoder and decoder bear the same names
+_HUGGING_FACE = [  # as on disk, and as in memory in transformers 5; the rules for layers serve encoder and decoder
     (r"^(vit\.)?embeddings\.cls_token$", "cls_token"),
     (r"^(vit\.)?embeddings\.position_embeddings$", "pos_embed"),
     (r"^(vit\.)?embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -44,44 +41,44 @@ _HUGGING_FACE = [  # on disk, and in the memory of transformers 5; the layers of
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """Name weights by 16 hexadecimal digits."""
-    name = hashlib.sha256()
+    """Return a hash of weights and their names, 16 hexadecimal digits."""
+    state = hashlib.sha256()
     for key, value in sorted(tensors.items()):
-        name.update(key.encode())
+        state.update(key.encode())
         content: Any = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        name.update(content)
-    return name.hexdigest()[:16]
+        state.update(content)
+    return state.hexdigest()[:16]
 
 
-def read_facts(path: Path) -> dict[str, str]:
-    """Read what stands beside the weights of a safetensors file."""
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file."""
     with safe_open(path, "pt") as file:
-        facts: dict[str, str] = file.metadata() or {}
-    return facts
+        metadata: dict[str, str] = file.metadata() or {}
+    return metadata
 
 
 def from_hugging_face(key: str) -> str:
-    """Turn a key of Hugging Face's ViT or ViTMAE into this project's, but for q, k and v, which it keeps apart."""
+    """Convert a key of Hugging Face's ViT or ViTMAE to this project's name, with q, k and v still separate."""
     for pattern, name in _HUGGING_FACE:
         key = re.sub(pattern, name, key)
     return key
 
 
 def join_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Join `….attn.q/k/v.weight` and `.bias` to timm's `….attn.qkv`."""
+    """Join `….attn.q/k/v.weight` and `.bias` into timm's `….attn.qkv`; an incomplete triple is dropped."""
     joined = {key: value for key, value in state.items() if not re.search(r"\.attn\.[qkv]\.", key)}
     for key in state:
-        if ".attn.q." in key:
-            parts = [state.get(key.replace(".attn.q.", f".attn.{part}.")) for part in "qkv"]
-            if all(part is not None for part in parts):
-                joined[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat([part for part in parts if part is not None])
+        parts = [key.replace(".attn.q.", f".attn.{letter}.") for letter in "qkv"]
+        if ".attn.q." in key and all(part in state for part in parts):
+            joined[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat([state[part] for part in parts])
     return joined
 
 
-def some(keys: Iterable[str]) -> str:
-    """List keys, the first ten of many."""
-    keys = sorted(keys)
-    return ", ".join(keys[:10]) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "")
+def format_keys(keys: Iterable[str]) -> str:
+    """Format keys for a message, at most ten of them."""
+    ordered = sorted(keys)
+    more = f" and {len(ordered) - 10} more" if len(ordered) > 10 else ""
+    return ", ".join(ordered[:10]) + more
 
 
 def decoder_from_mae(weights: dict[str, Tensor]) -> dict[str, Tensor]:

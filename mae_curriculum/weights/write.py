@@ -18,15 +18,16 @@ from mae_curriculum.weights.names import MODEL_KEY, from_hugging_face
 from mae_curriculum.weights.read import Weights
 
 
-def save_weights(path: Path, tensors: dict[str, Tensor], model: ModelConfig | None, facts: dict[str, str]) -> None:
-    """Write a safetensors file under timm's names; `model` says which plain ViT it holds, `facts` anything else."""
-    metadata = facts if model is None else {MODEL_KEY: json.dumps(plain(model)), **facts}
+def save_weights(path: Path, tensors: dict[str, Tensor], model: ModelConfig | None, metadata: dict[str, str]) -> None:
+    """Write a safetensors file with metadata; `model` is the plain ViT that it holds, None for other networks."""
+    if model is not None:
+        metadata = {MODEL_KEY: json.dumps(plain(model)), **metadata}
     content = save({key: value.cpu().contiguous() for key, value in tensors.items()}, metadata)
     write_atomic(path, content)
 
 
 def mae_layout(model: MaskedAutoencoder, weights: Weights) -> dict[str, Tensor]:
-    """Name the weights as facebookresearch/mae does, which keeps the decoder's positions too."""
+    """Return the weights with the names of facebookresearch/mae, which saves the decoder's positions too."""
     width = weights.decoder["decoder_embed.weight"].shape[0]
     patches = sincos_positions(model.full_grid, model.full_grid, width, torch.device("cpu"))
     table = torch.cat([torch.zeros(1, width), patches])[None]
@@ -34,12 +35,12 @@ def mae_layout(model: MaskedAutoencoder, weights: Weights) -> dict[str, Tensor]:
 
 
 def hugging_face(model: MaskedAutoencoder, weights: Weights, *, decoder: bool) -> Any:
-    """Make transformers' model with these weights."""
+    """Build transformers' model with these weights; raises ConfigError for a ViT that transformers lacks."""
     import transformers
 
     encoder, config = model.encoder, weights.model
     if model.image_size[0] != model.image_size[1] or encoder.num_prefix_tokens != 1 or encoder.cls_token is None:
-        raise ConfigError("transformers' ViT takes square images and one class token; choose --format timm")
+        raise ConfigError("transformers' ViT needs square images and one class token; use --format timm")
     shape = {
         "hidden_size": encoder.embed_dim,
         "num_hidden_layers": len(encoder.blocks),
@@ -72,7 +73,7 @@ def hugging_face(model: MaskedAutoencoder, weights: Weights, *, decoder: bool) -
 
 
 def _value(ours: dict[str, Tensor], key: str) -> Tensor:
-    """Look a weight up; of the joint matrix of q, k and v one third."""
+    """Return a weight by its name; q, k and v are each a third of the joint matrix."""
     for part, letter in enumerate("qkv"):
         if f".attn.{letter}." in key:
             return ours[key.replace(f".attn.{letter}.", ".attn.qkv.")].chunk(3)[part].clone()

@@ -16,7 +16,7 @@ def make(position: tuple[int, ...] = (0, 1, 2), image: torch.Tensor = IMAGE, **c
 
 
 @pytest.mark.parametrize("magnitude", [None, 5.0])
-def test_an_image_depends_on_its_position_alone(magnitude: float | None) -> None:
+def test_augmentation_depends_only_on_the_position(magnitude: float | None) -> None:
     first = make(magnitude=magnitude)
     random.seed(7)
     np.random.seed(7)
@@ -26,7 +26,7 @@ def test_an_image_depends_on_its_position_alone(magnitude: float | None) -> None
     assert not torch.equal(first, make((1, 1, 2), magnitude=magnitude))
 
 
-def test_the_global_random_states_are_left_alone() -> None:
+def test_global_random_states_do_not_change() -> None:
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
     make(magnitude=9.0)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
@@ -34,28 +34,28 @@ def test_the_global_random_states_are_left_alone() -> None:
     assert torch.equal(before[2], after[2])
 
 
-def test_the_whole_area_without_flip_is_a_resize() -> None:
+def test_the_whole_area_without_flip_is_only_resized() -> None:
     square = IMAGE[:, :, :40]
     whole = [make((0, 0, i), square, min_area=1.0, flip=False, size=(40, 40)) for i in range(30)]
-    # RandomResizedCrop draws a shape up to 4:3, and takes the whole image where that does not fit
+    # RandomResizedCrop draws a shape up to 4:3, and takes the whole image if that does not fit
     assert any(torch.equal(image, square) for image in whole)
 
 
-def test_flips_come_half_of_the_time() -> None:
+def test_half_of_the_images_are_flipped() -> None:
     ramp = torch.arange(0, 64, dtype=torch.uint8).expand(1, 64, 64)
     falling = sum(bool(image[0, 0, 0] > image[0, 0, -1]) for image in (make((i,), ramp) for i in range(200)))
     assert 70 < falling < 130
     assert not any(image[0, 0, 0] > image[0, 0, -1] for image in (make((i,), ramp, flip=False) for i in range(50)))
 
 
-def test_crops_are_no_smaller_than_the_smallest_area() -> None:
+def test_crops_are_at_least_as_large_as_the_smallest_area() -> None:
     ramp = torch.arange(0, 200, dtype=torch.uint8).expand(1, 200, 200)
     widths = [int(i.max()) - int(i.min()) for i in (make((i,), ramp, min_area=0.5, size=(64, 64)) for i in range(100))]
     assert min(widths) > 200 * (0.5 * 3 / 4) ** 0.5 - 8
     assert min(widths) < 150
 
 
-def test_rectangles_are_cropped_in_their_own_shape() -> None:
+def test_crops_have_the_aspect_ratio_of_the_result() -> None:
     assert make(size=(16, 48)).shape == (3, 16, 48)
     ramp = torch.arange(0, 240, dtype=torch.uint8).expand(1, 80, 240)
     widths = [int(i.max()) - int(i.min()) for i in (make((i,), ramp, min_area=0.9, size=(16, 48)) for i in range(50))]
@@ -74,7 +74,7 @@ def test_randaugment_grows_with_its_magnitude(channels: int) -> None:
     assert change(9.0) > 1.2 * change(0.5) > 0
 
 
-def test_evaluation_resizes_to_cover_and_cuts_the_centre() -> None:
+def test_evaluation_resizes_and_crops_the_center() -> None:
     ramp = torch.arange(0, 120, dtype=torch.uint8).expand(1, 60, 120)
     image = resize_and_crop(ramp, (30, 30))
     assert image.shape == (1, 30, 30)
@@ -83,18 +83,18 @@ def test_evaluation_resizes_to_cover_and_cuts_the_centre() -> None:
     assert torch.equal(resize_and_crop(ramp, (60, 120)), ramp)
 
 
-def test_randaugment_at_the_greatest_magnitude_leaves_a_picture() -> None:
+def test_randaugment_works_at_the_highest_magnitude() -> None:
     image = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
-    for place in range(300):  # among so many, posterize comes with every number of bits
+    for place in range(300):  # enough for posterize to occur with every number of bits
         augment(image, (16, 16), min_area=1.0, flip=False, magnitude=10.0, position=(0, place))
 
 
-def test_erasing_overwrites_a_rectangle_with_noise_as_often_as_asked() -> None:
+def test_erasing_overwrites_a_rectangle_with_the_given_probability() -> None:
     image = torch.full((3, 64, 64), 255, dtype=torch.uint8)
 
     def shares(erasing: float) -> list[float]:
-        how = {"min_area": 1.0, "flip": False, "magnitude": None, "erasing": erasing}
-        made = [augment(image, (64, 64), position=(0, place), **how) for place in range(200)]  # type: ignore[arg-type]
+        options = {"min_area": 1.0, "flip": False, "magnitude": None, "erasing": erasing}
+        made = [augment(image, (64, 64), position=(0, place), **options) for place in range(200)]  # type: ignore[arg-type]
         return [float((one != 255).any(dim=0).float().mean()) for one in made]
 
     assert not any(shares(0.0))

@@ -27,20 +27,20 @@ def close_to(image: torch.Tensor, expected: NDArray[Any], within: float) -> bool
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tiff", "gif"])
-def test_files_of_every_kind_give_their_pixels(ending: str, tmp_path: Path) -> None:
+def test_every_file_format_is_decoded(ending: str, tmp_path: Path) -> None:
     image = read_image(write(tmp_path / f"a.{ending}", Image.fromarray(gradient())), 3)
     assert (image.shape, image.dtype) == ((3, 40, 60), torch.uint8)
     assert close_to(image, gradient(), within=3)  # jpeg, webp and gif lose a little
 
 
-def test_grey_files_fill_three_channels(tmp_path: Path) -> None:
-    grey = gradient()[..., 1]
+def test_gray_files_fill_three_channels(tmp_path: Path) -> None:
+    gray = gradient()[..., 1]
     for ending in ("jpg", "png"):
-        image = read_image(write(tmp_path / f"a.{ending}", Image.fromarray(grey)), 3)
-        assert close_to(image, np.stack([grey] * 3, 2), within=2)
+        image = read_image(write(tmp_path / f"a.{ending}", Image.fromarray(gray)), 3)
+        assert close_to(image, np.stack([gray] * 3, 2), within=2)
 
 
-def test_colour_files_become_grey_by_luminance(tmp_path: Path) -> None:
+def test_color_files_become_gray_by_luminance(tmp_path: Path) -> None:
     luminance = (gradient() @ np.array([0.299, 0.587, 0.114]))[..., None]
     for ending in ("jpg", "png"):
         assert close_to(
@@ -49,18 +49,18 @@ def test_colour_files_become_grey_by_luminance(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["png", "tiff"])
-def test_sixteen_bit_files_are_scaled_not_clipped(ending: str, tmp_path: Path) -> None:
+def test_16_bit_files_are_scaled_not_clipped(ending: str, tmp_path: Path) -> None:
     wide = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     image = read_image(write(tmp_path / f"a.{ending}", Image.fromarray(wide)), 1)
     assert close_to(image, (wide / 257)[..., None], within=1)
 
 
-def test_cmyk_jpegs_keep_their_colours(tmp_path: Path) -> None:
+def test_cmyk_jpegs_keep_their_colors(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jpg", Image.fromarray(gradient()).convert("CMYK"), quality=95)
     assert close_to(read_image(path, 3), gradient(), within=3)
 
 
-def test_palette_files_keep_their_colours_also_with_transparency(tmp_path: Path) -> None:
+def test_palette_files_keep_their_colors_with_transparency_too(tmp_path: Path) -> None:
     palette = Image.fromarray(gradient()).quantize(200)
     expected = np.asarray(palette.convert("RGB"))
     assert close_to(read_image(write(tmp_path / "a.png", palette), 3), expected, within=0.01)
@@ -70,15 +70,15 @@ def test_palette_files_keep_their_colours_also_with_transparency(tmp_path: Path)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
-def test_exif_rotation_is_followed(ending: str, tmp_path: Path) -> None:
+def test_exif_rotation_is_applied(ending: str, tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x112] = 6  # to be shown turned a quarter clockwise
+    exif[0x112] = 6  # to be shown rotated 90 degrees clockwise
     path = write(tmp_path / f"a.{ending}", Image.fromarray(gradient()), exif=exif)
     assert close_to(read_image(path, 3), np.rot90(gradient(), k=-1), within=3)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_arrays_bring_any_number_of_channels(dtype: type, tmp_path: Path) -> None:
+def test_arrays_may_have_any_number_of_channels(dtype: type, tmp_path: Path) -> None:
     array: NDArray[Any] = (np.arange(5 * 6 * 7).reshape(5, 6, 7) * (257 if dtype is np.uint16 else 1)).astype(dtype)
     np.save(tmp_path / "a.npy", array)
     image = read_image(tmp_path / "a.npy", 7)
@@ -102,7 +102,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_told_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_broken_file_raises_a_one_line_error(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(BROKEN[name])
     with pytest.raises(BrokenImageError) as caught:
         read_image(tmp_path / name, 3)
@@ -110,13 +110,13 @@ def test_a_broken_file_is_told_in_one_line(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_usable_image_is_broken_with_its_reason(tmp_path: Path) -> None:
-    with pytest.raises(BrokenImageError, match="1x1 pixels are too few"):
+def test_the_error_says_why_an_image_is_unusable(tmp_path: Path) -> None:
+    with pytest.raises(BrokenImageError, match="1x1 pixels is too small"):
         read_image(write(tmp_path / "a.png", Image.new("RGB", (1, 1))), 3)
     with pytest.raises(BrokenImageError, match="No such file"):
         read_image(tmp_path / "gone.png", 3)
     np.save(tmp_path / "f.npy", np.zeros((4, 4)))
-    with pytest.raises(BrokenImageError, match=r"float64 \(4, 4\); arrays are uint8 or uint16"):
+    with pytest.raises(BrokenImageError, match=r"float64 \(4, 4\); arrays must be uint8 or uint16"):
         read_image(tmp_path / "f.npy", 1)
     with pytest.raises(BrokenImageError, match=r"model.channels is 5: store .npy arrays"):
         read_image(write(tmp_path / "b.png", Image.new("RGB", (4, 4))), 5)

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from mae_curriculum.data.loader import (
 )
 from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.data.sources import names_fingerprint, open_images
+from tests.runs import run_python
 
 CPU = torch.device("cpu")
 GROWING = Curriculum(
@@ -49,7 +48,7 @@ def make_sampler(
 
 
 def make_folder(folder: Path, counts: dict[str, int]) -> Path:
-    """Write small PNG images, each of one colour, into folders."""
+    """Write small PNG images of a single color each to folders."""
     for number, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for index in range(count):
@@ -57,20 +56,20 @@ def make_folder(folder: Path, counts: dict[str, int]) -> Path:
     return folder
 
 
-def test_an_epoch_shows_every_image_once_in_an_order_of_its_own() -> None:
+def test_an_epoch_contains_every_image_once_in_its_own_order() -> None:
     orders = [epoch_order(5, epoch, 30).tolist() for epoch in (0, 1)]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(30))
     assert orders[0] != orders[1]
     assert epoch_order(6, 0, 30).tolist() != orders[0]
 
 
-def test_batches_run_on_over_the_end_of_an_epoch() -> None:
+def test_batches_continue_across_the_end_of_an_epoch() -> None:
     requests = [request for batch in make_sampler() for request in batch.images]
     assert [r.epoch for r in requests] == [0] * 30 + [1] * 30 + [2] * 28  # 90 images are 11 steps of 8
     assert [r.image for r in requests[:30]] == epoch_order(5, 0, 30).tolist()
 
 
-def test_requests_carry_the_strength_of_their_moment() -> None:
+def test_requests_have_the_augmentation_strength_of_their_step() -> None:
     batches = list(make_sampler())
     clock = make_clock()
     for step, batch in enumerate(batches):
@@ -83,7 +82,7 @@ def test_requests_carry_the_strength_of_their_moment() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("micro_batch", [None, 2])
-def test_ranks_and_micro_batches_share_the_same_images_out(world_size: int, micro_batch: int | None) -> None:
+def test_ranks_and_micro_batches_split_the_same_images(world_size: int, micro_batch: int | None) -> None:
     parts = [list(make_sampler(4, rank, world_size, micro_batch)) for rank in range(world_size)]
     spread = sorted(request for rank in parts for batch in rank for request in batch.images)
     assert spread == sorted(request for batch in list(make_sampler())[4:] for request in batch.images)
@@ -118,7 +117,7 @@ def test_images_do_not_depend_on_the_number_of_workers(workers: int) -> None:
     )
 
 
-def test_a_broken_image_is_named_and_replaced_by_the_next(tmp_path: Path) -> None:
+def test_a_broken_image_is_reported_and_replaced_by_the_next(tmp_path: Path) -> None:
     make_folder(tmp_path, {"a": 300})
     (tmp_path / "a" / "007.png").write_text("no image")
     (tmp_path / "a" / "008.png").write_bytes((tmp_path / "a" / "009.png").read_bytes()[:40])
@@ -132,7 +131,7 @@ def test_a_broken_image_is_named_and_replaced_by_the_next(tmp_path: Path) -> Non
     assert [evaluated[index][1] for index in range(6, 10)] == [6, NO_IMAGE, NO_IMAGE, 9]
 
 
-def test_an_image_with_nothing_but_broken_ones_behind_it_comes_black_with_their_names(tmp_path: Path) -> None:
+def test_an_image_followed_only_by_broken_ones_is_black_and_reports_them(tmp_path: Path) -> None:
     for index in range(5):
         (tmp_path / f"{index}.jpg").write_text("no image")
     images, _ = open_images(DataConfig(source=str(tmp_path)))
@@ -141,13 +140,13 @@ def test_an_image_with_nothing_but_broken_ones_behind_it_comes_black_with_their_
     assert len(broken) == 2  # more than 1 % of five
 
 
-def test_normalised_pixels_have_mean_zero_and_variance_one() -> None:
+def test_normalized_pixels_have_mean_zero_and_variance_one() -> None:
     pixels = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)
     images = normalize(pixels, (0.5, 0.5, 0.0), (0.5, 0.25, 1.0))
     assert images[0, :, 0].tolist() == [[-1, 1], [-2, 2], [0, 1]]
 
 
-def test_digits_are_kept_apart_for_validation() -> None:
+def test_some_digits_are_held_out_for_validation() -> None:
     train, val = open_images(DataConfig())
     assert val is not None
     assert (len(train), len(val)) == (count_images(DataConfig()), 359)
@@ -157,7 +156,7 @@ def test_digits_are_kept_apart_for_validation() -> None:
     assert sorted(set(train.labels or [])) == list(range(10))
 
 
-def test_a_folder_with_train_and_val_gives_both(tmp_path: Path) -> None:
+def test_a_folder_with_train_and_val_has_both(tmp_path: Path) -> None:
     make_folder(tmp_path, {"train/cat": 3, "train/dog": 2, "val/cat": 1, "val/dog": 1})
     train, val = open_images(DataConfig(source=str(tmp_path)))
     assert train.labels == [0, 0, 0, 1, 1]
@@ -166,7 +165,7 @@ def test_a_folder_with_train_and_val_gives_both(tmp_path: Path) -> None:
     assert train.name(3).endswith("dog/000.png")
 
 
-def test_validation_images_bear_the_class_numbers_of_training(tmp_path: Path) -> None:
+def test_validation_images_have_the_class_numbers_of_training(tmp_path: Path) -> None:
     make_folder(tmp_path, {"train/a": 1, "train/b": 1, "train/c": 1, "val/c": 2})
     _, val = open_images(DataConfig(source=str(tmp_path)))
     assert val is not None
@@ -176,7 +175,7 @@ def test_validation_images_bear_the_class_numbers_of_training(tmp_path: Path) ->
         open_images(DataConfig(source=str(tmp_path)))
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_but_not_in_cycles(tmp_path: Path) -> None:
     make_folder(tmp_path / "real", {"a": 2, "b": 2})
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a").symlink_to(tmp_path / "real" / "a")
@@ -186,7 +185,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert len(images) == 4
 
 
-def test_a_set_of_images_is_known_by_number_and_names(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_number_and_names_of_the_images(tmp_path: Path) -> None:
     make_folder(tmp_path, {"a": 2, "b": 2})
     before = names_fingerprint(open_images(DataConfig(source=str(tmp_path)))[0])
     moved = tmp_path.rename(tmp_path.parent / "moved")
@@ -195,7 +194,7 @@ def test_a_set_of_images_is_known_by_number_and_names(tmp_path: Path) -> None:
     assert names_fingerprint(open_images(DataConfig(source=str(moved)))[0]) != before
 
 
-def test_a_tree_of_unlabelled_images_has_no_labels(tmp_path: Path) -> None:
+def test_a_tree_of_unlabeled_images_has_no_labels(tmp_path: Path) -> None:
     make_folder(tmp_path, {".": 2, "deep/er": 2})
     (tmp_path / "notes.txt").write_text("not an image, and not listed")
     train, val = open_images(DataConfig(source=str(tmp_path)))
@@ -208,7 +207,7 @@ def test_a_tree_of_unlabelled_images_has_no_labels(tmp_path: Path) -> None:
     ("source", "message"),
     [
         ("nowhere", "'nowhere' is neither a folder nor one of digits, cifar10, imagenette"),
-        ("empty", "no images in empty; files that count end in .* .jpg"),
+        ("empty", "no images in empty; image files end in .* .jpg"),
     ],
 )
 def test_a_source_without_images_is_refused(
@@ -220,14 +219,14 @@ def test_a_source_without_images_is_refused(
         open_images(DataConfig(source=source))
 
 
-def test_an_image_count_that_is_wrong_is_refused(tmp_path: Path) -> None:
+def test_a_wrong_image_count_is_refused(tmp_path: Path) -> None:
     config = DataConfig(source=str(make_folder(tmp_path, {"a": 2})), image_count=3)
     assert count_images(config) == 3
-    with pytest.raises(ConfigError, match="data.image_count is 3, but .* holds 2; mend it"):
+    with pytest.raises(ConfigError, match="data.image_count is 3, but .* has 2; set null"):
         open_images(config)
 
 
-def test_statistics_fit_the_channels() -> None:
+def test_statistics_match_the_channels() -> None:
     assert DataConfig().statistics(3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert DataConfig(mean=(0.3,), std=(0.4,)).statistics(1) == ((0.3,), (0.4,))
     assert len(DataConfig().statistics(5)[0]) == 5
@@ -235,7 +234,7 @@ def test_statistics_fit_the_channels() -> None:
         replace(DataConfig(), mean=(0.3,)).statistics(3)
 
 
-def test_multi_channel_arrays_are_a_folder_like_any(tmp_path: Path) -> None:
+def test_a_folder_may_contain_multi_channel_arrays(tmp_path: Path) -> None:
     for index in range(3):
         np.save(tmp_path / f"{index}.npy", np.full((6, 6, 5), index, dtype=np.uint8))
     images, _ = open_images(DataConfig(source=str(tmp_path)))
@@ -243,20 +242,20 @@ def test_multi_channel_arrays_are_a_folder_like_any(tmp_path: Path) -> None:
     assert (image.shape, int(image.max()), broken) == ((5, 8, 8), 2, {})
 
 
-def test_an_error_in_the_training_process_is_not_waited_upon_by_workers() -> None:
+def test_workers_do_not_outlive_an_error_in_the_training_process() -> None:
     program = """
 import torch
 from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum
-from mae_curriculum.data.loader import RequestSampler, TrainingImages, training_loader
 from mae_curriculum.data.config import DataConfig
+from mae_curriculum.data.loader import RequestSampler, TrainingImages, training_loader
 from mae_curriculum.data.sources import open_images
 shape = {"image_size": (16, 16), "patch_size": (8, 8)}
 clock = Clock(Curriculum(), **shape, images_per_epoch=1438, epochs=9, batch_images=4)
 dataset = TrainingImages(open_images(DataConfig())[0], (16, 16), 1, Augmentation(), 0)
-batches = iter(training_loader(dataset, RequestSampler(clock, 0, 0, 0, 1, None), workers=2, device=torch.device("cpu")))
+batches = iter(training_loader(dataset, RequestSampler(clock, 0, 0, 0, 1, None), workers=1, device=torch.device("cpu")))
 next(batches)
 raise RuntimeError("an error")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = run_python(["-c", program], {})
     assert done.returncode == 1
     assert "RuntimeError: an error" in done.stderr

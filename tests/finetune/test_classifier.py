@@ -51,7 +51,7 @@ def pictures(*size: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_family_learns_at_every_size_with_the_one_set_of_parameters_it_has(name: str) -> None:
+def test_every_family_trains_one_set_of_parameters_at_every_size(name: str) -> None:
     classifier = build(MODELS[name]).train()
     names = set(dict(classifier.named_parameters()))
     sizes = {stage_size(size, classifier.image_size, classifier.cell) for size in (160, 192, 224)}
@@ -65,7 +65,7 @@ def test_every_family_learns_at_every_size_with_the_one_set_of_parameters_it_has
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_at_the_full_size_a_classifier_is_timms_model(name: str) -> None:
+def test_at_full_size_a_classifier_equals_timms_model(name: str) -> None:
     classifier = build(MODELS[name]).eval()
     config = MODELS[name]
     sized: dict[str, Any] = {"img_size": config.image_size} if name in ("deit", "swin") else {}
@@ -76,7 +76,7 @@ def test_at_the_full_size_a_classifier_is_timms_model(name: str) -> None:
     assert torch.equal(classifier.logits(images), alone.eval()(images))
 
 
-def test_a_vit_at_a_smaller_size_is_timms_model_of_that_size_with_resampled_positions() -> None:
+def test_a_vit_at_a_smaller_size_equals_timms_model_with_resampled_positions() -> None:
     classifier = build(DEIT).eval()
     small: Any = timm.create_model(
         "deit_tiny_patch16_224", img_size=24, patch_size=4, num_classes=4, embed_dim=48, depth=2, num_heads=3
@@ -90,7 +90,7 @@ def test_a_vit_at_a_smaller_size_is_timms_model_of_that_size_with_resampled_posi
     torch.testing.assert_close(classifier.logits(images), small(images), atol=1e-6, rtol=0)
 
 
-def test_swin_at_a_smaller_size_is_timms_model_with_smaller_windows_and_resampled_biases() -> None:
+def test_swin_at_a_smaller_size_equals_timms_model_with_smaller_windows_and_resampled_biases() -> None:
     classifier = build(SWIN).eval()
     assert classifier.cell == (8, 8)
     arguments = {**SWIN.options, "window_size": 3, "img_size": 48, "num_classes": 4}
@@ -104,25 +104,25 @@ def test_swin_at_a_smaller_size_is_timms_model_with_smaller_windows_and_resample
     assert (full.shape, adapted[key].shape) == ((49, 2), (25, 2))
 
 
-def test_buffers_of_batch_norm_follow_images_of_every_size() -> None:
+def test_images_of_every_size_update_batch_norm_buffers() -> None:
     classifier = build(MODELS["resnet"]).train()
     before = classifier.net.bn1.running_mean.clone()
     classifier.logits(pictures(22, 22))
     assert not torch.equal(classifier.net.bn1.running_mean, before)
 
 
-def test_window_biases_are_read_at_the_same_displacement_in_the_image() -> None:
+def test_window_biases_are_resampled_at_the_same_displacement_in_the_image() -> None:
     table = torch.arange(13.0)[:, None, None] * 100 + torch.arange(13.0)[:, None]  # 100 down + across, window of 7
     half = resample_bias(table.reshape(169, 1), (7, 7), (4, 4), (2.0, 2.0)).view(7, 7)
     torch.testing.assert_close(half, table[::2, ::2, 0], atol=1e-3, rtol=0)  # every second displacement
 
 
-def test_positions_resampled_from_maes_table_come_near_its_formula() -> None:
+def test_positions_resampled_from_maes_table_are_close_to_its_formula() -> None:
     table = sincos_positions((14, 14), (14, 14), 768, CPU)
-    for grid, most in (((10, 10), 0.007), ((6, 6), 0.008), ((7, 14), 0.009)):
-        wanted = sincos_positions(grid, (14, 14), 768, CPU)
-        error = (resample_positions(table, (14, 14), grid) - wanted).square().mean().sqrt()
-        assert error < most
+    for grid, max_error in (((10, 10), 0.007), ((6, 6), 0.008), ((7, 14), 0.009)):
+        expected = sincos_positions(grid, (14, 14), 768, CPU)
+        error = (resample_positions(table, (14, 14), grid) - expected).square().mean().sqrt()
+        assert error < max_error
     assert resample_positions(table, (14, 14), (14, 14)) is table
 
 
@@ -131,46 +131,46 @@ def pretrained(**changes: Any) -> Weights:
     return Weights(replace(VIT, **changes), dict(model.encoder.state_dict()), {}, "a test")
 
 
-def test_a_pretrained_encoder_gives_the_same_tokens_in_a_classifier() -> None:
-    classifier, told = build_classifier(ClassifierConfig(pool="token"), pretrained(), class_count=4, seed=0)
-    assert told == "new: head.bias, head.weight"
+def test_a_pretrained_encoder_computes_the_same_tokens_in_a_classifier() -> None:
+    classifier, note = build_classifier(ClassifierConfig(pool="token"), pretrained(), class_count=4, seed=0)
+    assert note == "new: head.bias, head.weight"
     images = pictures(32, 32)
     expected = build_model(VIT, seed=3).eval().tokens(images)
     torch.testing.assert_close(classifier.eval().net.forward_features(images), expected, atol=1e-5, rtol=0)
 
 
-def test_average_pooling_normalises_anew_and_says_so() -> None:
-    classifier, told = build_classifier(ClassifierConfig(), pretrained(), class_count=4, seed=0)
-    assert told == (
+def test_average_pooling_replaces_the_norm_and_says_so() -> None:
+    classifier, note = build_classifier(ClassifierConfig(), pretrained(), class_count=4, seed=0)
+    assert note == (
         "new: fc_norm.bias, fc_norm.weight, head.bias, head.weight; left out of the checkpoint: norm.bias, norm.weight"
     )
     assert classifier.net.head.weight.abs().max() < 2e-4  # MAE's 2e-5
 
 
-def test_a_head_is_kept_where_the_classes_agree() -> None:
+def test_a_head_for_the_same_classes_is_kept() -> None:
     first, _ = build_classifier(ClassifierConfig(), pretrained(), class_count=4, seed=1)
     weights = replace(pretrained(), encoder=first.net.state_dict())
-    same, told = build_classifier(ClassifierConfig(), weights, class_count=4, seed=2)
-    assert not told
+    same, note = build_classifier(ClassifierConfig(), weights, class_count=4, seed=2)
+    assert not note
     assert torch.equal(same.net.head.weight, first.net.head.weight)
-    _, told = build_classifier(ClassifierConfig(), weights, class_count=5, seed=2)
-    assert told == "new: head.bias, head.weight; left out of the checkpoint: head.bias, head.weight"
+    _, note = build_classifier(ClassifierConfig(), weights, class_count=5, seed=2)
+    assert note == "new: head.bias, head.weight; left out of the checkpoint: head.bias, head.weight"
 
 
 @pytest.mark.parametrize(
     ("changes", "grid"),
     [({"image_size": 64}, (8, 8)), ({"image_size": (32, 64)}, (4, 8)), ({"patch_size": 4}, (8, 8))],
 )
-def test_another_size_or_patch_grid_is_resampled(changes: dict[str, Any], grid: tuple[int, int]) -> None:
+def test_positions_and_patches_are_resampled_for_another_size(changes: dict[str, Any], grid: tuple[int, int]) -> None:
     classifier, _ = build_classifier(ClassifierConfig(**changes), pretrained(), class_count=4, seed=0)
     assert classifier.net.patch_embed.grid_size == grid
-    wanted = sincos_positions(grid, (4, 4), 48, CPU)
-    found = classifier.net.pos_embed[0, 1:]
-    assert (found - wanted).square().mean().sqrt() < 0.06  # bicubic near the border, with so coarse a table
+    expected = sincos_positions(grid, (4, 4), 48, CPU)
+    positions = classifier.net.pos_embed[0, 1:]
+    assert (positions - expected).square().mean().sqrt() < 0.06  # bicubic near the border, with so coarse a table
     assert classifier.logits(pictures(*classifier.image_size)).isfinite().all()
 
 
-def test_a_classifier_depends_on_its_seed_alone_and_leaves_the_random_state() -> None:
+def test_a_classifier_depends_only_on_its_seed_and_keeps_the_global_random_state() -> None:
     torch.manual_seed(5)
     first = build(SWIN)
     drawn = torch.rand(1)
@@ -184,12 +184,12 @@ def test_a_classifier_depends_on_its_seed_alone_and_leaves_the_random_state() ->
 @pytest.mark.parametrize(
     ("config", "weights", "message"),
     [
-        (ClassifierConfig(), None, "model.name: say which of timm's models"),
-        (ClassifierConfig("resnet_18"), None, "timm has no 'resnet_18'; near are resnet18"),
-        (ClassifierConfig("resnet18"), pretrained(), "the checkpoint says which ViT it is"),
-        (ClassifierConfig("resnet18", options={"colour": 3}), None, "model: resnet18 with .* cannot be"),
+        (ClassifierConfig(), None, "model.name: choose a timm model"),
+        (ClassifierConfig("resnet_18"), None, "timm has no 'resnet_18'; similar names: resnet18"),
+        (ClassifierConfig("resnet18"), pretrained(), "the checkpoint defines the ViT"),
+        (ClassifierConfig("resnet18", options={"color": 3}), None, "model: timm cannot build resnet18 with"),
         (ClassifierConfig(image_size=30), pretrained(), "image_size: 30 px must be a multiple of 8 for vit_tiny"),
-        (ClassifierConfig(channels=1), pretrained(), "patch_embed.proj.weight .*48, 3, 8, 8.*here .*48, 1, 8, 8"),
+        (ClassifierConfig(channels=1), pretrained(), "patch_embed.proj.weight .*48, 3, 8, 8.*expected .*48, 1, 8, 8"),
         (
             ClassifierConfig(),
             replace(pretrained(), model=replace(VIT, depth=3)),
@@ -197,13 +197,15 @@ def test_a_classifier_depends_on_its_seed_alone_and_leaves_the_random_state() ->
         ),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(config: ClassifierConfig, weights: Weights | None, message: str) -> None:
+def test_invalid_classifiers_are_refused_in_one_line(
+    config: ClassifierConfig, weights: Weights | None, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         build_classifier(config, weights, class_count=4, seed=0)
     assert "\n" not in str(caught.value)
 
 
-def test_a_size_that_a_network_cannot_take_is_refused() -> None:
+def test_a_size_that_a_network_does_not_take_is_refused() -> None:
     with pytest.raises(ConfigError, match="this model does not take the curriculum's 28 px"):
         build(MODELS["convnext"], sizes=(96,))
 
@@ -218,7 +220,7 @@ def test_gradients_reach_the_full_positions_through_a_smaller_grid() -> None:
     assert math.isfinite(float(gradient.sum()))
 
 
-def test_timm_loads_what_the_classifier_holds(tmp_path: Path) -> None:
+def test_timm_loads_the_state_of_a_classifier(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     classifier, _ = build_classifier(ClassifierConfig(), pretrained(), class_count=4, seed=0)
@@ -242,20 +244,20 @@ def test_timm_loads_what_the_classifier_holds(tmp_path: Path) -> None:
     "name", ["beit_base_patch16_224", "coatnet_0_rw_224", "volo_d1_224", "gcvit_xxtiny", "maxvit_tiny_rw_224"]
 )
 def test_other_networks_work_at_a_smaller_size_or_are_refused_in_one_line(name: str) -> None:
-    told = ""
+    message = ""
     try:
         classifier = build(ClassifierConfig(name), sizes=(160,)).eval()
         assert classifier.logits(pictures(160, 160)).isfinite().all()
     except ConfigError as error:
-        told = str(error)
-    assert "\n" not in told
+        message = str(error)
+    assert "\n" not in message
 
 
-def test_a_network_without_drop_path_is_built_without() -> None:
+def test_a_network_without_drop_path_is_built() -> None:
     assert build(ClassifierConfig("vgg11", image_size=64, drop_path=0.0)).cell
 
 
-def test_flops_count_attention_on_every_device() -> None:
+def test_flops_include_attention_on_every_device() -> None:
     from finetune.finetune import training_flops
     from mae_curriculum.curriculum.schedule import View
 
@@ -267,7 +269,7 @@ def test_flops_count_attention_on_every_device() -> None:
     assert training_flops(classifier, View((32, 32))) == 3 * by_hand
 
 
-def test_a_skipped_step_leaves_batch_norm_as_it_was() -> None:
+def test_a_skipped_step_does_not_change_batch_norm() -> None:
     from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum
     from mae_curriculum.data.config import DataConfig
     from mae_curriculum.data.loader import Batch, TrainingImages

@@ -175,8 +175,7 @@ def test_an_encoder_alone_is_refused(
     capsys.readouterr()
     assert main(["reconstruct", "--checkpoint", encoder, "--images", *photos]) == 2
     assert capsys.readouterr().err == (
-        f"error: reconstructions need a decoder, and {encoder} (export of this project) has none; give the run folder, "
-        "or an export with --format mae or hf_mae\n"
+        f"error: {encoder} (export of this project) has no decoder; use the run, or export it with --format mae\n"
     )
 
 
