@@ -1,3 +1,1 @@
-"""One file a command of `python -m mae_curriculum`; each command is a function of its settings, which stand in
-`config`.
-"""
+"""One module per command; `config` has the settings of all of them."""

@@ -1,4 +1,4 @@
-"""Settings of the commands that are neither training nor evaluation of a checkpoint."""
+"""Settings of all commands except training."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,19 +19,19 @@ class ExportConfig:
     """Export of an encoder, or of the whole autoencoder."""
 
     checkpoint: Path
-    """Run folder, or any checkpoint that can be imported."""
+    """Run folder, or any other supported checkpoint."""
     out: Path
-    """File to write (timm: .safetensors, mae: .pth) or folder (hf, hf_mae)."""
+    """Output file (timm: .safetensors, mae: .pth) or folder (hf, hf_mae)."""
     heads: int | None = None
-    """Attention heads of the encoder, where the checkpoint does not show them."""
+    """Attention heads of the encoder, if they cannot be read from the checkpoint."""
     format: Literal["timm", "hf", "hf_mae", "mae"] = "timm"
-    """timm: encoder as safetensors. hf: transformers' ViTModel. hf_mae: its ViTMAEForPreTraining. mae: the layout of
-    facebookresearch/mae, decoder included."""
+    """timm: encoder as safetensors. hf: transformers' ViTModel. hf_mae: transformers' ViTMAEForPreTraining. mae: the
+    layout of facebookresearch/mae, decoder included."""
 
     def __post_init__(self) -> None:
-        wanted = {"timm": ".safetensors", "mae": ".pth"}.get(self.format, "")
-        if self.out.suffix != wanted:
-            raise ConfigError(f"out: --format {self.format} writes a {wanted or 'folder'}, got '{self.out}'")
+        suffix = {"timm": ".safetensors", "mae": ".pth"}.get(self.format, "")
+        if self.out.suffix != suffix:
+            raise ConfigError(f"out: --format {self.format} writes a {suffix or 'folder'}, got '{self.out}'")
         if self.out.exists():
             raise ConfigError(f"out: {self.out} exists; remove it or choose another")
         if self.format.startswith("hf") and find_spec("transformers") is None:
@@ -40,16 +40,16 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class PlanConfig(PretrainConfig):
-    """The plan of a pretraining run: the run's own settings, and these."""
+    """Plan of a pretraining run; takes all settings of the run."""
 
     json: bool = False
     """Print one JSON object instead of a table."""
     devices: int = 1
-    """Processes that the run will have, which share each batch."""
+    """Number of processes of the run, which share each batch."""
     rate: float = 1000.0
-    """Images/s that all devices together train at full size; smaller stages go faster by their FLOPs."""
+    """Training throughput of all devices together at full size, images/s; other stages are scaled by their FLOPs."""
     picture: Path | None = None
-    """PNG file to draw the curriculum into, with the first image of the data as each stage sees it; null for none."""
+    """PNG file for a figure of the curriculum, with the first training image as each stage sees it; null for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,10 +62,10 @@ class PlanConfig(PretrainConfig):
 
 @dataclass(frozen=True)
 class BenchConfig(PretrainConfig):
-    """The speed of a pretraining run's stages, on random images: the run's own settings, and these."""
+    """Speed of the stages of a pretraining run, on random images; takes all settings of the run."""
 
     rounds: int = 7
-    """Times that each stage is measured, in turn with the others; medians are told."""
+    """Measurements of each stage, alternating with the others; the median is reported."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
@@ -80,41 +80,41 @@ class EvaluateConfig:
     """kNN accuracy of an encoder."""
 
     checkpoint: Path
-    """Run folder, or any checkpoint that can be imported."""
+    """Run folder, or any other supported checkpoint."""
     run: Path | None = None
-    """Folder for results.json; null for the checkpoint's own, where it is a run folder."""
+    """Folder for results.json; null for the checkpoint's folder, if it is a run folder."""
     data: DataConfig = DataConfig(source=RUNS_IMAGES)
-    """The images; source `run` takes the run's own, with its normalisation."""
+    """Labeled images; source `run` takes those of the checkpoint's run, with its normalization."""
     knn: KnnConfig = KnnConfig()
-    """The classification."""
+    """Settings of the classifier."""
     precision: Precision = "auto"
-    """Arithmetic of the encoder, as in pretraining."""
+    """Precision of the encoder, as in pretraining."""
     heads: int | None = None
-    """Attention heads of the encoder, where the checkpoint does not show them."""
+    """Attention heads of the encoder, if they cannot be read from the checkpoint."""
 
     def __post_init__(self) -> None:
         if self.knn.every_epochs is not None:
-            raise ConfigError("knn.every_epochs is for pretraining; leave it out here")
+            raise ConfigError(f"knn.every_epochs is for pretraining only, got {self.knn.every_epochs}; omit it")
 
 
 @dataclass(frozen=True)
 class ReconstructConfig:
-    """A picture of what a masked autoencoder makes of images: input, masked, reconstruction, error."""
+    """Figure of reconstructions: input, visible patches, reconstruction, error."""
 
     checkpoint: Path
     """Run folder, or any checkpoint with a decoder that can be imported."""
     images: tuple[Path, ...]
-    """Image files, 1 to 64; the middle of each is cut to the model's shape, at its full size."""
+    """Image files, 1 to 64; each is center-cropped and resized to the model's full size."""
     out: Path | None = None
-    """PNG file; null for pictures/reconstruction.png of the run folder, or reconstruction.png here if it is none."""
+    """PNG file; null for pictures/reconstruction.png in the run folder, or reconstruction.png without a run folder."""
     seed: int = 0
-    """Of the places of the hidden patches."""
+    """Seed of the masks."""
     heads: int | None = None
-    """Attention heads of the encoder, where the checkpoint does not show them."""
+    """Attention heads of the encoder, if they cannot be read from the checkpoint."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.images) <= MAX_IMAGES:
-            raise ConfigError(f"images: give 1 to {MAX_IMAGES} image files, got {len(self.images)}")
+            raise ConfigError(f"images must be 1 to {MAX_IMAGES} image files, got {len(self.images)}")
         check_png("out", self.out)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be in 0..2**63-1, got {self.seed}")
@@ -122,38 +122,38 @@ class ReconstructConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """One HTML page about runs: `python -m mae_curriculum report RUN... [--baseline RUN] [--out FILE]`."""
+    """HTML report about runs: `python -m mae_curriculum report RUN... [--baseline RUN] [--out FILE]`."""
 
     runs: tuple[Path, ...]
     """Run folders."""
     baseline: Path | None = None
-    """Folder of the run that the others are held against; it may be one of them."""
+    """Folder of the run to compare the others with; may be one of them."""
     out: Path | None = None
-    """Where the page is written; null for report.html in the first run's folder."""
+    """Output file; null for report.html in the first run's folder."""
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise ConfigError("runs: name at least one, as in `python -m mae_curriculum report RUN`")
+            raise ConfigError("runs: got none; name one or more run folders, as in `mae_curriculum report RUN`")
 
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """The loss of one or several runs against images, FLOPs and training seconds."""
+    """Figure of the loss of runs against images, FLOPs and training seconds."""
 
     runs: tuple[Path, ...]
-    """Folders of runs of pretraining, or of fine-tuning."""
+    """Run folders of pretraining or fine-tuning."""
     out: Path = Path("loss.png")
     """PNG file."""
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise ConfigError("runs: give one or more run folders")
+            raise ConfigError("runs: got none; name one or more run folders")
         check_png("out", self.out)
 
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """The first of the steps that ended a pretraining, since their gradients were not finite, once more."""
+    """Replay of the first of the steps that ended a pretraining because loss or gradient was not finite."""
 
     run: Path
-    """Folder of the run."""
+    """Run folder."""

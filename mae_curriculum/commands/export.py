@@ -1,4 +1,4 @@
-"""Encoders for other people's code: timm, Hugging Face, facebookresearch/mae; each with a card on how to load it."""
+"""Export weights for timm, Hugging Face or facebookresearch/mae, with a model card that says how to load them."""
 
 from pathlib import Path
 
@@ -21,13 +21,11 @@ from mae_curriculum.weights.write import hugging_face, mae_layout, save_weights
 
 
 def export(config: ExportConfig) -> int:
-    """Write the weights and their card; returns the exit code."""
+    """Write the weights and their model card; returns the exit code."""
     weights = read_weights(config.checkpoint, heads=config.heads)
     model = build_model(weights.model, seed=0)
     if config.format in ("hf_mae", "mae") and not weights.decoder:
-        raise ConfigError(
-            f"format {config.format} needs a decoder, and {config.checkpoint} has none; choose timm or hf"
-        )
+        raise ConfigError(f"format {config.format} needs a decoder, {config.checkpoint} has none; choose timm or hf")
     load_into_(model.encoder, weights.encoder, f"the encoder of {config.checkpoint}")
     config.out.parent.mkdir(parents=True, exist_ok=True)
     match config.format:
@@ -44,26 +42,25 @@ def export(config: ExportConfig) -> int:
 
 
 def model_card(config: ExportConfig, weights: Weights, model: MaskedAutoencoder) -> str:
-    """Say what the weights are, where they come from, and how to load them."""
+    """Return a Markdown text about the weights: what they are, how to load them, how they were trained."""
     default = ModelConfig()
-    changed = {
-        timms: getattr(weights.model, ours)
-        for ours, timms in TIMM_NAMES.items()
-        if getattr(weights.model, ours) != getattr(default, ours)
-    }
-    extras = "".join(f", {key}={value!r}" for key, value in changed.items())
+    extras = ""
+    for field, timm_name in TIMM_NAMES.items():
+        value = getattr(weights.model, field)
+        if value != getattr(default, field):
+            extras += f", {timm_name}={value!r}"
     name = config.out.name
     loading = {
         "timm": f'timm.create_model("{weights.model.name}", num_classes=0, checkpoint_path="{name}"{extras})',
         "hf": f'transformers.ViTModel.from_pretrained("{name}", add_pooling_layer=False)',
         "hf_mae": f'transformers.ViTMAEForPreTraining.from_pretrained("{name}")',
-        "mae": f'model.load_state_dict(torch.load("{name}")["model"])  # a model of its models_mae.py',
+        "mae": f'model.load_state_dict(torch.load("{name}")["model"])  # a model of models_mae.py',
     }[config.format]
     lines = [
         f"# {weights.model.name}, pretrained as a masked autoencoder",
         "",
         f"Images of {model.image_size[0]}x{model.image_size[1]} pixels, {model.channels} channels, patches of "
-        f"{model.patch_size[0]}; taken from a {weights.origin}.",
+        f"{model.patch_size[0]}; from a {weights.origin}.",
         "",
         "    " + loading,
         "",
@@ -73,17 +70,17 @@ def model_card(config: ExportConfig, weights: Weights, model: MaskedAutoencoder)
 
 
 def _history(checkpoint: Path) -> list[str]:
-    """Tell data, schedule, time and results of a run folder; of other checkpoints nothing is known."""
+    """Return lines about the data, schedule, cost and results of a pretraining run; empty for other checkpoints."""
     folder, epochs = run_and_epochs(checkpoint)
-    if "curriculum" not in run_settings(checkpoint):  # imported
+    if "curriculum" not in run_settings(checkpoint):  # not a pretraining of this project
         return []
     run = load_file(PretrainConfig, folder.config)
     mean, std = run.data.statistics(run.model.channels)
     stages = ", ".join(f"{stage.share:g} at {stage.size}" for stage in run.curriculum.stages)
     lines = [
-        f"- data: {run.data.source}, normalised by mean {list(mean)} and standard deviation {list(std)}",
+        f"- data: {run.data.source}, normalized with mean {list(mean)} and standard deviation {list(std)}",
         f"- schedule: {run.epochs} equivalent epochs, batch {run.batch_size}, base learning rate {run.optim.base_lr:g}",
-        f"- curriculum: shares of {run.curriculum.pace}: {stages} (of 224) pixels; target {run.model.target}, "
+        f"- curriculum: shares of {run.curriculum.pace}: {stages} pixels (of 224); target {run.model.target}, "
         f"mask ratio {run.model.mask_ratio:g}",
     ]
     if folder.summary.exists():
@@ -98,9 +95,10 @@ def _history(checkpoint: Path) -> list[str]:
     newest = {row["event"]: row for row in measured if run_and_epochs(Path(row["checkpoint"]))[1] == epochs}
     for command in ("knn", "fewshot", "linprobe", "finetune"):
         if row := newest.get(command):
-            figures = {"": row["accuracy"]} if "mean" in row["accuracy"] else row["accuracy"]
-            told = ", ".join(
-                f"{shots and f'{shots} labels '}{format_percent(figure)}" for shots, figure in figures.items()
-            )
-            lines.append(f"- {command} on {row['source']}: accuracy {told}")
+            accuracy = row["accuracy"]
+            if "mean" in accuracy:
+                text = format_percent(accuracy)
+            else:  # few-shot: by number of labels
+                text = ", ".join(f"{shots} labels {format_percent(each)}" for shots, each in accuracy.items())
+            lines.append(f"- {command} on {row['source']}: accuracy {text}")
     return lines

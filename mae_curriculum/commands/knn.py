@@ -1,4 +1,4 @@
-"""The kNN accuracy of any checkpoint on any images with classes."""
+"""Measure the kNN accuracy of any checkpoint on any labeled images."""
 
 from mae_curriculum.commands.config import EvaluateConfig
 from mae_curriculum.config import ConfigError
@@ -12,7 +12,7 @@ from mae_curriculum.weights.run_settings import resolve_source
 
 
 def evaluate(config: EvaluateConfig) -> int:
-    """Measure, print and record; returns the exit code."""
+    """Measure, print and record the accuracy; returns the exit code."""
     data = resolve_source(config.data, config.checkpoint)
     with connect() as world:
         weights = read_together(config.checkpoint, world, heads=config.heads)
@@ -23,11 +23,11 @@ def evaluate(config: EvaluateConfig) -> int:
             raise ConfigError(f"no kNN accuracy: {why}")
         inference = Inference(world, data, config.precision, config.knn.batch_images)
         accuracy = knn_of_encoder(model, train, val, config=config.knn, inference=inference, cached=True)
-        assert accuracy is not None, "why_no_knn has no reason"
+        assert accuracy is not None, "why_no_knn gave no reason"
         result = {
             "origin": weights.origin,
             "source": data.source,
-            "neighbours": config.knn.neighbours,
+            "neighbors": config.knn.neighbors,
             "accuracy": spread([accuracy]),
         }
         world.print(f"kNN accuracy {accuracy:.4f} of {config.checkpoint} ({weights.origin}) on {data.source}")

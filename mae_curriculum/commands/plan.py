@@ -1,4 +1,4 @@
-"""The plan of a run, without data, GPU or torch: its stages, their cost, and the speed-up over the baseline."""
+"""Plan a run without data, GPU or torch: its stages, their cost, and the speed-up over the baseline."""
 
 import json
 import math
@@ -19,11 +19,10 @@ def plan(config: PlanConfig) -> int:
     """Print the plan; returns the exit code."""
     facts = compute_plan(config, devices=config.devices, rate=config.rate)
     if config.picture is not None:
-        from mae_curriculum.commands.plan_picture import picture  # loads torch and matplotlib
-        from mae_curriculum.report.figures import draw_plan
+        from mae_curriculum.commands.plan_picture import plan_figure  # loads torch and matplotlib
 
-        draw_plan(config.picture, picture(config, facts))
-    print(json.dumps(facts, indent=2) if config.json else as_text(facts))
+        plan_figure(config.picture, config, facts)
+    print(json.dumps(facts, indent=2) if config.json else format_plan(facts))
     return 0
 
 
@@ -72,17 +71,17 @@ def plan_stage(
     devices: int,
     rate: float,
 ) -> dict[str, Any]:
-    """Return a stage's row."""
+    """Return the entry of a stage."""
     parts = micro_batches(span, 0, devices, config.micro_batch)
     flops_per_image = shape.training_flops(span.view)
     randaug = clock.curriculum.augmentation.randaug
-    ends = [float(span.start), float(span.end)]
+    progress = [float(span.start), float(span.end)]
     return {
         "size": list(span.size),
         "grid": list(shape.grid(span.size)),
         "visible_tokens": shape.visible_count(span.view),
-        "magnitude": randaug and [randaug[0] + (randaug[1] - randaug[0]) * end for end in ends],
-        "progress": ends,
+        "magnitude": randaug and [randaug[0] + (randaug[1] - randaug[0]) * end for end in progress],
+        "progress": progress,
         "real_epochs": span.images / clock.images_per_epoch,
         "equivalent_epochs": float(span.share * clock.epochs),
         "images": span.images,
@@ -96,8 +95,8 @@ def plan_stage(
     }
 
 
-def as_text(facts: dict[str, Any]) -> str:
-    """Lay the plan out for the terminal."""
+def format_plan(facts: dict[str, Any]) -> str:
+    """Format the plan as text."""
     header = "stage size grid visible magnitude epochs equivalent images steps batch/device GFLOP/image compute loader"
     rows = [header.split()]
     for number, stage in enumerate(facts["stages"], start=1):
@@ -118,13 +117,13 @@ def as_text(facts: dict[str, Any]) -> str:
                 f"{stage['loader_images_per_second']:,.0f}/s",
             ]
         )
-    head = "{model}: {equivalent_epochs} equivalent epochs of {images_per_epoch:,} images, {real_epochs:.1f} real ones"
+    head = "{model}: {equivalent_epochs} equivalent epochs ({real_epochs:.1f} real) of {images_per_epoch:,} images"
     totals = (
-        "in all {images:,} images, {steps:,} steps, {flops:.3g} FLOPs; "
+        "total: {images:,} images, {steps:,} steps, {flops:.3g} FLOPs; "
         "without curriculum {baseline_flops:.3g}: speed-up {speedup:.2f}x"
     )
     hours = (
         "at {rate:g} images/s at full size: {hours:.3g} h of training instead of {baseline_hours:.3g} h; "
-        "the loader column is what it must supply meanwhile"
+        "loader: images/s that data loading must supply"
     )
     return "\n".join([head.format(**facts), format_table(rows), totals.format(**facts), hours.format(**facts)])

@@ -1,6 +1,7 @@
-"""The picture of a plan."""
+"""The figure of a plan."""
 
-import sys
+import logging
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,13 +15,15 @@ from mae_curriculum.data.loader import Request, TrainingImages
 from mae_curriculum.data.sources import Images, open_images
 from mae_curriculum.model.shape import ModelShape
 from mae_curriculum.pretraining_config import build_clock
-from mae_curriculum.report.figures import Plan
+from mae_curriculum.report.figures import draw_plan
 from mae_curriculum.training.learning_rate import learning_rate
 from mae_curriculum.training.optimizer import scaled_lr
 
+logger = logging.getLogger(__name__)
 
-def picture(config: PlanConfig, facts: dict[str, Any]) -> Plan:
-    """Put together what the picture of the plan shows; without the data it does without photos, and says so."""
+
+def plan_figure(path: Path, config: PlanConfig, facts: dict[str, Any]) -> None:
+    """Draw the plan; without the data it has no images, and the reason is logged."""
 
     def lr(progress: float, batch_images: int) -> float:
         peak, floor = (scaled_lr(lr, batch_images) for lr in (config.optim.base_lr, config.optim.min_lr))
@@ -28,20 +31,22 @@ def picture(config: PlanConfig, facts: dict[str, Any]) -> Plan:
 
     shape = find_shape(config.model)
     clock = build_clock(config, shape, images_per_epoch=facts["images_per_epoch"], processes=config.devices)
+    samples = []
     try:
         images, _ = open_images(config.data)
-        photos = [see(images, clock.moment(span.first_step + span.steps // 2), shape, config) for span in clock.spans]
-    except (ConfigError, RuntimeError) as error:  # RuntimeError of torchvision, for what was not downloaded
-        print(f"no photos in the picture: {error}", file=sys.stderr)
-        photos = []
+        for span in clock.spans:
+            moment = clock.moment(span.first_step + span.steps // 2)
+            samples.append((moment, render_sample(images, moment, shape, config)))
+    except (ConfigError, RuntimeError) as error:  # torchvision raises RuntimeError for data that is not downloaded
+        logger.warning(f"the figure shows no images: {error}")
     title = "{model}, {equivalent_epochs} equivalent epochs: {flops:.3g} FLOPs, speed-up {speedup:.2f}x".format(**facts)
-    return Plan(title, clock, shape.training_flops, facts["baseline_flops"], lr, photos)
+    flops, baseline_flops = shape.training_flops, facts["baseline_flops"]
+    draw_plan(path, clock, samples, title=title, flops=flops, baseline_flops=baseline_flops, lr=lr)
 
 
-def see(images: Images, moment: Moment, shape: ModelShape, config: PlanConfig) -> tuple[Moment, Tensor]:
-    """Make the first image as the encoder sees it at a moment, (c, h, w) from 0 (black) to 1 (white)."""
-    dataset = TrainingImages(
-        images, shape.encoder.image_size, shape.encoder.channels, config.curriculum.augmentation, config.seed
-    )
+def render_sample(images: Images, moment: Moment, shape: ModelShape, config: PlanConfig) -> Tensor:
+    """Return the first image as the encoder sees it at a moment, (c, h, w) from 0 (black) to 1 (white)."""
+    encoder = shape.encoder
+    dataset = TrainingImages(images, encoder.image_size, encoder.channels, config.curriculum.augmentation, config.seed)
     pixels = dataset[Request(0, 0, moment.magnitude, moment.min_area)][0]
-    return moment, RESIZE[config.curriculum.resize](pixels[None] / 255, moment.size)[0]
+    return RESIZE[config.curriculum.resize](pixels[None] / 255, moment.size)[0]

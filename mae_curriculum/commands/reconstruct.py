@@ -1,4 +1,4 @@
-"""What any checkpoint with a decoder makes of some image files, as a picture."""
+"""Draw the reconstructions of image files by any checkpoint with a decoder."""
 
 from pathlib import Path
 
@@ -19,21 +19,21 @@ from mae_curriculum.weights.run_settings import run_settings
 
 
 def reconstruct(config: ReconstructConfig) -> int:
-    """Draw the picture; returns the exit code."""
+    """Draw the figure; returns the exit code."""
     weights = read_weights(config.checkpoint, heads=config.heads)
     if why := why_no_reconstruction(weights.model.target):
         raise ConfigError(f"{config.checkpoint}: {why}")
     model = build_autoencoder(weights, config.checkpoint)
     data = load_part(DataConfig, run_settings(config.checkpoint).get("data", {}))
-    mean, std = data.statistics(model.channels)  # ImageNet's where the checkpoint is no run
+    mean, std = data.statistics(model.channels)  # ImageNet's if the checkpoint is not a run
     pixels = []
     for path in config.images:
         try:
             pixels.append(resize_and_crop(read_image(path, model.channels), model.image_size))
         except BrokenImageError as error:
-            raise ConfigError(f"images: {path} cannot be shown: {error}") from error
+            raise ConfigError(f"images: {path} cannot be read: {error}") from error
     view = View(model.image_size, weights.model.mask_ratio)
-    found = reconstruct_images(
+    reconstructions = reconstruct_images(
         model, torch.stack(pixels), view, seed=config.seed, mean=mean, std=std, resize=Curriculum.resize
     )
     folder = RunFolder(config.checkpoint)
@@ -41,7 +41,7 @@ def reconstruct(config: ReconstructConfig) -> int:
     out = config.out or default / "reconstruction.png"
     names = [path.name for path in config.images]
     try:
-        draw_reconstructions(out, found, names, title=f"{config.checkpoint.name} ({weights.origin})")
+        draw_reconstructions(out, reconstructions, names, title=f"{config.checkpoint.name} ({weights.origin})")
     except OSError as error:
         raise ConfigError(f"{drawable(str(out))} cannot be written ({error.strerror}); choose another --out") from error
     print(drawable(str(out)))

@@ -1,4 +1,4 @@
-"""The step that ended a run once more: the same images, masks and weights, image by image."""
+"""Replay the step that ended a run, image by image, with the same images, masks and weights."""
 
 import math
 from dataclasses import replace
@@ -21,26 +21,25 @@ from mae_curriculum.training.anomalies import CAPTURE
 
 
 def replay(config: ReplayConfig) -> int:
-    """Print the loss and the gradient of each image that has no finite ones, and of the step; returns the exit code."""
+    """Print loss and gradient norm of each image (if any are not finite, of those alone); returns the exit code."""
     capture = config.run / CAPTURE
     if not capture.exists():
-        raise ConfigError(f"{capture} is not there: a pretraining leaves one if steps without finite loss end it")
+        raise ConfigError(f"{capture} does not exist; a pretraining writes it when steps without a finite loss end it")
     path = RunFolder(config.run).config
     if "mask_ratio" not in path.read_text():
-        raise ConfigError(f"{config.run} is no pretraining, and only those are replayed")
+        raise ConfigError(f"run: {config.run} is not a pretraining; only pretraining can be replayed")
     state = load_state(capture)
     with connect() as world:
         if world.world_size > 1:
-            raise ConfigError(
-                f"replay is for one process, this is one of {world.world_size}; start it without torchrun"
-            )
+            raise ConfigError(f"replay runs in one process, got {world.world_size}; start it without torchrun")
         rows, norm = measure(load_file(PretrainConfig, path), state, world)
     failed = [row for row in rows if not math.isfinite(row[1] + row[2])]
-    table = [[name, f"{loss:.4g}", f"{gradient:.4g}"] for name, loss, gradient in failed or rows]
-    print(format_table([["image", "loss", "gradient"], *table]))
+    table = [[name, f"{loss:.4g}", f"{image_norm:.4g}"] for name, loss, image_norm in failed or rows]
+    print(format_table([["image", "loss", "gradient norm"], *table]))
+    weights = "the weights it had" if state["exact"] else "weights of a few steps later"
     print(
-        f"step {state['steps_done']}, with the weights {'it had' if state['exact'] else 'of a few steps later'}: the "
-        f"gradient's norm is {norm:.4g}; {len(failed)} of {len(rows)} images have no finite loss or gradient"
+        f"step {state['steps_done']}, with {weights}: gradient norm {norm:.4g}; "
+        f"{len(failed)} of {len(rows)} images have no finite loss or gradient"
     )
     return 0
 
@@ -48,9 +47,9 @@ def replay(config: ReplayConfig) -> int:
 def measure(
     config: PretrainConfig, state: dict[str, Any], world: World
 ) -> tuple[list[tuple[str, float, float]], float]:
-    """Make a step without changing weights.
+    """Compute the gradient of a step, without changing weights.
 
-    Returns  name, loss and gradient's norm of each image, and the norm of the whole gradient.
+    Returns  name, loss and gradient norm of each image, and the norm of the whole gradient.
     """
     images, _ = open_images(config.data)
     training = set_up(config, world, images)
@@ -59,7 +58,7 @@ def measure(
     sampler = RequestSampler(training.clock, moment.step, config.seed, 0, 1, micro_batch=None)
     batch = next(iter(training_loader(training.dataset, sampler, workers=0, device=world.device)))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    total = [torch.zeros_like(parameter) for parameter in parameters]
+    totals = [torch.zeros_like(parameter) for parameter in parameters]
     rows = []
     for place, index in enumerate(batch.ids.tolist()):
         only = slice(place, place + 1)
@@ -67,7 +66,7 @@ def measure(
         with world.autocast(config.precision):
             loss = model(*training.inputs(one, moment)).sum()
         gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        for whole, part in zip(total, gradient, strict=True):
-            whole += part / moment.batch_images
+        for total, part in zip(totals, gradient, strict=True):
+            total += part / moment.batch_images
         rows.append((images.name(index), float(loss.detach()), float(nn.utils.get_total_norm(gradient))))
-    return rows, float(nn.utils.get_total_norm(total))
+    return rows, float(nn.utils.get_total_norm(totals))

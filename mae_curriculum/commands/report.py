@@ -1,4 +1,4 @@
-"""Write a report: one HTML page about runs."""
+"""Write the report: one HTML page about runs."""
 
 from mae_curriculum.commands.config import ReportConfig
 from mae_curriculum.config import ConfigError
@@ -9,12 +9,13 @@ from mae_curriculum.report.runs import read_runs, readable
 
 def report(config: ReportConfig) -> int:
     """Write the page; returns the exit code."""
-    runs = read_runs([*filter(None, [config.baseline]), *config.runs])
-    page = render(runs, baseline=runs[0] if config.baseline else None)
+    paths = config.runs if config.baseline is None else (config.baseline, *config.runs)
+    runs = read_runs(paths)
+    page = render(runs, baseline=None if config.baseline is None else runs[0])
     out = config.out or config.runs[0] / "report.html"
     try:
         write_atomic(out, page.encode(errors="replace"))
     except OSError as error:
         raise ConfigError(f"{readable(out)} cannot be written ({error.strerror}); choose another --out") from error
-    print(f"{readable(out)}: {len(page) / 1e6:.1f} MB, {len(runs)} run{'s' * (len(runs) > 1)}")
+    print(f"{readable(out)}: {len(page) / 1e6:.1f} MB, runs: {len(runs)}")
     return 0

@@ -1,1 +1,1 @@
-"""What an encoder is worth: features, kNN accuracy, reconstructions, and what the curriculum saved."""
+"""Evaluate a model: features, kNN accuracy, reconstructions, and the cost that the curriculum saved."""

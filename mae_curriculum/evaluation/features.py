@@ -1,4 +1,4 @@
-"""Models over whole sets of images: each image exactly once, however many processes share them; cached features."""
+"""Run a model over a dataset, each image exactly once across all processes; cache features on disk."""
 
 import hashlib
 import json
@@ -26,17 +26,17 @@ from mae_curriculum.weights.names import fingerprint
 
 @dataclass(frozen=True)
 class Inference:
-    """How images are brought to a model that only looks at them."""
+    """How to run a model over images without training it."""
 
     world: World
     data: DataConfig
     precision: Precision
     batch_images: int
-    """Images at once on each device."""
+    """Images per batch on each device."""
     crop: float = 1.0
-    """Share of an image's shorter side that is kept."""
+    """Share of the shorter side that the center crop keeps."""
     check: Callable[[], object] = lambda: None
-    """Called for each batch, on all ranks: it may raise what ends it."""
+    """Called for each batch on all ranks; may raise an exception to stop."""
 
     def run(
         self,
@@ -46,21 +46,25 @@ class Inference:
         size: tuple[int, int],
         channels: int,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Apply a function to all images, shared out over the ranks, block by block.
+        """Apply a function to all images, each rank to its share of every block.
 
-        function  maps normalised images (b, c, h, w) of this size (height, width) to rows (b, ...).
-        Yields    rows (m, ...) float32 and their images' indices (m,), equal on all ranks, in order; broken images are
-                  left out.
+        function  maps normalized images (b, c, h, w) of this size (height, width) to rows (b, ...).
+        Yields    rows (m, ...) float32 and the indices of their images (m,), in order, the same on all ranks; broken
+                  images are left out.
         """
         world = self.world
         mean, std = self.data.statistics(channels)
         block = self.batch_images * world.world_size
-        blocks = [range(start, min(start + block, len(images))) for start in range(0, len(images), block)]
+        batches = []
+        for start in range(0, len(images), block):
+            count = min(block, len(images) - start)
+            own = [start + place for place in split(count, world.world_size, world.rank)]
+            batches.append(own or [NO_IMAGE])  # all ranks need as many batches
         if self.data.workers:
             kill_workers_at_exit()
         loader = DataLoader(
             EvaluationImages(images, size, channels, self.crop),
-            batch_sampler=[self._share(each) or [NO_IMAGE] for each in blocks],
+            batch_sampler=batches,
             num_workers=self.data.workers,
             worker_init_fn=ignore_signals,
             pin_memory=world.device.type == "cuda",
@@ -73,11 +77,8 @@ class Inference:
             usable = index != NO_IMAGE
             yield world.gather_rows(rows[usable]), world.gather_rows(index[usable])
 
-    def _share(self, block: range) -> list[int]:
-        return [block[place] for place in split(len(block), self.world.world_size, self.world.rank)]
-
     def encode(self, model: MaskedAutoencoder, images: Images) -> tuple[Tensor, Tensor]:
-        """Encode all images: features (n, p, d) of each pooling, and indices (n,) of their images."""
+        """Return the features (n, p, d) of all images, one per pooling, and the indices (n,) of their images."""
         model.eval()
         parts = list(self.run(model.features, images, size=model.image_size, channels=model.channels))
         model.train()
@@ -85,44 +86,46 @@ class Inference:
         return torch.cat(rows), torch.cat(indices)
 
     def cached(self, model: MaskedAutoencoder, images: Images) -> NDArray[np.float32]:
-        """Give the features of all images, memory-mapped: (n, p, d) float32; NaN where an image is broken.
+        """Return the features of all images, memory-mapped: (n, p, d) float32; NaN for broken images.
 
-        They are computed once for the same weights, images and settings, and kept under `data.cache`/features. The main
-        process writes; all read, so the folder must be one that all see.
+        They are computed once per weights, images and settings, and kept in `data.cache`/features, which all processes
+        must share: the main process writes, all read.
         """
         world = self.world
-        path = self.data.cache / "features" / f"{self._digest(model, images)}.npy"
+        path = self.data.cache / "features" / f"{self._fingerprint(model, images)}.npy"
         if not world.on_main(path.exists):
-            aside = path.with_name(f".{path.stem}.{os.getpid()}.aside")  # of this process alone: two jobs may be at it
-            stores: list[NDArray[np.float32]] = []
+            temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")  # two jobs may compute the same features
             shape = (len(images), len(model.pools), model.encoder.embed_dim)
-            world.on_main(lambda: stores.append(_allocate(aside, shape)))
+            world.on_main(lambda: _allocate(temporary, shape))
+            store: NDArray[np.float32] | None = np.load(temporary, mmap_mode="r+") if world.is_main else None
             model.eval()
             for rows, indices in self.run(model.features, images, size=model.image_size, channels=model.channels):
-                for store in stores:
+                if store is not None:
                     store[indices.cpu().numpy()] = rows.cpu().numpy()
             model.train()
-            world.on_main(lambda: aside.replace(path))
-            stores.clear()
+            del store  # flushes it
+            world.on_main(lambda: temporary.replace(path))
         features: NDArray[np.float32] = np.load(path, mmap_mode="r")
         return features
 
-    def _digest(self, model: MaskedAutoencoder, images: Images) -> str:
-        """Name all that features depend on: weights and network, images, and how these are shown and computed."""
-        autocast = self.world.autocast(self.precision)
-        arithmetic = str(autocast.fast_dtype) if autocast._enabled else "float32"
-        network = [
+    def _fingerprint(self, model: MaskedAutoencoder, images: Images) -> str:
+        """Return a fingerprint of everything that features depend on: weights, network, images, settings."""
+        facts = [
+            fingerprint(model.encoder.state_dict()),
             str(model.encoder),
             [block.attn.num_heads for block in model.encoder.blocks],
             model.learned_positions,
+            str(self.world.dtype(self.precision)),
+            self.crop,
+            model.image_size,
+            self.data.statistics(model.channels),
+            images.fingerprint(),
         ]
-        settings = [network, arithmetic, self.crop, model.image_size, self.data.statistics(model.channels)]
-        text = json.dumps([fingerprint(model.encoder.state_dict()), *settings, images.fingerprint()])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _allocate(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Make an array on disk, full of NaN; raises OSError where there is no room for it, instead of at its use."""
+def _allocate(path: Path, shape: tuple[int, ...]) -> None:
+    """Create an array full of NaN on disk; raises OSError now, not at its use, if there is not enough space."""
     path.parent.mkdir(parents=True, exist_ok=True)
     store = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     try:
@@ -132,4 +135,3 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
         path.unlink()
         raise
     store[:] = np.nan
-    return store

@@ -1,4 +1,4 @@
-"""What an encoder is worth without training anything on top: weighted k-nearest-neighbour classification.
+"""Weighted k-nearest-neighbor classification of frozen features.
 
 Source  Wu et al., arXiv:1805.01978, as DINO (arXiv:2104.14294) uses it.
 """
@@ -15,35 +15,35 @@ from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 
 @torch.inference_mode()
 def knn_accuracy(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, neighbours: int, temperature: float
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, neighbors: int, temperature: float
 ) -> float:
-    """Classify each query by the weighted vote of its nearest bank features; tell the share that is right, 0 to 1.
+    """Classify each query by the weighted vote of its nearest bank features; return the accuracy, 0 to 1.
 
-    bank, queries  (n, d) features, of any length: they are compared by cosine.
+    bank, queries  (n, d) features, compared by cosine similarity.
     labels         (n,) int64.
-    Raises         ConfigError if there are fewer bank features than neighbours.
+    Raises         ConfigError if there are fewer bank features than neighbors.
     """
-    if neighbours > len(bank):
-        raise ConfigError(f"knn.neighbours is {neighbours}, but there are only {len(bank)} images to be neighbours")
+    if neighbors > len(bank):
+        raise ConfigError(f"knn.neighbors is {neighbors}, but there are only {len(bank)} training images")
     bank, queries = (torch.nn.functional.normalize(features.float(), dim=1) for features in (bank, queries))
     classes = int(torch.cat([bank_labels, query_labels]).max()) + 1
-    chunk = max(1, 2**26 // len(bank))  # at most 256 MB of similarities at once, for a bank of any size
-    right = 0
+    chunk = max(1, 2**26 // len(bank))  # at most 256 MB of similarities at once, whatever the size of the bank
+    correct = 0
     for part, labels in zip(torch.split(queries, chunk), torch.split(query_labels, chunk), strict=True):
-        similarity, nearest = (part @ bank.T).topk(neighbours, dim=1)
+        similarity, nearest = (part @ bank.T).topk(neighbors, dim=1)
         votes = torch.zeros(len(part), classes, device=bank.device)
         votes.scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
-        right += int((votes.argmax(dim=1) == labels).sum())
-    return right / len(queries)
+        correct += int((votes.argmax(dim=1) == labels).sum())
+    return correct / len(queries)
 
 
 def why_no_knn(train: Images, val: Images | None, config: KnnConfig) -> str | None:
-    """Say why a kNN accuracy cannot be had of these images, or None if it can."""
+    """Return the reason why these images have no kNN accuracy, or None if they have one."""
     bank, queries = hold_out(train, val)
     if bank.labels is None or queries.labels is None:
         return "the images are not sorted into two or more classes"
-    if config.neighbours > len(bank):
-        return f"knn.neighbours is {config.neighbours}, and only {len(bank)} images can be neighbours"
+    if config.neighbors > len(bank):
+        return f"knn.neighbors is {config.neighbors}, but there are only {len(bank)} training images"
     return None
 
 
@@ -56,21 +56,21 @@ def knn_of_encoder(
     inference: Inference,
     cached: bool = False,
 ) -> float | None:
-    """Measure the kNN accuracy of the mean of the model's patches at full size; None where `why_no_knn` has a reason.
+    """Return the kNN accuracy of the model's mean patch feature at full size, or None if `why_no_knn` gives a reason.
 
-    cached  keep the features on disk, or take them from there: for models whose weights stay.
+    cached  whether to keep the features on disk, for models whose weights do not change.
     """
     if why_no_knn(train, val, config):
         return None
     pool, device = model.pools.index("avg"), inference.world.device
-    sides = []
+    bank_and_queries = []
     for images in hold_out(train, val):
         if cached:
             features = torch.from_numpy(inference.cached(model, images)[:, pool].copy())
             indices = features.isfinite().all(dim=1).nonzero().flatten()
             features = features[indices].to(device)
         else:
-            every_pool, indices = inference.encode(model, images)
-            features = every_pool[:, pool]
-        sides += [features, torch.tensor(images.labels)[indices.cpu()].to(device)]
-    return knn_accuracy(*sides, neighbours=config.neighbours, temperature=config.temperature)
+            features, indices = inference.encode(model, images)
+            features = features[:, pool]
+        bank_and_queries += [features, torch.tensor(images.labels)[indices.cpu()].to(device)]
+    return knn_accuracy(*bank_and_queries, neighbors=config.neighbors, temperature=config.temperature)

@@ -1,6 +1,6 @@
-"""What a masked autoencoder makes of images: the input it is shown, what is hidden of it, and what it puts there.
+"""Reconstruct images with a masked autoencoder; `report.figures` draws the result.
 
-Only arithmetic: `pictures.py` draws it. Axes as in `model.py`.
+Axes are named as in `model.masked_autoencoder`.
 """
 
 from collections.abc import Sequence
@@ -18,38 +18,38 @@ from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.model.masking import mask_noise, patchify, split_by_noise
 from mae_curriculum.model.targets import PIXEL_TARGETS, target_pixels
 
-HIDDEN = 0.5
-"""The grey that stands for a hidden patch, between black (0) and white (1), as in MAE's own figures."""
+MASK_GRAY = 0.5
+"""Gray of masked patches, from black (0) to white (1), as in MAE's figures."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Images as a model saw and completed them, at one size; 0 is black, 1 is white, and resizing may overshoot."""
+    """Images and their reconstructions, at one size; 0 is black, 1 is white, and resizing may overshoot."""
 
     seen: Tensor
-    """(b, c, h, w): the input, nothing hidden."""
+    """(b, c, h, w): the input."""
     hidden: Tensor
-    """(b, 1, h, w) bool: the pixels that the model did not see."""
+    """(b, 1, h, w) bool: the masked pixels."""
     completed: Tensor
-    """(b, c, h, w): the prediction where the input was hidden, elsewhere the input itself."""
+    """(b, c, h, w): the prediction in masked patches, the input elsewhere."""
     target: Target
-    """What was predicted. Of "norm_pixels" each patch is shown with the mean and variance of the true one."""
+    """Target of the model. For "norm_pixels", patches are denormalized with mean and variance of the true patch."""
     visible_count: int
     patch_count: int
 
     @property
     def masked(self) -> Tensor:
-        """What the encoder saw, (b, c, h, w): the input, with hidden patches grey."""
-        return self.seen.where(~self.hidden, HIDDEN)
+        """The encoder's input, (b, c, h, w), with masked patches gray."""
+        return self.seen.where(~self.hidden, MASK_GRAY)
 
     @property
     def error(self) -> Tensor:
-        """The distance of the completed image from the input, (b, 1, h, w): root mean square over the channels."""
+        """The error of the reconstruction, (b, 1, h, w): root mean square over the channels."""
         return (self.completed - self.seen).square().mean(dim=1, keepdim=True).sqrt()
 
 
 def why_no_reconstruction(target: str) -> str | None:
-    """Say why predictions of a target cannot be shown; None if they can."""
+    """Return the reason why predictions of a target cannot be shown, or None if they can."""
     if target in PIXEL_TARGETS:
         return None
     return f"the decoder predicts {target}, not pixels, so there is no image to show"
@@ -66,14 +66,14 @@ def reconstruct_images(
     std: Sequence[float],
     resize: str,
 ) -> Reconstruction:
-    """Show images at a size (height, width), hide patches, and let the model put them back.
+    """Resize images to a size (height, width), mask them, and reconstruct them.
 
-    Which patches of an image are hidden is a function of the seed, the image's place among the images, and the grid; on
-    a smaller grid they lie near those of the full one.
+    The mask depends only on the seed, the position of the image among the images, and the grid; on a smaller grid it is
+    similar to that on the full grid.
 
-    images             (b, c, h, w) uint8, of the model's full size.
-    mean, std, resize  those of `data.show`.
-    Raises             ValueError if the model predicts no pixels.
+    images             (b, c, h, w) uint8, at the model's full size.
+    mean, std, resize  as in `data.preprocess`.
+    Raises             ValueError if the model does not predict pixels.
     """
     device = model.mask_token.device
     grid = model.grid(view.size)
@@ -93,23 +93,17 @@ def reconstruct_images(
 
 
 def fixed_noise(count: int, full_grid: tuple[int, int], grid: tuple[int, int], *, seed: int) -> Tensor:
-    """Draw the noise that ranks the patches of images, (count, n): on a smaller grid, that of the full one nearby."""
+    """Return the mask noise of images, (count, n); on a smaller grid it is the nearest value of the full grid."""
     noise = mask_noise(seed=seed, step=0, places=range(count), patch_count=full_grid[0] * full_grid[1])
     return F.interpolate(noise.view(count, 1, *full_grid), size=grid, mode="nearest").flatten(1)
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: tuple[int, int]) -> Tensor:
-    """Put patches back together, (b, n, p*q*c) -> (b, c, h, w): the inverse of `model.patchify`."""
-    return rearrange(
-        patches,
-        "b (y x) (p q c) -> b c (y p) (x q)",
-        y=grid[0],
-        p=patch_size[0],
-        q=patch_size[1],
-    )
+    """Join patches to images, (b, n, p*q*c) -> (b, c, h, w): the inverse of `patchify`."""
+    return rearrange(patches, "b (y x) (p q c) -> b c (y p) (x q)", y=grid[0], p=patch_size[0], q=patch_size[1])
 
 
 def choose_spread(total: int, count: int) -> list[int]:
-    """Choose `count` of `total` things, or all if they are fewer, at even distances."""
+    """Return `count` evenly spaced indices of `total` items, or all indices if there are fewer."""
     count = min(count, total)
-    return [place * total // count for place in range(count)]
+    return [index * total // count for index in range(count)]

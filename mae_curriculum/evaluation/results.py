@@ -1,4 +1,4 @@
-"""What a checkpoint is worth: results.json in the folder of the command, and a row in the pretraining run's journal."""
+"""Record the evaluation of a checkpoint: results.json, and a row in the journal of the pretraining run."""
 
 from pathlib import Path
 from statistics import fmean, stdev
@@ -11,20 +11,20 @@ from mae_curriculum.tracking.journal import Journal
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    """Sum figures over seeds up: their mean, their standard deviation (None for a single one), and themselves."""
+    """Return the mean, the standard deviation (None for a single value), and the values themselves."""
     return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None, "values": values}
 
 
 def format_percent(figures: dict[str, Any]) -> str:
-    """Spell what `spread` made of shares: 83.5 %, or 83.5 ± 0.2 %."""
+    """Format the `spread` of shares: 83.5 %, or 83.5 ± 0.2 %."""
     deviation = "" if figures["std"] is None else f" ± {100 * figures['std']:.1f}"
     return f"{100 * figures['mean']:.1f}{deviation} %"
 
 
 def record(command: str, result: dict[str, Any], config: Any, *, run: Path | None, checkpoint: Path | None) -> None:
-    """Write results.json, and a row in the journal of the run that the checkpoint is of.
+    """Write results.json, and a row in the journal of the checkpoint's run.
 
-    run  where results.json goes; None for the checkpoint's own folder, if it is a run folder.
+    run  folder of results.json; None for the folder of the checkpoint's run, if it has one.
     """
     result = {
         "command": command,

@@ -1,3 +1,1 @@
-"""What people look at: the data of runs (`runs`), tables, comparison with a baseline, curves, charts, pictures, the
-HTML page.
-"""
+"""Tables, charts, figures and the HTML report about runs; `runs` reads the run folders."""

@@ -1,4 +1,4 @@
-"""A run's curves: what the rows of its steps tell, in columns, and thinned so that no spike is lost."""
+"""A run's logged metrics as columns, and thinning of long curves that keeps every spike."""
 
 from array import array
 from collections.abc import Mapping
@@ -13,42 +13,43 @@ Column = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Measure:
-    """Something that a run tells of its steps or its evaluations, as a chart shows it."""
+class Metric:
+    """A metric of training steps or of evaluations, and how a chart shows it."""
 
     key: str
-    """As the journal calls it."""
+    """Name in the journal."""
     title: str
     note: str = ""
-    """What a newcomer should know."""
+    """Explanation below the chart."""
     unit: str = ""
+    """Unit in the chart."""
     scale: float = 1.0
-    """From the journal's unit to the chart's."""
+    """Factor from the journal's unit to the chart's."""
     stepped: bool = False
-    """Whether a value is that of all steps since the row before."""
+    """Whether a value holds for all steps since the previous row."""
 
 
-MEASURES = (
-    Measure("loss", "Loss", "In pretraining, of the masked patches. Losses at different sizes do not compare."),
-    Measure("size", "Image size", "Height of what the encoder sees: the curriculum.", "px", stepped=True),
-    Measure("magnitude", "RandAugment magnitude", "How strongly images are augmented, 0 to 10."),
-    Measure("lr", "Learning rate"),
-    Measure("gradient_norm", "Gradient norm", "Before clipping. Spikes tell of trouble."),
-    Measure("update_ratio", "Update ratio", "Length of a step's change against the weights'."),
-    Measure("images_per_second", "Throughput", "Over training and waiting for data.", "images/s"),
-    Measure("tokens_per_second", "Tokens", "That the encoder sees, the class token too.", "tokens/s"),
-    Measure("mfu", "Model FLOPs utilisation", "Against the data sheet's peak, or one measured at the start.", "%", 100),
-    Measure("memory_bytes", "Device memory", "", "GiB", 2**-30),
-    Measure("energy_joules", "Energy", "", "kWh", 1 / 3.6e6),
+STEP_METRICS = (
+    Metric("loss", "Loss", "In pretraining, of the masked patches. Not comparable between image sizes."),
+    Metric("size", "Image size", "Height of the encoder's input, set by the curriculum.", "px", stepped=True),
+    Metric("magnitude", "RandAugment magnitude", "Strength of the augmentation, 0 to 10."),
+    Metric("lr", "Learning rate"),
+    Metric("gradient_norm", "Gradient norm", "Before clipping. Spikes are a sign of instability."),
+    Metric("update_ratio", "Update ratio", "Norm of a step's weight update relative to the norm of the weights."),
+    Metric("images_per_second", "Throughput", "Includes waiting for data.", "images/s"),
+    Metric("tokens_per_second", "Tokens", "Tokens that the encoder sees, class token included.", "tokens/s"),
+    Metric("mfu", "Model FLOPs utilization", "Of the peak in the data sheet, or measured at the start.", "%", 100),
+    Metric("memory_bytes", "Device memory", "", "GiB", 2**-30),
+    Metric("energy_joules", "Energy", "", "kWh", 1 / 3.6e6),
 )
-"""What rows of steps may tell; older journals tell less."""
+"""Metrics in the rows of steps; older journals have fewer."""
 
-EVALUATIONS = (
-    Measure("knn", "kNN accuracy", "Images classified by their nearest neighbours' classes.", "%", 100),
-    Measure("accuracy", "Accuracy", "", "%", 100),
-    Measure("val_loss", "Validation loss", "Of images that are not trained on."),
+EVALUATION_METRICS = (
+    Metric("knn", "kNN accuracy", "Images classified by the classes of their nearest neighbors.", "%", 100),
+    Metric("accuracy", "Accuracy", "", "%", 100),
+    Metric("val_loss", "Validation loss", "On images that are not used for training."),
 )
-"""What rows of evaluations may tell."""
+"""Metrics in the rows of evaluations."""
 
 AXES = {
     "steps_done": "Steps",
@@ -58,33 +59,31 @@ AXES = {
     "train_seconds": "Training time",
     "elapsed": "Time since the start",
 }
-"""What a curve may be drawn against. Epochs are equivalent ones: shares of the run's length."""
+"""What a curve can be plotted against. Equivalent epochs are shares of the run's length."""
 
-TIMES = ("train_seconds", "elapsed")
+TIME_AXES = ("train_seconds", "elapsed")
 """Axes in seconds."""
 
-_FIELDS = ("steps_done", "time", "images", "epochs", "flops", "train_seconds", "progress", *(m.key for m in MEASURES))
-
-LAST_ROWS, LAST_SHARE = 10, 0.1
-"""At most so many, and that share of all: their mean tells where a noisy curve stands, of which a row is luck."""
+_FIELDS = ["steps_done", "time", "images", "epochs", "flops", "train_seconds", "progress"]
+_FIELDS += [metric.key for metric in STEP_METRICS]
 
 
 class Curves:
-    """What a run's steps told, a number for each row of its journal; NaN where a row says nothing."""
+    """Per-step metrics of a run: one number per field and journal row, NaN where the row has none."""
 
     def __init__(self) -> None:
         self._fields = {field: array("d") for field in _FIELDS}
 
-    def take(self, row: Mapping[str, Any]) -> None:
-        """Add a row."""
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Append a row of the journal."""
         for field, column in self._fields.items():
             value = row.get(field)
-            if isinstance(value, list):  # a size: height and width
+            if isinstance(value, list):  # image size: height and width
                 value = value[0] if value else None
             column.append(value if isinstance(value, int | float) else np.nan)
 
     def clear(self) -> None:
-        """Forget all rows."""
+        """Remove all rows."""
         for column in self._fields.values():
             del column[:]
 
@@ -97,36 +96,38 @@ class Curves:
 
 
 def thin(values: Column, count: int) -> NDArray[np.intp]:
-    """Choose at most `count` points of a curve, 4 or more, between which nothing stands out.
+    """Return the indices of at most `count` points of a curve (4 or more) that keep its extremes.
 
-    Of each of equal parts the lowest and the highest point stay, and of the whole the first and the last.
+    The curve is split into equal parts; each keeps its lowest and highest point. The first and last point are kept too.
     """
     if len(values) <= count:
         return np.arange(len(values))
     chosen = {0, len(values) - 1}
-    for start, end in pairwise(_parts(values, count)):
+    for start, end in pairwise(_part_edges(values, count)):
         part = values[start:end]
-        known = np.isfinite(part).any()
-        chosen |= {start + int(np.nanargmin(part)), start + int(np.nanargmax(part))} if known else {start}
+        if np.isfinite(part).any():
+            chosen |= {start + int(np.nanargmin(part)), start + int(np.nanargmax(part))}
+        else:
+            chosen.add(start)
     return np.array(sorted(chosen))
 
 
 def means(values: Column, count: int) -> Column:
-    """Give for each point that `thin` chooses the mean of its part: the curve without its noise."""
-    known, edges = np.isfinite(values), _parts(values, count)
-    sums, counts = (np.add.reduceat(each, edges[:-1]) for each in (np.where(known, values, 0), known.astype(float)))
+    """Return the mean of the surrounding part for each point that `thin` chooses: the curve without noise."""
+    known, edges = np.isfinite(values), _part_edges(values, count)
+    sums = np.add.reduceat(np.where(known, values, 0), edges[:-1])
+    counts = np.add.reduceat(known.astype(float), edges[:-1])
+    part_means: Column = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
     parts = np.searchsorted(edges, thin(values, count), side="right") - 1
-    of_parts: Column = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0)
-    return of_parts[parts]
+    return part_means[parts]
 
 
-def _parts(values: Column, count: int) -> NDArray[np.intp]:
-    """Tell where the equal parts of a curve begin, and where the last ends."""
+def _part_edges(values: Column, count: int) -> NDArray[np.intp]:
     return np.linspace(0, len(values), count // 2).astype(np.intp)
 
 
 def newest_mean(values: Column) -> float | None:
-    """Tell the mean of a curve's last rows; None if there are none."""
+    """Return the mean of a curve's last values, as single ones are noisy: a tenth, at most 10. None if it is empty."""
     known = values[np.isfinite(values)]
-    count = max(1, min(LAST_ROWS, int(LAST_SHARE * len(known))))
+    count = max(1, min(10, len(known) // 10))
     return float(known[-count:].mean()) if len(known) else None

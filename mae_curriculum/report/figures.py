@@ -1,14 +1,17 @@
-"""Pictures of a run, as PNG files: reconstructions, the plan, the loss. What they show is worked out elsewhere."""
+"""Figures as PNG files: reconstructions, the plan of a run, the loss of runs.
+
+A figure that cannot be written raises OSError; an existing file is then kept.
+"""
 
 import io
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch.nn.functional as F
 from einops import rearrange
 from numpy.typing import NDArray
@@ -18,201 +21,174 @@ from mae_curriculum.curriculum.schedule import Clock, Moment
 from mae_curriculum.evaluation.reconstruction import Reconstruction
 from mae_curriculum.evaluation.speedup import FlopsOfView
 from mae_curriculum.files import write_atomic
-from mae_curriculum.report.curves import Column
+from mae_curriculum.report.runs import RunData
 from mae_curriculum.terminal import side
 
-DPI = 120
-"""Pixels an inch."""
+DPI = 120  # pixels per inch
+TILE_INCHES = 1.5  # longer side of an image: 180 pixels, so that eight fit on a screen
+MAX_COLUMNS = 8  # images in a row; more continue below
+MAX_LETTERS = 22  # letters of a name that fit above an image of `TILE_INCHES`
 
+MAX_ERROR = 0.5
+"""End of the color scale of errors, where 1 is black against white: always the same, so that figures are comparable."""
 
-TILE_INCHES = 1.5
-"""Longer side of an image on a picture: 180 pixels, so that eight fit a screen."""
-
-
-COLUMNS = 8
-"""Images beside each other; more go on below."""
-
-
-MAX_LETTERS = 22
-"""Of a name above an image, at `TILE_INCHES`."""
-
-
-LARGEST_ERROR = 0.5
-"""End of the scale of error maps, where 1 is black against white: the same in all pictures, so that they compare."""
-
-
-SAMPLES = 200
-"""Points of a curve within a stage: enough for any bend of the learning rate."""
+CURVE_POINTS = 200  # points of a learning rate curve per stage, enough for it to look smooth
 
 
 def draw_reconstructions(path: Path, images: Reconstruction, names: Sequence[str], *, title: str) -> None:
-    """Draw of each image, from top to bottom, the input, what was visible of it, the completed image, the error.
+    """Draw, for each image from top to bottom: input, visible patches, reconstruction, error.
 
-    names   of the images, in order; any text.
-    Raises  OSError if the file cannot be written; one that was there stays.
+    names  of the images, in order; any text.
     """
     h, w = images.seen.shape[-2:]
     tile_h, tile_w = (TILE_INCHES * length / max(h, w) for length in (h, w))
-    blocks = -(-len(names) // COLUMNS)
+    blocks = -(-len(names) // MAX_COLUMNS)
     columns = -(-len(names) // blocks)
-    figure = empty_figure(
-        max(5.0, columns * (tile_w + 0.1) + 1.8), blocks * (4 * tile_h + 0.5) + 1.8, layout="compressed"
-    )
+    width, height = max(5.0, columns * (tile_w + 0.1) + 1.8), blocks * (4 * tile_h + 0.5) + 1.8
+    figure = empty_figure(width, height, layout="compressed")
     figure.suptitle(drawable(title), parse_math=False)
-    gap = max(1, w // 24)
+    note = "\ndenormalized" if images.target == "norm_pixels" else ""
     parts = [
-        (f"input\n{side((h, w))} px", _in_colour(images.seen)),
-        (f"masked\n{images.visible_count} of {images.patch_count}\npatches\nvisible", _in_colour(images.masked)),
-        ("reconstruction" + "\nnormalised back" * (images.target == "norm_pixels"), _in_colour(images.completed)),
+        (f"input\n{side((h, w))} px", _to_rgb(images.seen)),
+        (f"masked\n{images.visible_count} of {images.patch_count}\npatches\nvisible", _to_rgb(images.masked)),
+        (f"reconstruction{note}", _to_rgb(images.completed)),
         ("error", images.error),
     ]
+    gap = max(1, w // 24)
     axes = figure.subplots(4 * blocks, 1)
     for row, axis in enumerate(axes):
         block = slice(row // 4 * columns, row // 4 * columns + columns)
         heading, part = parts[row % 4]
-        drawn = axis.imshow(_row(part[block], columns, gap), cmap="magma", vmin=0, vmax=LARGEST_ERROR)
-        _bare(axis)
+        drawn = axis.imshow(_row_of_images(part[block], columns, gap), cmap="magma", vmin=0, vmax=MAX_ERROR)
+        _hide_frame(axis)
         axis.set_yticks([(h - 1) / 2], [heading], fontsize=9)
         axis.tick_params(length=0)
         if row % 4 == 0:
-            middles = [place * (w + gap) + (w - 1) / 2 for place in range(len(names[block]))]
-            labels = [drawable(name, max_letters=MAX_LETTERS) for name in names[block]]
-            axis.set_xticks(middles, labels, fontsize=7, parse_math=False)
-            axis.xaxis.tick_top()
+            _draw_names(axis, names[block], [index * (w + gap) + (w - 1) / 2 for index in range(len(names[block]))])
     shrink = min(1.0, 4 / columns)
     bar = figure.colorbar(drawn, ax=axes, location="bottom", extend="max", shrink=shrink, aspect=10 * shrink * columns)
-    bar.set_label("error: 1 is black against white", fontsize=9)
-    figure.supxlabel(_explain(images), fontsize=8)
+    bar.set_label("error (1: black against white)", fontsize=9)
+    figure.supxlabel(_caption(images), fontsize=8)
     save(figure, path)
 
 
-def _explain(images: Reconstruction) -> str:
-    """Say what a newcomer cannot see."""
-    lines = ["Hidden patches are predicted, visible ones pasted from the input, which is not augmented here."]
+def _draw_names(axis: Any, names: Sequence[str], centers: list[float]) -> None:
+    labels = [drawable(name, max_letters=MAX_LETTERS) for name in names]
+    axis.set_xticks(centers, labels, fontsize=7, parse_math=False)
+    axis.xaxis.tick_top()
+
+
+def _caption(images: Reconstruction) -> str:
+    lines = ["Masked patches are predicted, visible ones copied from the input, which is not augmented here."]
     if images.target == "norm_pixels":
         lines.append(
-            "The model predicts patches normalised to mean 0 and variance 1;\n"
-            "mean and variance are put back from the true patch, which the model does not know."
+            "The model predicts patches normalized to mean 0 and variance 1;\n"
+            "they are denormalized with mean and variance of the true patch, which the model does not see."
         )
     if images.seen.shape[1] not in (1, 3):
-        lines.append(f"Shown in grey: the mean of the {images.seen.shape[1]} channels.")
+        lines.append(f"Shown in gray: the mean of the {images.seen.shape[1]} channels.")
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A curriculum laid over a run, with what it costs."""
+def draw_plan(
+    path: Path,
+    clock: Clock,
+    samples: Sequence[tuple[Moment, Tensor]],
+    *,
+    title: str,
+    flops: FlopsOfView,
+    baseline_flops: int,
+    lr: Callable[[float, int], float],
+) -> None:
+    """Draw the encoder's input in each stage, and size, magnitude, learning rate and compute over progress.
 
-    title: str
-    clock: Clock
-    flops: FlopsOfView
-    baseline_flops: int
-    """Of the whole run without curriculum."""
-    lr: Callable[[float, int], float]
-    """Learning rate at a progress, for a batch of so many images."""
-    photos: Sequence[tuple[Moment, Tensor]]
-    """A photo (c, h, w), from 0 (black) to 1 (white), as it is seen at some moments; may be empty."""
-
-
-def draw_plan(path: Path, plan: Plan) -> None:
-    """Draw photos as the encoder sees them on the way; size, magnitude, learning rate and compute over progress.
-
-    Raises  OSError if the file cannot be written; one that was there stays.
+    samples         an image (c, h, w), 0 (black) to 1 (white), as the encoder sees it at some moments; may be empty.
+    flops           training FLOPs of an image.
+    baseline_flops  FLOPs of the whole run without curriculum.
+    lr              learning rate as a function of progress and batch size.
     """
-    randaug = plan.clock.curriculum.augmentation.randaug
+    randaug = clock.curriculum.augmentation.randaug
     curve_count = 3 if randaug is None else 4
-    photos_inches, curves_inches = 2.6 if plan.photos else 0.1, 1.5 * curve_count + 0.5
-    figure = empty_figure(9, photos_inches + curves_inches + 0.4)
-    figure.suptitle(drawable(plan.title), parse_math=False)
-    top, bottom = figure.subfigures(2, 1, height_ratios=[photos_inches, curves_inches])
-    _draw_photos(top, plan.photos)
+    samples_inches, curves_inches = 2.6 if samples else 0.1, 1.5 * curve_count + 0.5
+    figure = empty_figure(9, samples_inches + curves_inches + 0.4)
+    figure.suptitle(drawable(title), parse_math=False)
+    costs = [span.images * flops(span.view) / baseline_flops for span in clock.spans]
+    top, bottom = figure.subfigures(2, 1, height_ratios=[samples_inches, curves_inches])
+    _draw_samples(top, samples)
     axes = bottom.subplots(curve_count, 1, sharex=True)
     for axis in axes:
-        for span in plan.clock.spans[::2]:
+        for span in clock.spans[::2]:
             axis.axvspan(float(span.start), float(span.end), color="0.95")
-    _draw_size(axes[0], plan.clock)
+    _draw_size(axes[0], clock)
     if randaug is not None:
         axes[1].plot([0, 1], randaug, color="tab:green")
         axes[1].set(ylabel="RandAugment\nmagnitude", ylim=(0, None))
-    _draw_rate(axes[-2], plan)
-    _draw_compute(axes[-1], plan)
-    axes[-1].set(xlabel="progress of the run; stages are shaded in turn", xlim=(0, 1))
+    _draw_lr(axes[-2], clock, lr)
+    _draw_compute(axes[-1], clock, costs)
+    axes[-1].set(xlabel="progress of the run (every other stage is shaded)", xlim=(0, 1))
     bottom.align_ylabels()
     save(figure, path)
 
 
-def _draw_photos(figure: Any, photos: Sequence[tuple[Moment, Tensor]]) -> None:
-    if photos:
-        figure.suptitle("the first training image as the encoder sees it half-way through each stage", fontsize=10)
-    for place, (moment, photo) in enumerate(photos, start=1):
-        axis = figure.add_subplot(1, len(photos), place)
-        axis.imshow(_in_colour(photo[None])[0].permute(1, 2, 0).numpy())
-        strength = "" if moment.magnitude is None else f"\nmagnitude {moment.magnitude:.1f}"
-        axis.set_title(f"stage {moment.stage + 1}: {side(moment.size)} px{strength}", fontsize=9)
-        _bare(axis)
+def _draw_samples(figure: Any, samples: Sequence[tuple[Moment, Tensor]]) -> None:
+    if samples:
+        figure.suptitle("the first training image as the encoder sees it halfway through each stage", fontsize=10)
+    for number, (moment, image) in enumerate(samples, start=1):
+        axis = figure.add_subplot(1, len(samples), number)
+        axis.imshow(_to_rgb(image[None])[0].permute(1, 2, 0).numpy())
+        magnitude = "" if moment.magnitude is None else f"\nmagnitude {moment.magnitude:.1f}"
+        axis.set_title(f"stage {moment.stage + 1}: {side(moment.size)} px{magnitude}", fontsize=9)
+        _hide_frame(axis)
 
 
 def _draw_size(axis: Any, clock: Clock) -> None:
-    edges = [float(span.start) for span in clock.spans] + [1.0]
     heights = [span.size[0] for span in clock.spans]
-    axis.stairs(heights, edges, baseline=None, color="tab:blue", linewidth=2)
+    axis.stairs(heights, _edges(clock), baseline=None, color="tab:blue", linewidth=2)
     axis.set(ylabel="image height\npixels", ylim=(0, 1.3 * max(heights)))
     for span in clock.spans:
-        place = float(span.start + span.end) / 2, span.size[0] + 0.05 * max(heights)
-        axis.text(*place, side(span.size), ha="center", fontsize=8)
+        center, top = float(span.start + span.end) / 2, span.size[0] + 0.05 * max(heights)
+        axis.text(center, top, side(span.size), ha="center", fontsize=8)
 
 
-def _draw_rate(axis: Any, plan: Plan) -> None:
-    for span in plan.clock.spans:
-        points = [float(span.start + span.share * place / SAMPLES) for place in range(SAMPLES + 1)]
-        axis.plot(points, [plan.lr(point, span.batch_images) for point in points], color="tab:red")
+def _draw_lr(axis: Any, clock: Clock, lr: Callable[[float, int], float]) -> None:
+    for span in clock.spans:
+        progress = [float(span.start + span.share * point / CURVE_POINTS) for point in range(CURVE_POINTS + 1)]
+        axis.plot(progress, [lr(point, span.batch_images) for point in progress], color="tab:red")
     axis.set(ylabel="learning rate", ylim=(0, None))
 
 
-def _draw_compute(axis: Any, plan: Plan) -> None:
-    spans = plan.clock.spans
-    costs = [span.images * plan.flops(span.view) / plan.baseline_flops for span in spans]
-    spent = [0.0, *accumulate(costs)]
+def _draw_compute(axis: Any, clock: Clock, costs: list[float]) -> None:
+    totals = [0.0, *accumulate(costs)]
     axis.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="without curriculum")
-    edges = [float(span.start) for span in spans] + [1.0]
-    axis.plot(edges, spent, color="tab:orange", label="this run, and the share of each stage in it")
-    axis.set(ylabel="compute spent,\nshare of the run\nwithout curriculum", ylim=(0, None))
+    axis.plot(_edges(clock), totals, color="tab:orange", label="this run, with the share of each stage")
+    axis.set(ylabel="compute,\nshare of the run\nwithout curriculum", ylim=(0, None))
     axis.legend(loc="upper left", fontsize=8)
-    for span, cost, end in zip(spans, costs, spent[1:], strict=True):
-        middle = float(span.start + span.end) / 2, end - cost / 2
-        text = f"{cost / spent[-1]:.0%}"
-        axis.annotate(text, middle, xytext=(3, -3), textcoords="offset points", va="top", fontsize=8)
+    for span, cost, total in zip(clock.spans, costs, totals[1:], strict=True):
+        center = float(span.start + span.end) / 2, total - cost / 2
+        text = f"{cost / totals[-1]:.0%}"
+        axis.annotate(text, center, xytext=(3, -3), textcoords="offset points", va="top", fontsize=8)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """The loss of a run on its way: a value for each report, in order."""
-
-    name: str
-    loss: Column
-    images: Column
-    flops: Column
-    train_seconds: Column
-    edges: Sequence[int]
-    """The reports at whose step another stage begins."""
+def _edges(clock: Clock) -> list[float]:
+    return [float(span.start) for span in clock.spans] + [1.0]
 
 
-def draw_losses(path: Path, curves: Sequence[Curve]) -> None:
-    """Draw the loss of runs against the images, the FLOPs and the training seconds that it took.
-
-    Raises  OSError if the file cannot be written; one that was there stays.
-    """
-    figure = empty_figure(12, 4.2 + 0.2 * len(curves))
-    figure.suptitle("training loss against what it took")
+def draw_losses(path: Path, runs: Sequence[RunData]) -> None:
+    """Draw the loss of runs against images, FLOPs and training seconds."""
+    figure = empty_figure(12, 4.2 + 0.2 * len(runs))
+    figure.suptitle("training loss against images, FLOPs and training time")
     axes = figure.subplots(1, 3, sharey=True)
-    for number, curve in enumerate(curves):
-        for axis, spent in zip(axes, (curve.images, curve.flops, curve.train_seconds), strict=True):
-            axis.plot(spent, curve.loss, color=f"C{number}", marker="o", markersize=5, markevery=curve.edges)
+    for run in runs:
+        known = np.isfinite(run.curves["loss"])
+        starts = np.isin(run.curves["steps_done"][known], [stage.first_step for stage in run.stages[1:]])
+        dots = np.flatnonzero(starts).tolist()
+        for axis, key in zip(axes, ("images", "flops", "train_seconds"), strict=True):
+            axis.plot(run.curves[key][known], run.curves["loss"][known], marker="o", markersize=5, markevery=dots)
     for axis, label in zip(axes, ("images seen", "training FLOPs", "training seconds"), strict=True):
         axis.set(xlabel=label, xlim=(0, None))
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="loss (a dot: another stage begins)")
-    names = [drawable(curve.name) for curve in curves]
+    axes[0].set(ylabel="loss (dots: start of a stage)")
+    names = [drawable(run.name) for run in runs]
     legend: Any = figure.legend(axes[0].get_lines(), names, loc="outside lower center")
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -220,41 +196,42 @@ def draw_losses(path: Path, curves: Sequence[Curve]) -> None:
 
 
 def drawable(name: str, *, max_letters: int = 120) -> str:
-    """Make a text that can be drawn and printed of a file's name, whatever bytes are in it; of a long one, the end."""
+    """Return a file name as printable text, whatever bytes it has; of a long name, the end."""
     text = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
     return text if len(text) <= max_letters else "…" + text[1 - max_letters :]
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all; raises OSError."""
+    """Write a figure as PNG, atomically; raises OSError."""
     content = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"):  # of letters in names that the font lacks; they come as boxes
+    with warnings.catch_warnings(action="ignore"):  # letters that the font lacks are drawn as boxes
         figure.savefig(content, format="png", dpi=DPI)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content.getvalue())
 
 
 def empty_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Any:
-    """Make an empty figure of so many inches."""
-    from matplotlib.figure import Figure  # takes a second, which only pictures need; no pyplot: nothing global
+    """Create an empty figure; width and height are in inches."""
+    from matplotlib.figure import Figure  # takes a second, which only figures need; no pyplot: it has global state
 
     return Figure(figsize=(width, height), layout=layout)
 
 
-def _bare(axis: Any) -> None:
+def _hide_frame(axis: Any) -> None:
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
 
-def _in_colour(images: Tensor) -> Tensor:
-    """Make (b, 3, h, w), 0 to 1, of images of any number of channels: of neither 1 nor 3, their mean."""
-    images = images if images.shape[1] == 3 else images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+def _to_rgb(images: Tensor) -> Tensor:
+    """Convert images of any number of channels to (b, 3, h, w), 0 to 1; unless it is 3, as the mean of the channels."""
+    if images.shape[1] != 3:
+        images = images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
     return images.clamp(0, 1)
 
 
-def _row(images: Tensor, columns: int, gap: int) -> NDArray[Any]:
-    """Put images (b, c, h, w) in a row with gaps of so many pixels, white up to the last column: (h, width, c)."""
-    filler = 1.0 if images.shape[1] == 3 else math.nan  # which a map of colours leaves white
+def _row_of_images(images: Tensor, columns: int, gap: int) -> NDArray[Any]:
+    """Join images (b, c, h, w) to a row (h, width, c), `gap` pixels apart, and white up to the last column."""
+    filler = 1.0 if images.shape[1] == 3 else math.nan  # color maps leave NaN white
     padded = F.pad(images.float().cpu(), (0, gap, 0, 0, 0, 0, 0, columns - len(images)), value=filler)
     row: NDArray[Any] = rearrange(padded, "b c h w -> h (b w) c")[:, :-gap].numpy()
     return row

@@ -1,4 +1,4 @@
-"""All that a run's folder tells, for a report."""
+"""Read everything that a report needs from run folders."""
 
 import os
 from collections import Counter
@@ -12,25 +12,25 @@ import numpy as np
 import yaml
 
 from mae_curriculum.config import ConfigError, leaves, read_yaml
-from mae_curriculum.report.curves import EVALUATIONS, Column, Curves, Measure
+from mae_curriculum.report.curves import EVALUATION_METRICS, Column, Curves, Metric
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.tracking.history import History, Row, read_history, run_state
 
 STAGE_AXES = ("progress", "steps_done", "images", "flops", "train_seconds")
-"""What is told of a stage."""
+"""Axes on which the length of a stage is measured, in the order of `StageData`'s fields."""
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stage of a run, as far as it was run; NaN is not known."""
+class StageData:
+    """One stage of a run, up to the last logged step; NaN is unknown."""
 
     number: int
-    """From 1."""
+    """Counted from 1."""
     size: list[int] | None
-    """Height and width, pixels."""
+    """Height and width in pixels."""
     first_step: int
     progress: float
-    """The share of the run that it took."""
+    """Share of the run, 0 to 1."""
     steps: float
     images: float
     flops: float
@@ -38,13 +38,13 @@ class Stage:
 
     @property
     def height(self) -> int:
-        """Of its images, in pixels; 1 if it is not known."""
+        """Image height in pixels, or 1 if it is unknown."""
         return self.size[0] if self.size else 1
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What a run's folder tells."""
+    """The contents of a run folder."""
 
     name: str
     folder: RunFolder
@@ -55,103 +55,105 @@ class RunData:
 
     @property
     def path(self) -> str:
-        """The folder's path; bytes that are no text are replaced."""
+        """The folder's path, as valid text."""
         return readable(self.folder.path)
 
     @cached_property
     def state(self) -> str:
-        """How it stands."""
+        """State of the run: finished, running, failed, stopped or died."""
         return run_state(self.folder, self.history)
 
     @property
-    def began(self) -> float:
-        """When the run did, in seconds since 1970."""
+    def start_time(self) -> float:
+        """Time of the first start, in seconds since 1970."""
         return float(self.history.sessions[0].start["time"])
 
     @cached_property
     def newest(self) -> Row:
-        """The newest value of all that evaluations, steps and the end tell."""
+        """Newest value of every field in the rows of evaluations, steps and the end."""
         rows = [self.history.newest(event) or {} for event in ("evaluation", "step", "end")]
         return {key: value for row in rows for key, value in row.items() if value is not None}
 
     @property
     def progress(self) -> float:
-        """The share of the run's steps that is done, 0 to 1."""
-        steps = self.history.last.start.get("total_steps")
-        return self.done / steps if steps else 0.0
+        """Share of the run's steps that are done, 0 to 1."""
+        total_steps = self.history.last.start.get("total_steps")
+        return self.steps_done / total_steps if total_steps else 0.0
 
     @property
-    def done(self) -> int:
-        """How many steps are done."""
+    def steps_done(self) -> int:
+        """Number of steps done at the last logged step."""
         step = self.history.newest("step")
         return int(step["steps_done"]) if step else 0
 
     def positions(self, axis: str) -> Column:
-        """Tell where on an axis the rows of steps stand."""
-        return self.curves["time"] - self.began if axis == "elapsed" else self.curves[axis]
+        """Return the position of each logged step on an axis."""
+        return self.curves["time"] - self.start_time if axis == "elapsed" else self.curves[axis]
 
-    def place(self, steps: Column, axis: str) -> Column:
-        """Tell where on an axis so many steps were done: a run begins at 0 of everything."""
-        there = self.positions(axis)
-        known = np.isfinite(there)
+    def interpolate(self, steps: Column, axis: str) -> Column:
+        """Return the positions on an axis at which `steps` steps were done; 0 steps are at position 0."""
+        positions = self.positions(axis)
+        known = np.isfinite(positions)
         if not known.any():
             return np.full(len(steps), np.nan)
-        done = np.concatenate([[0.0], self.curves["steps_done"][known]])
-        return np.asarray(np.interp(steps, done, np.concatenate([[0.0], there[known]])))
+        known_steps = np.concatenate([[0.0], self.curves["steps_done"][known]])
+        return np.asarray(np.interp(steps, known_steps, np.concatenate([[0.0], positions[known]])))
 
-    def tells(self, measure: Measure) -> bool:
-        """Tell whether there is any number of a measure."""
-        values = self.evaluations(measure.key)[1] if measure in EVALUATIONS else self.curves[measure.key]
+    def has(self, metric: Metric) -> bool:
+        """Return whether there is any value of a metric."""
+        values = self.evaluations(metric.key)[1] if metric in EVALUATION_METRICS else self.curves[metric.key]
         return bool(np.isfinite(values).any())
 
     def evaluations(self, key: str) -> tuple[Column, Column]:
-        """Give the steps after which something was evaluated, and what came out; each step once."""
-        found = {row["steps_done"]: row[key] for row in self.history.rows("evaluation") if row.get(key) is not None}
-        steps = sorted(found)
-        return np.array(steps, dtype=np.float64), np.array([found[step] for step in steps], dtype=np.float64)
+        """Return the numbers of steps after which a metric was evaluated, each once, and its values."""
+        values = {row["steps_done"]: row[key] for row in self.history.rows("evaluation") if row.get(key) is not None}
+        steps = sorted(values)
+        return np.array(steps, dtype=np.float64), np.array([values[step] for step in steps], dtype=np.float64)
 
     @cached_property
-    def stages(self) -> list[Stage]:
-        """The stages that have begun."""
-        begun: dict[int, Row] = {}
+    def stages(self) -> list[StageData]:
+        """The stages that have started."""
+        starts: dict[int, Row] = {}
         for row in self.history.rows("stage"):
-            if row["steps_done"] < self.done:
-                begun.setdefault(row["stage"], row)
-        edges = np.array([*(row["steps_done"] for row in begun.values()), self.done], dtype=np.float64)
-        places = [self.place(edges, axis) for axis in STAGE_AXES]
+            if row["steps_done"] < self.steps_done:
+                starts.setdefault(row["stage"], row)
+        edges = np.array([*(row["steps_done"] for row in starts.values()), self.steps_done], dtype=np.float64)
+        lengths = np.diff([self.interpolate(edges, axis) for axis in STAGE_AXES]).T
         return [
-            Stage(row["stage"] + 1, row.get("size"), row["steps_done"], *map(float, spent))
-            for row, spent in zip(begun.values(), np.diff(places).T, strict=True)
+            StageData(row["stage"] + 1, row.get("size"), row["steps_done"], *map(float, length))
+            for row, length in zip(starts.values(), lengths, strict=True)
         ]
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunData]:
-    """Read runs' folders, each once, named by their last part where that tells them apart; raises ConfigError."""
+    """Read run folders, each once, named by their last part or, if that is ambiguous, by path.
+
+    Raises  ConfigError for a folder that holds no run.
+    """
     folders = list({path.resolve(): path for path in paths})
-    names = Counter(folder.name for folder in folders)
-    return [read_run(each, readable(each.name if names[each.name] == 1 else each)) for each in folders]
+    counts = Counter(folder.name for folder in folders)
+    return [_read_run(each, readable(each.name if counts[each.name] == 1 else each)) for each in folders]
 
 
-def read_run(path: Path, name: str) -> RunData:
-    """Read a run's folder; raises ConfigError if it is none."""
+def _read_run(path: Path, name: str) -> RunData:
     folder, curves = RunFolder(path), Curves()
     if not folder.journal.exists():
         seeds = ", ".join(sorted(each.name for each in path.glob("seed-*")))
-        here = f", but in {seeds} of it" if seeds else ""
-        raise ConfigError(f"no run in {readable(path)}{here}; a run's folder has a journal.jsonl")
-    history = read_history(folder.journal, on_step=curves.take, forget=curves.clear)
+        hint = f", but there are runs in its subfolders {seeds}" if seeds else ""
+        raise ConfigError(f"no run in {readable(path)}{hint}; a run's folder has a journal.jsonl")
+    history = read_history(folder.journal, on_step=curves.append, forget=curves.clear)
     if history is None:
-        raise ConfigError(f"{readable(path)}: no job has begun this run; its journal has no start")
+        raise ConfigError(f"{readable(path)}: this run was never started; its journal has no start")
     return RunData(name, folder, history, curves, _read_settings(folder.config))
 
 
 def readable(path: str | Path) -> str:
-    """Spell a path; bytes that are no text are replaced."""
+    """Return a path as valid text; bytes that are not UTF-8 are replaced."""
     return os.fsencode(path).decode(errors="replace")
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
         return dict(leaves(read_yaml(path.read_text())))
-    except (OSError, ValueError, yaml.YAMLError):  # an old or a damaged one: the journal tells the rest
+    except (OSError, ValueError, yaml.YAMLError):  # missing or damaged: the report uses the journal alone
         return {}

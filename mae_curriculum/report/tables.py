@@ -1,6 +1,6 @@
-"""What runs tell, as tables in words: settings, stages, seconds, restarts, results; and against a baseline."""
+"""Tables of runs: settings, stages, time, cost, sessions and results."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,85 +22,75 @@ from mae_curriculum.terminal import (
 from mae_curriculum.tracking.history import Row
 from mae_curriculum.tracking.stopwatch import ACTIVITIES
 
-SETTINGS = {
-    "checkpoint": "begun from",
-    "data.source": "images",
-    "model.name": "model",
-    "model.image_size": "image size",
-    "model.patch_size": "patch size",
-    "model.mask_ratio": "mask ratio",
-    "model.target": "target",
-    "curriculum.stages": "curriculum",
-    "curriculum.pace": "pace of the stages",
-    "epochs": "epochs",
-    "batch_size": "batch size",
-    "optim.base_lr": "base learning rate",
-    "seed": "seed",
-}
-"""Settings shown of every run; others only where runs differ."""
+SETTINGS = [
+    "checkpoint",
+    "data.source",
+    "model.name",
+    "model.image_size",
+    "model.patch_size",
+    "model.mask_ratio",
+    "model.target",
+    "curriculum.stages",
+    "curriculum.pace",
+    "epochs",
+    "batch_size",
+    "optim.base_lr",
+    "seed",
+]
+"""Settings that are always shown; others are shown only where runs differ."""
 
-
-STARTS = {
-    "device": "device",
-    "world_size": "processes",
-    "host": "host",
-    "job": "job of the scheduler",
-    "commit": "version of the code",
-    "command": "command",
-}
-"""Fields shown of each run's newest start."""
-
+START_FIELDS = ["device", "world_size", "host", "job", "commit", "command"]
+"""Fields of a run's newest start that are shown."""
 
 ACTIVITY_NAMES = {
     "train": "training",
     "wait": "waiting for data",
-    "save": "saving",
+    "save": "saving checkpoints",
     "evaluate": "evaluating",
-    "pictures": "drawing",
-    "report": "reporting",
-    "rest": "set-up and the rest",
-    "lost": "lost: work done again after a kill",
-    "away": "away: between one job and the next",
+    "pictures": "drawing pictures",
+    "report": "logging",
+    "rest": "setup and other",
+    "lost": "lost: work redone after a kill",
+    "away": "away: time between jobs",
 }
-"""What a run's time goes to, from its first start to its last sign of life."""
+"""Activities that share a run's time, in the order of the page's bars."""
 
+RESULT_NAMES = {"knn": "kNN", "linprobe": "linear probe", "finetune": "fine-tuned", "fewshot": "few-shot"}
+"""Names of the commands that evaluate a checkpoint."""
 
-MAX_NAMED = 5
-"""Broken images that are named; the journal names all."""
+MAX_NAMED_IMAGES = 5  # broken images that are listed; the journal lists all
 
+JOULES_PER_KWH = 3.6e6
 
-GRAMS_PER_KWH = 480
-"""CO2 equivalent of electricity: the world's mean of 2023 (Ember, Global Electricity Review 2024)."""
+GRAMS_PER_KWH = 480  # CO2 equivalent of electricity: world average of 2023 (Ember, Global Electricity Review 2024)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table in words; the first cell of each row names the row."""
+    """A table of text; the first cell of each row is its heading."""
 
     caption: str
     head: list[str]
     rows: list[list[str]]
 
 
-def what_was_run(runs: Sequence[RunData]) -> Table:
-    """Tell what each run was, and all settings in which they differ, marked by a star."""
+def settings_table(runs: Sequence[RunData]) -> Table:
+    """Tabulate the main settings, all other settings in which runs differ, and the newest start of each run."""
+    keys = dict.fromkeys([*SETTINGS, *(key for run in runs for key in run.settings if key != "run")])
+    rows = [_setting_row(key, [run.settings.get(key) for run in runs]) for key in keys]
+    rows = [row for row in rows if row[0] in SETTINGS or row[0].endswith(" *")]
+    rows += [_setting_row(field, [run.history.last.start.get(field) for run in runs]) for field in START_FIELDS]
+    rows.append(["started", *(format_date(run.start_time) for run in runs)])
+    return _table_by_run("* marks values that differ" if len(runs) > 1 else "", runs, rows)
 
-    def row(name: str, values: Iterable[Any]) -> list[str]:
-        cells = [*map(format_setting, values)]
-        return [name + " *" * (len(set(cells)) > 1), *cells]
 
-    keys = dict.fromkeys(key for run in runs for key in run.settings if key not in ("run", *SETTINGS))
-    rows = [row(name, (run.settings.get(key) for run in runs)) for key, name in SETTINGS.items()]
-    others = [row(key, (run.settings.get(key) for run in runs)) for key in keys]
-    rows += [cells for cells in others if cells[0].endswith(" *")]
-    rows += [row(name, (run.history.last.start.get(key) for run in runs)) for key, name in STARTS.items()]
-    rows.append(["began", *(format_date(run.began) for run in runs)])
-    told = [cells for cells in rows if {*cells[1:]} != {UNKNOWN}]
-    return Table("A star marks where runs differ." if len(runs) > 1 else "", ["", *(run.name for run in runs)], told)
+def _setting_row(name: str, values: list[Any]) -> list[str]:
+    cells = [format_setting(value) for value in values]
+    return [name if len(set(cells)) == 1 else f"{name} *", *cells]
 
 
 def stage_table(run: RunData) -> Table:
-    """Tell what each stage of a run took."""
+    """Tabulate the length and cost of each stage of a run."""
     total = sum(stage.flops for stage in run.stages)
     rows = [
         [
@@ -115,62 +105,65 @@ def stage_table(run: RunData) -> Table:
         ]
         for stage in run.stages
     ]
-    head = ["stage", "size", "steps", "images", "FLOPs", "of FLOPs", "training", "ms/image"]
+    head = ["stage", "size", "steps", "images", "FLOPs", "share of FLOPs", "training time", "ms/image"]
     return Table("", head, rows)
 
 
 def seconds_by_activity(run: RunData) -> dict[str, float]:
-    """Split the time from a run's first start to its last sign of life."""
+    """Split the time from a run's first start to its last sign of life into the `ACTIVITY_NAMES`."""
     seconds = {name: float(run.newest.get(f"{name}_seconds", 0)) for name in ACTIVITIES}
-    after = {"lost": run.history.lost_seconds, "away": run.history.away_seconds}
-    rest = run.history.last.last_sign - run.began - sum(seconds.values()) - sum(after.values())
-    return {**seconds, "rest": max(0.0, rest), **after}
+    lost, away = run.history.lost_seconds, run.history.away_seconds
+    rest = run.history.last.last_sign - run.start_time - sum(seconds.values()) - lost - away
+    return {**seconds, "rest": max(0.0, rest), "lost": lost, "away": away}
 
 
 def time_table(runs: Sequence[RunData]) -> Table:
-    """Tell where the runs' time went."""
-    spent = [seconds_by_activity(run) for run in runs]
-    totals = [sum(each.values()) for each in spent]
-    rows = [
-        [
-            name,
-            *(
-                f"{format_duration(each[key])} · {format_share(each[key] / total if total else None)}"
-                for each, total in zip(spent, totals, strict=True)
-            ),
-        ]
-        for key, name in ACTIVITY_NAMES.items()
-    ]
-    rows.append(["in all", *map(format_duration, totals)])
-    return Table("From the first start to the last sign of life", ["", *(run.name for run in runs)], rows)
+    """Tabulate the time that each run spent on each activity."""
+    seconds = [seconds_by_activity(run) for run in runs]
+    totals = [sum(each.values()) for each in seconds]
+    rows = []
+    for activity, name in ACTIVITY_NAMES.items():
+        row = [name]
+        for spent, total in zip(seconds, totals, strict=True):
+            share = spent[activity] / total if total else None
+            row.append(f"{format_duration(spent[activity])} · {format_share(share)}")
+        rows.append(row)
+    rows.append(["total", *map(format_duration, totals)])
+    return _table_by_run("From the first start to the last activity", runs, rows)
 
 
 def cost_table(runs: Sequence[RunData]) -> Table:
-    """Tell what the runs cost: FLOPs, device hours, and energy where it was measured."""
-
-    def device_hours(run: RunData) -> float:
-        sessions = run.history.sessions
-        return sum((s.last_sign - float(s.start["time"])) * int(s.start.get("world_size", 1)) for s in sessions) / 3600
-
-    facts: dict[str, Callable[[RunData], str]] = {
-        "FLOPs": lambda run: format_flops(run.newest.get("flops")),
-        "FLOPs without curriculum": lambda run: format_flops(run.newest.get("baseline_flops")),
-        "device hours (processes × hours)": lambda run: f"{device_hours(run):,.3g}",
-        "images/s, training and waiting": lambda run: format_or_dash(_rate(run), "{:,.0f}"),
-        "energy of the GPUs, kWh": lambda run: format_or_dash(
-            run.newest.get("energy_joules"), "{:.3g}", scale=1 / 3.6e6
-        ),
-        f"CO2eq at {GRAMS_PER_KWH} g/kWh, kg": lambda run: format_or_dash(
-            run.newest.get("energy_joules"), "{:.3g}", scale=GRAMS_PER_KWH / 1000 / 3.6e6
-        ),
-    }
-    rows = [[name, *map(tell, runs)] for name, tell in facts.items()]
-    known = [row for row in rows if {*row[1:]} != {UNKNOWN}]
-    return Table("What it cost", ["", *(run.name for run in runs)], known)
+    """Tabulate the cost of the runs: FLOPs, device hours, throughput, and energy where it was measured."""
+    joules = [run.newest.get("energy_joules") for run in runs]
+    grams_per_joule = GRAMS_PER_KWH / JOULES_PER_KWH
+    rows = [
+        ["FLOPs", *(format_flops(run.newest.get("flops")) for run in runs)],
+        ["FLOPs without curriculum", *(format_flops(run.newest.get("baseline_flops")) for run in runs)],
+        ["device hours (processes × hours)", *(f"{_device_hours(run):,.3g}" for run in runs)],
+        ["images/s, waiting included", *(format_or_dash(_images_per_second(run), "{:,.0f}") for run in runs)],
+        ["GPU energy, kWh", *(format_or_dash(energy, "{:.3g}", scale=1 / JOULES_PER_KWH) for energy in joules)],
+        [
+            f"CO2eq at {GRAMS_PER_KWH} g/kWh, kg",
+            *(format_or_dash(energy, "{:.3g}", scale=grams_per_joule / 1000) for energy in joules),
+        ],
+    ]
+    return _table_by_run("Cost", runs, rows)
 
 
-def restart_table(run: RunData) -> Table:
-    """Tell when a run was started, how each session ended, and what a restart cost."""
+def _device_hours(run: RunData) -> float:
+    seconds = 0.0
+    for session in run.history.sessions:
+        seconds += (session.last_sign - float(session.start["time"])) * int(session.start.get("world_size", 1))
+    return seconds / 3600
+
+
+def _images_per_second(run: RunData) -> float | None:
+    seconds = run.newest.get("train_seconds", 0) + run.newest.get("wait_seconds", 0)
+    return run.newest.get("images", 0) / seconds if seconds else None
+
+
+def session_table(run: RunData) -> Table:
+    """Tabulate a run's sessions: start, outcome, and the time lost between them."""
     rows = []
     restarts = [None, *run.history.restarts]
     for number, (session, restart) in enumerate(zip(run.history.sessions, restarts, strict=True), 1):
@@ -181,73 +174,77 @@ def restart_table(run: RunData) -> Table:
                 format_date(session.start["time"]),
                 format_count(session.start.get("steps_done")),
                 "still running" if running else session.ending,
-                UNKNOWN if restart is None else format_duration(restart.lost_seconds),
-                UNKNOWN if restart is None else format_duration(restart.away_seconds),
+                format_duration(restart.lost_seconds if restart else None),
+                format_duration(restart.away_seconds if restart else None),
             ]
         )
-    head = ["session", "began", "from step", "how it ended", "lost before it", "away before it"]
+    head = ["session", "started", "from step", "outcome", "time lost before", "time away before"]
     return Table(f"Sessions of {run.name}", head, rows)
 
 
-def troubles(run: RunData) -> list[str]:
-    """Tell what went wrong in a run, kind by kind."""
-    told = []
+def problems(run: RunData) -> list[str]:
+    """List what went wrong in a run, one line per kind of problem."""
+    lines = []
     if skipped := [row["steps_done"] for row in run.history.rows("skipped")]:
-        told.append(f"{len(skipped)} steps skipped, the first at {skipped[0]:,}: their loss or gradient was not finite")
+        lines.append(f"skipped steps: {len(skipped)}, first at step {skipped[0]:,} (loss or gradient not finite)")
     if broken := {str(row["image"]): row["reason"] for row in run.history.rows("broken_image")}:
-        named = "; ".join(f"{name} ({reason})" for name, reason in [*broken.items()][:MAX_NAMED])
-        more = f"; and {len(broken) - MAX_NAMED} more" if len(broken) > MAX_NAMED else ""
-        told.append(f"{len(broken)} broken images were replaced: {named}{more}")
-    if failed := [*run.history.rows("save_failed")]:
-        told.append(f"{len(failed)} saves failed, the last one so: {failed[-1]['reason']}")
-    if spikes := [*run.history.rows("spike")]:
-        told.append(f"{len(spikes)} spikes of the loss, the last one at step {spikes[-1]['steps_done']:,}")
-    waits = {row["stage"]: row for row in run.history.rows("waiting")}.values()
-    told += [f"stage {row['stage'] + 1} waited for data {row['share']:.0%} of its time" for row in waits]
-    told += [f"damaged checkpoint put aside: {row['name']}" for row in run.history.rows("damaged_checkpoint")]
-    return told
+        named = [f"{name} ({reason})" for name, reason in broken.items()][:MAX_NAMED_IMAGES]
+        if len(broken) > MAX_NAMED_IMAGES:
+            named.append(f"and {len(broken) - MAX_NAMED_IMAGES} more")
+        lines.append(f"broken images: {len(broken)}, replaced by others: {'; '.join(named)}")
+    if failed := list(run.history.rows("save_failed")):
+        lines.append(f"failed saves: {len(failed)}, last reason: {failed[-1]['reason']}")
+    if spikes := list(run.history.rows("spike")):
+        lines.append(f"loss spikes: {len(spikes)}, last at step {spikes[-1]['steps_done']:,}")
+    waits = {row["stage"]: row["share"] for row in run.history.rows("waiting")}
+    lines += [f"stage {stage + 1} waited for data for {share:.0%} of its time" for stage, share in waits.items()]
+    lines += [f"damaged checkpoint, not used: {row['name']}" for row in run.history.rows("damaged_checkpoint")]
+    return lines
 
 
 def result_table(runs: Sequence[RunData]) -> Table:
-    """Tell what the runs' encoders are worth: the newest result of each kind."""
+    """Tabulate the newest result of each evaluation of the runs' encoders."""
     columns = [results_of(run) for run in runs]
     kinds = dict.fromkeys(kind for column in columns for kind in column)
     rows = [[kind, *(column.get(kind, UNKNOWN) for column in columns)] for kind in kinds]
-    return Table("Accuracy, mean ± standard deviation over seeds", ["", *(run.name for run in runs)], rows)
+    return _table_by_run("Accuracy, mean ± standard deviation over seeds", runs, rows)
 
 
 def results_of(run: RunData) -> dict[str, str]:
-    """Name and spell the newest result of each kind."""
-    found = {}
-    for key, name in {
-        "knn_untrained": "kNN, untrained encoder",
-        "knn": "kNN, during the run",
-        "accuracy": "accuracy, of the run's own classifier",
-    }.items():
+    """Return the newest result of each evaluation: its name and the formatted accuracy."""
+    results = {}
+    for key, name in (
+        ("knn_untrained", "kNN, untrained encoder"),
+        ("knn", "kNN, during the run"),
+        ("accuracy", "accuracy of the run's own classifier"),
+    ):
         if isinstance(share := run.newest.get(key), float):
-            found[name] = format_share(share)
+            results[name] = format_share(share)
     for row in run.history.results:
-        name = _RESULTS.get(row["event"], str(row["event"]))
-        if row.get("head") == "attentive":
-            name = "attentive probe"
-        _, epochs = run_and_epochs(Path(str(row["checkpoint"])))
-        name += f" after {epochs} epochs" if epochs else ""
         if isinstance(accuracy := row.get("accuracy"), dict):
-            parts = {name: accuracy} if "mean" in accuracy else _by_shots(name, accuracy)
-            found |= {f"{part} on {row.get('source', UNKNOWN)}": format_percent(each) for part, each in parts.items()}
-    return found
+            by_name = {_result_name(row): accuracy} if "mean" in accuracy else _by_shots(_result_name(row), accuracy)
+            source = row.get("source", UNKNOWN)
+            results |= {f"{name} on {source}": format_percent(figures) for name, figures in by_name.items()}
+    return results
 
 
-_RESULTS = {"knn": "kNN", "linprobe": "linear probe", "finetune": "fine-tuned", "fewshot": "few-shot"}
+def _result_name(row: Row) -> str:
+    name = RESULT_NAMES.get(row["event"], str(row["event"]))
+    if row.get("head") == "attentive":
+        name = "attentive probe"
+    _, epochs = run_and_epochs(Path(str(row["checkpoint"])))
+    return f"{name} after {epochs} epochs" if epochs else name
 
 
 def _by_shots(name: str, accuracy: Row) -> Row:
+    """Name the few-shot results: 1 shot or more is a number of labels per class, less is a share of all labels."""
     return {
-        f"{name}, {shots} a class" if float(shots) >= 1 else f"{name}, {float(shots):.3g} of all labels": each
-        for shots, each in accuracy.items()
+        f"{name}, {shots} per class" if float(shots) >= 1 else f"{name}, {float(shots):.3g} of all labels": figures
+        for shots, figures in accuracy.items()
     }
 
 
-def _rate(run: RunData) -> float | None:
-    seconds = run.newest.get("train_seconds", 0) + run.newest.get("wait_seconds", 0)
-    return run.newest.get("images", 0) / seconds if seconds else None
+def _table_by_run(caption: str, runs: Sequence[RunData], rows: list[list[str]]) -> Table:
+    """Build a table with a column per run, without the rows that have no known value."""
+    known = [row for row in rows if set(row[1:]) != {UNKNOWN}]
+    return Table(caption, ["", *(run.name for run in runs)], known)

@@ -25,6 +25,7 @@ from mae_curriculum.weights.names import (
     DECODER_KEY,
     MODEL_KEY,
     VIT_KEY,
+    decoder_to_mae,
     format_keys,
     from_hugging_face,
     join_qkv,

@@ -8,7 +8,7 @@ from tests.runs import ROOT
 DIGITS = str(ROOT / "configs" / "pretrain" / "digits.yaml")
 
 
-def test_stages_are_measured_beside_the_baseline_and_their_flops(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_are_measured_relative_to_full_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--config", DIGITS, "--batch_size", "16", "--rounds", "2", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert [(row["stage"], row["size"]) for row in facts["stages"]] == [
@@ -21,16 +21,16 @@ def test_stages_are_measured_beside_the_baseline_and_their_flops(capsys: pytest.
     assert all(row["seconds_per_image"] > 0 for row in facts["stages"])
     assert facts["stages"][0]["share_of_full_seconds"] == 1
     assert [row["size"] for row in facts["resize"]] == [[24, 24]]
-    assert all(facts["resize"][0][way] > 0 for way in ("fourier", "lanczos", "bicubic"))
+    assert all(facts["resize"][0][method] > 0 for method in ("fourier", "lanczos", "bicubic"))
 
 
-def test_the_text_shows_both_tables(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_output_has_both_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--config", DIGITS, "--batch_size", "16", "--rounds", "1"]) == 0
     text = capsys.readouterr().out
     assert "full size" in text
     assert "fourier/bicubic" in text
 
 
-def test_no_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rounds_must_be_positive(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--config", DIGITS, "--rounds", "0"]) == 2
     assert "rounds must be at least 1, got 0" in capsys.readouterr().err

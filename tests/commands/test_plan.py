@@ -18,14 +18,14 @@ def plan(recipe: str, *arguments: str, capsys: pytest.CaptureFixture[str]) -> di
 @pytest.mark.parametrize(
     ("recipe", "published"), [("vit_b16_in1k_efficienttrain", 1.54), ("vit_l16_in1k_efficienttrain", 1.53)]
 )
-def test_speed_ups_are_the_published_ones(recipe: str, published: float, capsys: pytest.CaptureFixture[str]) -> None:
+def test_speed_ups_match_the_published_ones(recipe: str, published: float, capsys: pytest.CaptureFixture[str]) -> None:
     facts = plan(recipe, capsys=capsys)
     assert facts["speedup"] == pytest.approx(published, abs=0.005)
     assert [stage["size"] for stage in facts["stages"]] == [[160, 160], [192, 192], [224, 224]]
     assert facts["steps"] == plan("vit_b16_in1k", capsys=capsys)["steps"]
 
 
-def test_a_stage_is_told_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stage_has_all_its_facts(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--devices", "8", "--rate", "5000", "--curriculum.augmentation.randaug", "[0, 9]")
     stage = plan("vit_b16_in1k_efficienttrain", *arguments, capsys=capsys)["stages"][0]
     assert stage["grid"] == [10, 10]
@@ -38,7 +38,7 @@ def test_a_stage_is_told_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert stage["loader_images_per_second"] == pytest.approx(5000 / 0.507, rel=0.01)
 
 
-def test_efficienttrain_plus_plus_has_real_epochs_beyond_its_equivalent_ones(
+def test_efficienttrain_plus_plus_has_more_real_than_equivalent_epochs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     facts = plan("vit_b16_in1k_efficienttrain_pp", capsys=capsys)
@@ -48,20 +48,20 @@ def test_efficienttrain_plus_plus_has_real_epochs_beyond_its_equivalent_ones(
     assert facts["speedup"] == pytest.approx(1, abs=0.01)  # equal compute by construction
 
 
-def test_plain_mae_is_the_curriculum_of_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_mae_is_a_curriculum_of_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
     none = plan("vit_b16_in1k_efficienttrain", "--curriculum", str(CONFIGS / "curriculum" / "none.yaml"), capsys=capsys)
     assert none["speedup"] == 1
     assert none["stages"] == plan("vit_b16_in1k", capsys=capsys)["stages"]
 
 
-def test_more_devices_than_images_of_a_step_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_devices_than_images_per_step_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = str(CONFIGS / "pretrain" / "digits.yaml")
     stages = '[{"share": 1.0, "size": 224, "batch_factor": 0.5}]'
     assert main(["plan", "--config", recipe, "--devices", "100", "--curriculum.stages", stages]) == 2
     assert "makes steps of 64 images, fewer than the 100 processes" in capsys.readouterr().err
 
 
-def test_the_text_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_output_matches_the_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", str(CONFIGS / "pretrain" / "vit_b16_in1k_efficienttrain.yaml")]) == 0
     text = capsys.readouterr().out
     assert "speed-up 1.54x" in text
@@ -82,7 +82,7 @@ def test_the_text_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) ->
         ("efficienttrain_pp_deit", "compute", [(0.2, 96), (0.4, 160), (0.2, 192), (0.2, 224)]),
     ],
 )
-def test_curriculum_files_are_the_papers_tables(
+def test_curriculum_files_match_the_tables_of_the_papers(
     name: str, pace: str, stages: list[tuple[float, int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     curriculum = str(CONFIGS / "curriculum" / f"{name}.yaml")

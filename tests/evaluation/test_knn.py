@@ -11,39 +11,39 @@ from mae_curriculum.evaluation.knn import knn_accuracy, why_no_knn
 
 
 def clusters(count: int, seed: int, noise: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make `count` features around each of three directions, of random length."""
+    """Return `count` features around each of three directions, of random norm, and their labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(3).repeat(count)
     features = torch.eye(3)[labels] + noise * torch.randn(3 * count, 3, generator=generator)
     return features * torch.rand(3 * count, 1, generator=generator).add(0.1), labels
 
 
-def test_clusters_are_told_apart_whatever_the_length_of_features() -> None:
+def test_clusters_are_separated_whatever_the_norm_of_the_features() -> None:
     bank, queries = clusters(30, seed=0), clusters(20, seed=1)
-    assert knn_accuracy(*bank, *queries, neighbours=5, temperature=0.07) == 1.0
+    assert knn_accuracy(*bank, *queries, neighbors=5, temperature=0.07) == 1.0
 
 
-def test_wrong_labels_count_as_wrong() -> None:
+def test_wrong_labels_reduce_the_accuracy() -> None:
     bank, (queries, labels) = clusters(30, seed=0), clusters(20, seed=1)
     labels[: len(labels) // 4] = (labels[: len(labels) // 4] + 1) % 3
-    assert knn_accuracy(*bank, queries, labels, neighbours=5, temperature=0.07) == 0.75
+    assert knn_accuracy(*bank, queries, labels, neighbors=5, temperature=0.07) == 0.75
 
 
-def test_nearer_neighbours_weigh_more() -> None:
-    # one neighbour at cosine 1, two at cosine 0: e^(1/t) against 2 is decided by the temperature
+def test_nearer_neighbors_have_more_weight() -> None:
+    # one neighbor at cosine 1, two at cosine 0: e^(1/t) against 2 is decided by the temperature
     bank = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
     ask = (bank, torch.tensor([0, 1, 1]), torch.tensor([[2.0, 0, 0]]), torch.tensor([0]))
-    assert knn_accuracy(*ask, neighbours=3, temperature=0.5) == 1.0  # 7.4 against 2
-    assert knn_accuracy(*ask, neighbours=3, temperature=10.0) == 0.0  # 1.1 against 2
+    assert knn_accuracy(*ask, neighbors=3, temperature=0.5) == 1.0  # 7.4 against 2
+    assert knn_accuracy(*ask, neighbors=3, temperature=10.0) == 0.0  # 1.1 against 2
 
 
-def test_more_neighbours_than_images_are_refused() -> None:
-    with pytest.raises(ConfigError, match="knn.neighbours is 91, but there are only 90 images"):
-        knn_accuracy(*clusters(30, seed=0), *clusters(1, seed=1), neighbours=91, temperature=0.07)
+def test_more_neighbors_than_images_are_refused() -> None:
+    with pytest.raises(ConfigError, match="knn.neighbors is 91, but there are only 90 training images"):
+        knn_accuracy(*clusters(30, seed=0), *clusters(1, seed=1), neighbors=91, temperature=0.07)
 
 
 @dataclass(frozen=True)
-class Unlabelled:
+class Unlabeled:
     labels: None = None
     classes: tuple[str, ...] = ()
 
@@ -60,13 +60,12 @@ class Unlabelled:
         raise NotImplementedError
 
 
-def test_the_reason_for_no_accuracy_is_told() -> None:
+def test_reason_for_no_accuracy() -> None:
     train, val = open_images(DataConfig())
     assert isinstance(train, ArrayImages)
     assert why_no_knn(train, val, KnnConfig()) is None
-    assert why_no_knn(Unlabelled(), None, KnnConfig()) == "the images are not sorted into two or more classes"
+    assert why_no_knn(Unlabeled(), None, KnnConfig()) == "the images are not sorted into two or more classes"
     few = ArrayImages(train.pixels[:24], train.labels[:24], train.classes)
     assert why_no_knn(few, None, KnnConfig()) is None  # every fifth is a query: 20 are left
-    assert (
-        why_no_knn(few, None, KnnConfig(neighbours=21)) == "knn.neighbours is 21, and only 20 images can be neighbours"
-    )
+    reason = why_no_knn(few, None, KnnConfig(neighbors=21))
+    assert reason == "knn.neighbors is 21, but there are only 20 training images"

@@ -1,4 +1,4 @@
-"""What a model makes of images, to the last pixel."""
+"""Reconstructions, checked pixel by pixel."""
 
 import random
 from dataclasses import replace
@@ -40,7 +40,7 @@ PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 32, 4
 
 
 class Oracle(torch.nn.Module):
-    """A decoder that predicts the very target of given images."""
+    """A decoder that predicts the exact target of given images."""
 
     def __init__(self, truth: Tensor, target: Target) -> None:
         super().__init__()
@@ -52,23 +52,23 @@ class Oracle(torch.nn.Module):
         return make_target(self.truth, ids_mask, patch_size=(8, 8), kind=self.target)
 
 
-def of(model: MaskedAutoencoder, size: tuple[int, int] = (32, 48), pixels: Tensor = PIXELS) -> Reconstruction:
+def reconstruct(model: MaskedAutoencoder, size: tuple[int, int] = (32, 48), pixels: Tensor = PIXELS) -> Reconstruction:
     return reconstruct_images(model, pixels, View(size, 0.75), seed=5, mean=MEAN, std=STD, resize="fourier")
 
 
 @pytest.mark.parametrize("target", PIXEL_TARGETS)
 @pytest.mark.parametrize("size", [(32, 48), (16, 24)])
-def test_the_exact_target_gives_the_input_back(target: Target, size: tuple[int, int]) -> None:
+def test_exact_prediction_reconstructs_the_input(target: Target, size: tuple[int, int]) -> None:
     model: Any = build_model(replace(SMALL, target=target), seed=0)
     shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
     model.decoder = Oracle(low_frequency_crop((PIXELS / 255 - shift) / scale, size), target)
-    found = of(model, size)
+    found = reconstruct(model, size)
     torch.testing.assert_close(found.completed, found.seen, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.seen, low_frequency_crop(PIXELS / 255, size), atol=1e-5, rtol=0)
 
 
-def test_visible_patches_are_the_inputs_own_and_without_error() -> None:
-    found = of(build_model(SMALL, seed=0))
+def test_visible_patches_are_copied_without_error() -> None:
+    found = reconstruct(build_model(SMALL, seed=0))
     visible = ~found.hidden.expand_as(found.seen)
     assert torch.equal(found.completed[visible], found.seen[visible])
     assert torch.equal(found.masked[visible], found.seen[visible])
@@ -79,54 +79,54 @@ def test_visible_patches_are_the_inputs_own_and_without_error() -> None:
     assert found.hidden.float().mean() == 18 / 24
 
 
-def test_a_prediction_of_zeros_shows_each_hidden_patchs_own_mean() -> None:
+def test_zero_prediction_shows_the_mean_of_each_masked_patch() -> None:
     model = build_model(SMALL, seed=0)
     torch.nn.init.zeros_(model.decoder.pred.weight)
-    found = of(model)
+    found = reconstruct(model)
     for image in range(len(PIXELS)):
         for top in range(0, 32, 8):
             for left in range(0, 48, 8):
                 patch = (image, slice(None), slice(top, top + 8), slice(left, left + 8))
                 if found.hidden[image, 0, top, left]:
-                    # the mean is that of all normalised values of the patch, colours together
+                    # the mean is over all normalized values of the patch, all channels together
                     normal = (found.seen[patch] - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
                     shown = normal.mean() * torch.tensor(STD) + torch.tensor(MEAN)
                     expected = shown[:, None, None].expand(3, 8, 8)
                     torch.testing.assert_close(found.completed[patch], expected, atol=1e-5, rtol=0)
 
 
-def test_the_error_is_the_root_mean_square_over_the_channels() -> None:
+def test_error_is_the_root_mean_square_over_channels() -> None:
     seen, completed = (torch.tensor(values).view(1, 2, 1, 1) for values in ([0.0, 0.5], [0.3, 0.1]))
     found = Reconstruction(seen, torch.ones(1, 1, 1, 1) > 0, completed, "pixels", 0, 1)
     assert found.error.item() == pytest.approx((0.25 / 2) ** 0.5)
 
 
-def test_the_hidden_patches_depend_on_seed_place_and_grid_alone() -> None:
+def test_masks_depend_only_on_seed_position_and_grid() -> None:
     first, second = (build_model(SMALL, seed=seed) for seed in (0, 1))
-    assert torch.equal(of(first).hidden, of(second).hidden)
-    assert torch.equal(of(first, (16, 24)).hidden, of(second, (16, 24)).hidden)
-    assert torch.equal(of(first, pixels=PIXELS[:1]).hidden, of(first).hidden[:1])
+    assert torch.equal(reconstruct(first).hidden, reconstruct(second).hidden)
+    assert torch.equal(reconstruct(first, (16, 24)).hidden, reconstruct(second, (16, 24)).hidden)
+    assert torch.equal(reconstruct(first, pixels=PIXELS[:1]).hidden, reconstruct(first).hidden[:1])
     noise = fixed_noise(3, (4, 6), (4, 6), seed=5)
     assert torch.equal(noise, mask_noise(seed=5, step=0, places=range(3), patch_count=24))
     ids_keep, _ = split_by_noise(noise, 6)
-    kept = patchify(~of(first).hidden, (8, 8)).all(dim=-1).nonzero()[:, 1].view(3, 6)
+    kept = patchify(~reconstruct(first).hidden, (8, 8)).all(dim=-1).nonzero()[:, 1].view(3, 6)
     assert torch.equal(kept, ids_keep.sort(dim=1).values)
 
 
-def test_a_smaller_grid_takes_the_noise_of_the_patches_nearby() -> None:
+def test_smaller_grid_has_the_noise_of_the_nearest_patches() -> None:
     full = fixed_noise(1, (4, 6), (4, 6), seed=0).view(4, 6)
     assert torch.equal(fixed_noise(1, (4, 6), (2, 3), seed=0).view(2, 3), full[::2, ::2])
 
 
-def test_looking_changes_nothing() -> None:
+def test_reconstruction_has_no_side_effects() -> None:
     model = build_model(SMALL, seed=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     drawn = []
-    for look in (lambda: None, lambda: of(model)):
+    for action in (lambda: None, lambda: reconstruct(model)):
         torch.manual_seed(0)
         np.random.seed(0)
         random.seed(0)
-        look()
+        action()
         drawn.append((float(torch.rand(())), np.random.random(), random.random()))
     assert drawn[0] == drawn[1]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -134,19 +134,19 @@ def test_looking_changes_nothing() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_unpatchify_undoes_patchify() -> None:
+def test_unpatchify_inverts_patchify() -> None:
     images = torch.rand(2, 5, 24, 32)
     assert torch.equal(unpatchify(patchify(images, (8, 4)), (3, 8), (8, 4)), images)
 
 
-def test_a_target_without_pixels_is_refused() -> None:
+def test_targets_without_pixels_are_refused() -> None:
     assert [why_no_reconstruction(target) for target in PIXEL_TARGETS] == [None, None]
     assert why_no_reconstruction("hog") == "the decoder predicts hog, not pixels, so there is no image to show"
     with pytest.raises(ValueError, match="a target of hog holds no pixels; those that do: pixels, norm_pixels"):
         target_pixels(torch.zeros(1, 4), torch.zeros(1, 4), "hog")  # type: ignore[arg-type]
 
 
-def test_things_are_chosen_at_even_distances() -> None:
+def test_choose_spread_returns_evenly_spaced_indices() -> None:
     assert choose_spread(16, 4) == [0, 4, 8, 12]
     assert choose_spread(3, 8) == [0, 1, 2]
     assert choose_spread(100, 1) == [0]

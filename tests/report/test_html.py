@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mae_curriculum.__main__ import main
-from mae_curriculum.report.comparison import comparison
+from mae_curriculum.report.comparison import comparison_table
 from mae_curriculum.report.curves import means, newest_mean, thin
 from mae_curriculum.report.runs import read_runs
 from mae_curriculum.report.tables import results_of, seconds_by_activity
@@ -18,19 +18,19 @@ from mae_curriculum.terminal import UNKNOWN
 from tests.chromium import Page
 from tests.runs import command, options, stop_midway
 
-BEGAN = 1_700_000_000.0
+START = 1_700_000_000.0
 
 
 def write_run(folder: Path, *, steps: int = 60, **facts: Any) -> Path:
-    """Write the journal of a run that was killed a third of its way, after a save, and later stopped by SIGTERM.
+    """Write the journal of a run that is killed after a third of its steps, restarted, and stopped by SIGTERM.
 
-    facts  further ones of each step's row.
+    facts  additional fields of each step's row.
     """
     folder.mkdir(parents=True, exist_ok=True)
     third, start = steps // 3, {"event": "start", "total_steps": steps, "stages": 2, "world_size": 2, "device": "cpu"}
     events: list[dict[str, Any]] = []
     for step in range(steps):
-        time = BEGAN + step + 100 * (step >= third)
+        time = START + step + 100 * (step >= third)
         if step in (0, third):
             events.append({**start, "time": time - 0.5, "steps_done": max(0, step - 5)})
         if step in (0, steps // 2):
@@ -47,20 +47,20 @@ def write_run(folder: Path, *, steps: int = 60, **facts: Any) -> Path:
 
 
 def report(*arguments: object) -> str:
-    """Make a report; returns the page."""
+    """Write a report; returns the page."""
     words = [str(word) for word in arguments]
     out = Path(words[words.index("--out") + 1]) if "--out" in words else Path(words[0]) / "report.html"
     assert main(["report", *words]) == 0
     return out.read_text()
 
 
-def words_of(page: str) -> str:
-    """Give a page's text, without its scripts and tags."""
+def text_of(page: str) -> str:
+    """Return a page's text, without its scripts and tags."""
     bare = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
     return " ".join(re.sub("<[^>]*>", " ", bare).split())
 
 
-def test_one_step_that_stands_out_of_a_million_survives_thinning() -> None:
+def test_thinning_keeps_single_spikes_among_a_million_steps() -> None:
     values = np.random.default_rng(0).normal(size=1_000_000)
     values[123_456], values[876_543] = 40.0, -40.0
     chosen = thin(values, 1_200)
@@ -69,114 +69,114 @@ def test_one_step_that_stands_out_of_a_million_survives_thinning() -> None:
     assert (np.diff(chosen) > 0).all()
 
 
-def test_thinning_keeps_a_short_curve_whole_and_skips_what_is_not_known() -> None:
+def test_thinning_keeps_short_curves_whole_and_skips_unknown_values() -> None:
     assert thin(np.array([3.0, np.nan, 1.0]), 4).tolist() == [0, 1, 2]
     values = np.full(100, np.nan)
     values[[17, 60]] = 1.0, 2.0
     assert {0, 17, 60, 99} <= {*thin(values, 10).tolist()}
 
 
-def test_the_mean_is_that_of_all_points_of_a_part() -> None:
+def test_means_average_all_points_of_a_part() -> None:
     values = np.array([1.0, 3.0, 2.0, 8.0, np.nan, 4.0, 7.0, 7.0, 10.0, np.nan, np.nan, np.nan])
     assert thin(values, 10).tolist() == [0, 1, 3, 5, 6, 8, 9, 11]
     expected = [2.0, 2.0, 6.0, 6.0, 8.0, 8.0, np.nan, np.nan]
     np.testing.assert_array_equal(means(values, 10), expected)
 
 
-def test_a_curve_stands_at_the_mean_of_its_last_rows() -> None:
+def test_newest_mean_averages_the_last_values() -> None:
     assert newest_mean(np.arange(1001.0)) == sum(range(991, 1001)) / 10
     assert newest_mean(np.arange(30.0)) == 28
     assert newest_mean(np.array([1.0, np.nan])) == 1
     assert newest_mean(np.array([np.nan])) is None
 
 
-def test_a_page_tells_of_a_real_run_and_its_restart(tmp_path: Path, finished: Path) -> None:
+def test_page_shows_a_real_run_and_its_restart(tmp_path: Path, finished: Path) -> None:
     run = tmp_path / "again"
     stop_midway(run, "pretrain", *options(run, epochs=8))
     assert command("pretrain", *options(run, epochs=8)).returncode == 0
-    told = words_of(report(run, finished, "--baseline", finished))
-    assert "SIGTERM" in told
-    assert "kNN, untrained encoder" in told
-    assert "vit_tiny_patch16_224" in told
-    assert "Held against finished" in told
-    assert "epochs * 3 8" in told  # the baseline comes first
-    assert re.search(r"command \* \S+__main__.py pretrain --data.workers 0 ", told)
-    assert re.search(r"steps 180 of 180", told)
+    text = text_of(report(run, finished, "--baseline", finished))
+    assert "SIGTERM" in text
+    assert "kNN, untrained encoder" in text
+    assert "vit_tiny_patch16_224" in text
+    assert "Compared with finished" in text
+    assert "epochs * 3 8" in text  # the baseline comes first
+    assert re.search(r"command \* \S+__main__.py pretrain --data.workers 0 ", text)
+    assert re.search(r"steps 180 of 180", text)
 
 
-def test_the_time_of_a_run_is_split_without_a_remainder(tmp_path: Path) -> None:
+def test_activities_add_up_to_the_whole_time_of_a_run(tmp_path: Path) -> None:
     spent = seconds_by_activity(*read_runs([write_run(tmp_path / "run")]))
-    # began at -0.5 s, killed at 19 s, when 15 steps had been saved at 14 s; begun again at 119.5 s, stopped at 159 s
+    # started at -0.5 s, killed at 19 s after a save of 15 steps at 14 s, restarted at 119.5 s, stopped at 159 s
     assert (spent["lost"], spent["away"], spent["train"]) == (5, 100.5, 29.5)
     assert sum(spent.values()) == 159.5
 
 
-def test_energy_is_told_as_what_it_cost_the_climate_too(tmp_path: Path) -> None:
-    told = words_of(report(write_run(tmp_path / "run", energy_joules=7.2e6)))
-    assert "energy of the GPUs, kWh 2 " in told
-    assert "CO2eq at 480 g/kWh, kg 0.96 " in told
+def test_energy_is_shown_with_its_co2_equivalent(tmp_path: Path) -> None:
+    text = text_of(report(write_run(tmp_path / "run", energy_joules=7.2e6)))
+    assert "GPU energy, kWh 2 " in text
+    assert "CO2eq at 480 g/kWh, kg 0.96 " in text
 
 
-def test_stages_take_their_shares_of_a_run(tmp_path: Path) -> None:
+def test_stages_have_their_shares_of_a_run(tmp_path: Path) -> None:
     (run,) = read_runs([write_run(tmp_path / "run", size=[24, 24])])
     assert [(each.number, each.first_step, each.steps) for each in run.stages] == [(1, 0, 30), (2, 30, 30)]
     assert [(each.images, each.train_seconds) for each in run.stages] == [(30 * 64, 14.5), (30 * 64, 15)]
     np.testing.assert_allclose([each.progress for each in run.stages], 0.5)
 
 
-def test_runs_are_compared_as_far_as_both_got(tmp_path: Path) -> None:
+def test_runs_are_compared_at_the_last_point_that_both_reached(tmp_path: Path) -> None:
     long, short = read_runs([write_run(tmp_path / "long"), write_run(tmp_path / "short", steps=30)])
     loss = f"{sum(1 / step for step in (28, 29, 30)) / 3:.4f}"  # of the last tenth of the first 30 rows
-    assert comparison([long], short).rows == [
+    assert comparison_table([long], short).rows == [
         ["long", "images", "1,920", loss, loss, UNKNOWN, UNKNOWN],
         ["long", "training time", "14.5 s", loss, loss, UNKNOWN, UNKNOWN],
     ]
 
 
-def test_losses_are_compared_at_one_size_and_of_like_runs_alone(tmp_path: Path) -> None:
+def test_losses_are_compared_only_within_one_size_and_between_comparable_runs(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / name, steps=33, size=[24, 24]) for name in "ab"]
     *before, last, stop = (paths[0] / "journal.jsonl").read_text().splitlines(keepends=True)
     (paths[0] / "journal.jsonl").write_text("".join([*before, last.replace("[24, 24]", "[32, 32]"), stop]))
     run, baseline = read_runs(paths)
     mean = sum(1 / step for step in (31, 32, 33)) / 3
-    assert comparison([run], baseline).rows[0][3:5] == [f"{1 / 33:.4f} at 32 px", f"{mean:.4f} at 24 px"]
+    assert comparison_table([run], baseline).rows[0][3:5] == [f"{1 / 33:.4f} at 32 px", f"{mean:.4f} at 24 px"]
     for path, target in zip(paths, ("pixels", "norm_pixels"), strict=True):
         (path / "config.yaml").write_text(f"model: {{target: {target}}}")
     run, baseline = read_runs(paths)
-    told = comparison([run], baseline)
-    assert "does not compare" in told.caption
-    assert told.rows[0][3:5] == [UNKNOWN, UNKNOWN]
+    table = comparison_table([run], baseline)
+    assert "not comparable" in table.caption
+    assert table.rows[0][3:5] == [UNKNOWN, UNKNOWN]
 
 
-def test_a_session_that_ended_is_not_told_by_the_job_that_never_began(tmp_path: Path) -> None:
+def test_outcome_of_a_session_ignores_a_job_that_never_started(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", steps=9)  # stopped after 9 s
     with (run / "journal.jsonl").open("a") as journal:
         for row in (
-            {"event": "error", "time": BEGAN + 50, "reason": "no images"},
-            {"event": "lock_taken_over", "time": BEGAN + 7000, "last_beat": BEGAN + 6000},
-            {"event": "start", "time": BEGAN + 7000, "steps_done": 9, "total_steps": 60},
+            {"event": "error", "time": START + 50, "reason": "no images"},
+            {"event": "lock_taken_over", "time": START + 7000, "last_beat": START + 6000},
+            {"event": "start", "time": START + 7000, "steps_done": 9, "total_steps": 60},
         ):
             journal.write(json.dumps(row) + "\n")
-    (told,) = read_runs([run])
-    assert told.history.sessions[-2].ending == "SIGTERM"
-    restart = told.history.restarts[-1]
-    assert (restart.lost_seconds, restart.away_seconds + restart.before.last_sign) == (0, BEGAN + 7000)
+    (run_data,) = read_runs([run])
+    assert run_data.history.sessions[-2].ending == "SIGTERM"
+    restart = run_data.history.restarts[-1]
+    assert (restart.lost_seconds, restart.away_seconds + restart.before.last_sign) == (0, START + 7000)
 
 
-def test_a_run_begun_anew_with_other_images_is_another_run(tmp_path: Path) -> None:
+def test_restart_with_other_images_discards_the_earlier_run(tmp_path: Path) -> None:
     journals = []
-    for origin, steps in (("1438 images", 30), ("9 images", 12)):
-        journal = write_run(tmp_path / origin, steps=steps) / "journal.jsonl"
+    for name, steps in (("1438 images", 30), ("9 images", 12)):
+        journal = write_run(tmp_path / name, steps=steps) / "journal.jsonl"
         journals.append(
-            journal.read_text().replace('"event": "start"', f'"event": "start", "data_fingerprint": "{origin}"')
+            journal.read_text().replace('"event": "start"', f'"event": "start", "data_fingerprint": "{name}"')
         )
     (journal.parent / "journal.jsonl").write_text("".join(journals))
-    (told,) = read_runs([journal.parent])
-    assert told.curves["steps_done"].tolist() == list(range(1, 13))
-    assert (len(told.history.sessions), told.done) == (2, 12)
+    (run_data,) = read_runs([journal.parent])
+    assert run_data.curves["steps_done"].tolist() == list(range(1, 13))
+    assert (len(run_data.history.sessions), run_data.steps_done) == (2, 12)
 
 
-def test_results_of_other_checkpoints_and_heads_stand_side_by_side(tmp_path: Path) -> None:
+def test_results_of_different_checkpoints_and_heads_are_listed_separately(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", steps=9)
     with (run / "journal.jsonl").open("a") as journal:
         for event, checkpoint, head, share in (
@@ -188,8 +188,8 @@ def test_results_of_other_checkpoints_and_heads_stand_side_by_side(tmp_path: Pat
             accuracy = {"mean": share, "std": None, "values": [share]}
             row = {"event": event, "checkpoint": checkpoint, "head": head, "source": "digits", "accuracy": accuracy}
             journal.write(json.dumps(row) + "\n")
-    (told,) = read_runs([run])
-    assert results_of(told) == {
+    (run_data,) = read_runs([run])
+    assert results_of(run_data) == {
         "kNN on digits": "94.0 %",
         "kNN after 30 epochs on digits": "86.0 %",
         "linear probe on digits": "97.0 %",
@@ -197,34 +197,34 @@ def test_results_of_other_checkpoints_and_heads_stand_side_by_side(tmp_path: Pat
     }
 
 
-def test_runs_of_classifiers_are_compared_by_their_own_accuracy(tmp_path: Path) -> None:
+def test_classifiers_are_compared_by_their_own_accuracy(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / name) for name in "ab"]
     for path, accuracy in zip(paths, (0.5, 0.75), strict=True):
         with (path / "journal.jsonl").open("a") as journal:
-            evaluation = {"event": "evaluation", "time": BEGAN + 999, "steps_done": 50}
+            evaluation = {"event": "evaluation", "time": START + 999, "steps_done": 50}
             evaluation |= {"accuracy": accuracy, "val_loss": 0.5}
             journal.write(json.dumps(evaluation) + "\n")
     run, baseline = read_runs(paths)
-    told = comparison([run], baseline)
-    assert told.head[-2:] == ["accuracy", "of baseline"]
-    assert [row[-2:] for row in told.rows] == [["50.0 %", "75.0 %"]] * 2
-    assert "Validation loss" in words_of(report(*paths))
+    table = comparison_table([run], baseline)
+    assert table.head[-2:] == ["accuracy", "baseline accuracy"]
+    assert [row[-2:] for row in table.rows] == [["50.0 %", "75.0 %"]] * 2
+    assert "Validation loss" in text_of(report(*paths))
 
 
-def test_runs_are_named_apart_and_told_once(tmp_path: Path) -> None:
+def test_runs_have_unique_names_and_are_listed_once(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / place / "run", steps=9) for place in "ab"]
     assert [run.name for run in read_runs([*paths, paths[0] / ".." / "run"])] == [str(path) for path in paths]
     assert [run.name for run in read_runs(paths[:1])] == ["run"]
 
 
-def test_what_a_user_controls_is_escaped(tmp_path: Path) -> None:
+def test_user_controlled_text_is_escaped(tmp_path: Path) -> None:
     evil = "<script>alert('&')<"
     run = write_run(tmp_path / "<i>&amp;\"'")
     with (run / "journal.jsonl").open("a") as journal:
         for event in (
-            {"event": "broken_image", "time": BEGAN + 999, "steps_done": 3, "image": evil, "reason": evil},
-            {"event": "error", "time": BEGAN + 999, "reason": evil},
-            {"event": "knn", "time": BEGAN, "checkpoint": "x", "source": evil, "accuracy": {"mean": 0.5, "std": None}},
+            {"event": "broken_image", "time": START + 999, "steps_done": 3, "image": evil, "reason": evil},
+            {"event": "error", "time": START + 999, "reason": evil},
+            {"event": "knn", "time": START, "checkpoint": "x", "source": evil, "accuracy": {"mean": 0.5, "std": None}},
         ):
             journal.write(json.dumps(event) + "\n")
     (run / "config.yaml").write_text(f'data: {{source: "{evil}"}}\n')
@@ -234,26 +234,26 @@ def test_what_a_user_controls_is_escaped(tmp_path: Path) -> None:
     assert page.count("&lt;script&gt;alert(&#39;&amp;&#39;)&lt;") >= 4
 
 
-def test_names_that_are_no_utf8_are_shown_as_far_as_they_are_text(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_shown_with_replacement_characters(tmp_path: Path) -> None:
     run = write_run(tmp_path / os.fsdecode(b"caf\xe9"))
     (run / "pictures").mkdir()
     Image.new("RGB", (8, 8)).save(run / "pictures" / os.fsdecode(b"\xff.png"))
-    assert "caf� stopped" in words_of(report(run))
+    assert "caf� stopped" in text_of(report(run))
 
 
-def test_a_journal_cut_in_a_line_and_one_of_an_older_version_are_told(tmp_path: Path) -> None:
+def test_truncated_and_older_journals_can_be_read(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", loss=None)
     with (run / "journal.jsonl").open("ab") as journal:
         journal.write(b'\xff\n{"event": "step", "steps_done": 61, "lo')
-    told = words_of(report(run))
-    assert "steps 60 of 60" in told
-    (run / "journal.jsonl").write_text(f'{{"event": "start", "time": {BEGAN}, "steps_done": 0}}\nno json\n')
-    assert "steps 0 " in words_of(report(run))
+    text = text_of(report(run))
+    assert "steps 60 of 60" in text
+    (run / "journal.jsonl").write_text(f'{{"event": "start", "time": {START}, "steps_done": 0}}\nno json\n')
+    assert "steps 0 " in text_of(report(run))
 
 
-def test_pictures_stand_in_the_page_small_and_a_broken_one_is_left_out(tmp_path: Path) -> None:
+def test_pictures_are_embedded_small_and_broken_ones_left_out(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    assert "Pictures" not in words_of(report(run))
+    assert "Pictures" not in text_of(report(run))
     (run / "pictures").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (1500, 3000, 3), dtype=np.uint8)
     for step in range(9):
@@ -264,36 +264,36 @@ def test_pictures_stand_in_the_page_small_and_a_broken_one_is_left_out(tmp_path:
     assert len(page) < 5_000_000
 
 
-def test_what_is_no_run_and_what_cannot_be_written_are_refused_in_a_line(
+def test_missing_runs_and_unwritable_files_are_one_line_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path / "run")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "journal.jsonl").write_text("{}\n")
+    (tmp_path / "not-started").mkdir()
+    (tmp_path / "not-started" / "journal.jsonl").write_text("{}\n")
     for words, reason in (
         ([tmp_path / "empty"], "a run's folder has a journal.jsonl"),
-        ([tmp_path / "begun"], "its journal has no start"),
+        ([tmp_path / "not-started"], "its journal has no start"),
         ([run, "--out", tmp_path / "none" / "page.html"], "cannot be written (No such file or directory); choose"),
         ([], "runs"),
     ):
         assert main(["report", *map(str, words)]) == 2
-        told = capsys.readouterr().err
-        assert reason in told
-        assert told.count("\n") == 1
+        error = capsys.readouterr().err
+        assert reason in error
+        assert error.count("\n") == 1
 
 
-def test_a_folder_that_is_read_only_asks_for_another_place(
+def test_read_only_folder_needs_another_out(
     small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run = write_run(small_disk("1m") / "run")
     small_disk("1m,ro")
     assert main(["report", str(run)]) == 2
     assert "report.html cannot be written (Read-only file system); choose another --out" in capsys.readouterr().err
-    assert "steps 60 of 60" in words_of(report(run, "--out", tmp_path / "page.html"))
+    assert "steps 60 of 60" in text_of(report(run, "--out", tmp_path / "page.html"))
 
 
-def test_a_page_is_turned_and_read_by_keyboard_and_mouse_in_a_browser(tmp_path: Path, page: Page) -> None:
+def test_charts_are_controlled_by_keyboard_and_mouse(tmp_path: Path, page: Page) -> None:
     runs = [write_run(tmp_path / "long", gradient_norm=1.5), write_run(tmp_path / "short", steps=30)]
     report(*runs, "--baseline", runs[1])
     page.open(runs[0] / "report.html")
@@ -310,11 +310,11 @@ def test_a_page_is_turned_and_read_by_keyboard_and_mouse_in_a_browser(tmp_path: 
     assert page.run("charts[0].plot.x_range.end") == pytest.approx(60 * 64 * 1.01)
     assert page.run(restart) == 15 * 64
 
-    page.run("document.getElementById('place').focus()")
+    page.run("document.getElementById('slider').focus()")
     page.press("Home")
     page.press("ArrowRight")
     assert page.run(readings) == ["1", "1"]
-    assert page.run("document.getElementById('place').getAttribute('aria-valuetext')").split() == [
+    assert page.run("document.getElementById('slider').getAttribute('aria-valuetext')").split() == [
         *["Images:", "4.", "Loss"],
         *["short", "1", "long", "1"],
     ]
@@ -331,7 +331,7 @@ def test_a_page_is_turned_and_read_by_keyboard_and_mouse_in_a_browser(tmp_path: 
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_page_can_be_read_in_both_themes(tmp_path: Path, page: Page, dark: bool) -> None:
+def test_page_is_readable_in_both_themes(tmp_path: Path, page: Page, dark: bool) -> None:
     run = write_run(tmp_path / "run")
     (run / "pictures").mkdir()
     Image.new("RGB", (90, 60)).save(run / "pictures" / "step-00000010.png")
@@ -344,39 +344,39 @@ def test_a_page_can_be_read_in_both_themes(tmp_path: Path, page: Page, dark: boo
     page.run("document.getElementById('theme').focus()")
     page.press("Enter")
     assert page.run(LEAST_CONTRAST) >= 4.5
-    ground = page.run("getComputedStyle(document.body).backgroundColor")
-    assert ground == ("rgb(255, 255, 255)" if dark else "rgb(20, 23, 28)")
-    assert page.run("charts[0].plot.left[0].major_label_text_color") == page.run("colour('.name')")
+    background = page.run("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(255, 255, 255)" if dark else "rgb(20, 23, 28)")
+    assert page.run("charts[0].plot.left[0].major_label_text_color") == page.run("color('.name')")
     assert page.complaints == []
 
 
 LEAST_CONTRAST = """(() => {
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-  const pixel = colour => {
+  const pixel = color => {
     canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = colour;
+    canvas.fillStyle = color;
     canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data].map(v => v / 255);
   };
-  const light = colour => pixel(colour).slice(0, 3)
+  const light = color => pixel(color).slice(0, 3)
     .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = each => {
+  const background = each => {
     const own = getComputedStyle(each).backgroundColor;
-    return pixel(own)[3] < 1 ? ground(each.parentElement) : own;
+    return pixel(own)[3] < 1 ? background(each.parentElement) : own;
   };
   let least = 21;
   for (const each of document.body.querySelectorAll("*:not(script, style, noscript)")) {
     if (![...each.childNodes].some(node => node.nodeType === 3 && node.data.trim())) continue;
-    const [ink, paper] = [light(getComputedStyle(each).color), light(ground(each))];
+    const [ink, paper] = [light(getComputedStyle(each).color), light(background(each))];
     least = Math.min(least, (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05));
   }
   return least;
 })()"""
-"""The least contrast of any text with its ground, as WCAG 2 defines it."""
+"""Lowest contrast of any text with its background, as defined by WCAG 2."""
 
 
-def test_everything_on_a_page_has_a_name(tmp_path: Path, page: Page) -> None:
+def test_every_element_has_an_accessible_name(tmp_path: Path, page: Page) -> None:
     run = write_run(tmp_path / "run")
     (run / "pictures").mkdir()
     Image.new("RGB", (9, 9)).save(run / "pictures" / "step-00000010.png")
@@ -396,20 +396,20 @@ def test_everything_on_a_page_has_a_name(tmp_path: Path, page: Page) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_a_million_steps_make_a_small_page_that_opens_at_once_and_hides_no_spike(tmp_path: Path, page: Page) -> None:
+def test_page_of_a_million_steps_is_small_and_fast_and_shows_spikes(tmp_path: Path, page: Page) -> None:
     steps = 1_000_000
     with (tmp_path / "journal.jsonl").open("w") as journal:
-        journal.write(f'{{"event": "start", "time": {BEGAN}, "steps_done": 0, "total_steps": {steps}}}\n')
+        journal.write(f'{{"event": "start", "time": {START}, "steps_done": 0, "total_steps": {steps}}}\n')
         for step in range(steps):
             loss = 77 if step == 314_159 else 1 + step % 7 / 7
             journal.write(
-                f'{{"event": "step", "time": {BEGAN + step}, "steps_done": {step + 1}, "images": {64 * step + 64}, '
+                f'{{"event": "step", "time": {START + step}, "steps_done": {step + 1}, "images": {64 * step + 64}, '
                 f'"loss": {loss}, "gradient_norm": {step % 11}, "train_seconds": {step}}}\n'
             )
     report(tmp_path)
     out = tmp_path / "report.html"
     assert out.stat().st_size < 5_000_000
-    seconds = min(page.open(out) for _ in range(3))  # others may be at work on the machine
+    seconds = min(page.open(out) for _ in range(3))  # the machine may be busy
     assert seconds < 2
     assert page.run("Math.max(...curves(charts[0].plot)[0].data_source.get_array('value'))") == 77
     assert page.complaints == []

@@ -83,7 +83,7 @@ def test_a_local_pipeline_ends_at_the_first_command_that_fails(
     ("changes", "message"),
     [
         ({"evaluate": [{"command": ["mae_curriculum", "cook"]}]}, "has no verb 'cook'"),
-        ({"evaluate": [{"command": ["mae_curriculum", "knn", "--knn.neighbuors", "3"]}]}, "neighbours"),
+        ({"evaluate": [{"command": ["mae_curriculum", "knn", "--knn.neighbuors", "3"]}]}, "neighbors"),
         ({"evaluate": [{"command": ["mae_curriculum", "knn"]}] * 2}, "two tasks are called 'knn'"),
         ({"evaluate": [{"command": ["mae_curriculum", "knn"], "at": [0]}]}, "at least 1, got 0"),
         ({"pretrain": {"command": ["mae_curriculum", "pretrain"], "vary": {"seed": []}}}, "at least one value"),

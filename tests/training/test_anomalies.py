@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mae_curriculum.report.runs import read_runs
-from mae_curriculum.report.tables import troubles
+from mae_curriculum.report.tables import problems
 from mae_curriculum.run.checkpoint import load_state, steps_of
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.training.anomalies import CAPTURE, is_spike
@@ -76,7 +76,7 @@ def test_a_capture_replays_the_step_with_the_weights_it_had(diverged: Path) -> N
     assert done.stderr == ""
     named = rows(diverged, "skipped")[0]["images_by_rank"][0]
     told = done.stdout.splitlines()
-    assert f"step {state['step']}, with the weights it had" in told[-1]
+    assert f"step {state['steps_done']}, with the weights it had" in told[-1]
     assert "64 of 64 images have no finite loss or gradient" in told[-1]
     assert sorted(line.split()[0] for line in told[1:-1]) == sorted(named)
 
@@ -84,7 +84,7 @@ def test_a_capture_replays_the_step_with_the_weights_it_had(diverged: Path) -> N
 def test_a_run_without_capture_cannot_be_replayed(finished: Path) -> None:
     done = command("replay", "--run", finished)
     assert done.returncode == 2
-    assert "capture.pt is not there" in done.stderr
+    assert "capture.pt does not exist" in done.stderr
 
 
 def test_a_stage_that_waits_for_data_is_named_with_the_knob_to_turn(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_loss_that_spikes_is_named_with_the_knob_to_turn(tmp_path: Path) -> No
     (row,) = rows(run, "spike")
     losses = [row["loss"] for row in rows(run, "step")]
     assert (row["steps_done"], row["loss"], row["before"]) == (16, losses[15], min(losses[5:15]))
-    assert "1 spikes of the loss, the last one at step 16" in troubles(read_runs([run])[0])
+    assert "loss spikes: 1, last at step 16" in problems(read_runs([run])[0])
 
 
 def test_a_loss_twice_the_least_of_ten_is_a_spike() -> None:
