@@ -4,6 +4,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+__version__ = "0.2.0"
+
 ROOT = Path(__file__).parent.parent
 
 VERSION = "VERSION"

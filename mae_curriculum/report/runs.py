@@ -139,7 +139,7 @@ def read_run(path: Path, name: str) -> RunData:
         seeds = ", ".join(sorted(each.name for each in path.glob("seed-*")))
         here = f", but in {seeds} of it" if seeds else ""
         raise ConfigError(f"no run in {readable(path)}{here}; a run's folder has a journal.jsonl")
-    history = read_history(folder.journal, on_step=curves.take, forget=curves.clear)
+    history = read_history(folder.journal, on_step=curves.take, on_reset=curves.clear)
     if history is None:
         raise ConfigError(f"{readable(path)}: no job has begun this run; its journal has no start")
     return RunData(name, folder, history, curves, _read_settings(folder.config))

@@ -199,7 +199,7 @@ def test_files_that_cannot_be_shown_are_refused(
         assert error.count("\n") == 1
     out = ["--images", str(tmp_path / "text.png"), "--out", "a.jpg"]
     assert main(["reconstruct", "--checkpoint", str(finished), *out]) == 2
-    assert "out: the picture is a PNG file, so its name ends in .png; got a.jpg" in capsys.readouterr().err
+    assert "out: the file name must end in .png, got a.jpg" in capsys.readouterr().err
 
 
 def test_plan_draws_the_curriculum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,7 +214,7 @@ def test_plan_draws_the_curriculum(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "speed-up 1.54x" in told.out
     assert size_of(Path(picture))[1] < with_photos[1]
     assert main(["plan", *options(), "--picture", "plan.pdf"]) == 2
-    assert "picture: the picture is a PNG file" in capsys.readouterr().err
+    assert "picture: the file name must end in .png" in capsys.readouterr().err
 
 
 def test_plot_draws_several_runs(finished: Path, pictured: Path, tmp_path: Path) -> None:
