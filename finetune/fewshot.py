@@ -31,7 +31,7 @@ def fewshot(config: FewshotConfig) -> int:
             f"{shots:g}": [choose(train.labels.numpy(), train.classes, shots=shots, seed=seed) for seed in seeds]
             for shots in config.shots
         }
-        world.on_main(lambda: RunFolder(config.run).claim(config))
+        world.on_main(lambda: RunFolder(config.run).claim(config, command="fewshot"))
         inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
         pool = encoder.pools.index("avg")
         train_features, val_features = (

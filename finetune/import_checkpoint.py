@@ -28,7 +28,7 @@ def import_(config: ImportConfig) -> int:
     build = build_autoencoder if weights.decoder else build_encoder
     build(weights, config.checkpoint)  # raises if the weights do not fit
     folder = RunFolder(config.run)
-    folder.claim(ImportedConfig(config.checkpoint, weights.model))
+    folder.claim(ImportedConfig(config.checkpoint, weights.model), command="import")
     encoder = {f"encoder.{key}": value for key, value in weights.encoder.items()}
     folder.save({"steps_done": 0, "model": encoder | decoder_from_mae(weights.decoder)}, keep=1)
     Journal(folder.journal).write("import", checkpoint=str(config.checkpoint), origin=weights.origin)

@@ -1,7 +1,6 @@
 """The command line of a package: `python -m PACKAGE VERB --config FILE [--a.b value]`."""
 
 import difflib
-import errno
 import json
 import os
 import sys
@@ -10,11 +9,9 @@ from importlib import import_module
 from typing import Any
 
 from mae_curriculum.config import ConfigError, load
+from mae_curriculum.files import is_user_error
 from mae_curriculum.terminal import configure_logging
 from mae_curriculum.version import describe_version
-
-USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-"""Errors of the operating system that the user can fix: no space, quota, permissions, read-only file system."""
 
 
 def run_verb(package: str, verbs: Mapping[str, tuple[str, str]], arguments: list[str]) -> int:
@@ -48,7 +45,7 @@ def run_verb(package: str, verbs: Mapping[str, tuple[str, str]], arguments: list
         config = load(_import(config_class), rest, prog=f"python -m {package} {verb}")
         code: int = _import(function)(config)
     except (ConfigError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in USER_ERRNOS:
+        if isinstance(error, OSError) and not is_user_error(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2

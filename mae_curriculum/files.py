@@ -1,5 +1,6 @@
-"""Atomic file writes: a file has its old content or its new one, never a part."""
+"""Atomic file writes: a file has its old content or its new one, never a part of it."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -8,44 +9,52 @@ from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 
+USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+"""No space, quota exceeded, no permission, read-only file system: what a user can fix."""
+
+
+def is_user_error(error: OSError) -> bool:
+    """Return whether the user can fix an error of the operating system; any other is a bug or a broken machine."""
+    return error.errno in USER_ERRNOS
+
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that the old or the new content is there at any moment, and nothing else."""
+    """Write JSON atomically."""
     write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """Read what `write_json` wrote."""
+    """Load JSON."""
     return json.loads(path.read_text())
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file aside, flush it to disk, then rename it; of a failure nothing remains."""
-    aside = temporary_name(path)
+    """Write a temporary file, flush it to disk, then rename it; a failure leaves nothing behind."""
+    temporary = temporary_name(path)
     try:
-        write_temporary(aside, lambda stream: stream.write(content))
-        rename_into_place(aside, path)
+        write_temporary(temporary, lambda stream: stream.write(content))
+        rename_into_place(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error  # the name that the user knows
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the user knows this name
 
 
-def write_temporary(aside: Path, write: Callable[[IO[bytes]], T]) -> T:
-    """Have a file written, and flush it to disk; of a failure nothing remains. Returns what `write` does."""
+def write_temporary(temporary: Path, write: Callable[[IO[bytes]], T]) -> T:
+    """Write a file with `write`, flush it to disk, and return the result of `write`; a failure leaves no file."""
     try:
-        with aside.open("wb") as stream:
+        with temporary.open("wb") as stream:
             result = write(stream)
             stream.flush()
             os.fsync(stream.fileno())
     except OSError:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return result
 
 
-def rename_into_place(aside: Path, path: Path) -> None:
-    """Give a file its name."""
-    aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)  # the rename itself reaches the disk with its folder
+def rename_into_place(temporary: Path, path: Path) -> None:
+    """Rename a temporary file to its final name, and flush the rename to disk."""
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)  # a rename is on disk once its folder is
     try:
         os.fsync(folder)
     finally:
@@ -54,4 +63,4 @@ def rename_into_place(aside: Path, path: Path) -> None:
 
 def temporary_name(path: Path) -> Path:
     """Return the temporary name under which a file is written."""
-    return path.with_name(f".{path.name}.aside")
+    return path.with_name(f".{path.name}.tmp")

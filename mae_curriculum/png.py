@@ -1,4 +1,4 @@
-"""Check settings that name a picture."""
+"""Validate settings that name a picture file."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ from mae_curriculum.config import ConfigError
 
 
 def check_png(key: str, path: Path | None) -> None:
-    """Raise ConfigError for a setting that names a file which is no PNG."""
+    """Raise ConfigError if the file name in setting `key` does not end in .png."""
     if path is not None and path.suffix.lower() != ".png":
-        raise ConfigError(f"{key}: the picture is a PNG file, so its name ends in .png; got {path.name}")
+        raise ConfigError(f"{key}: the file name must end in .png, got {path.name}")

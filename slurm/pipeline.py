@@ -31,7 +31,7 @@ def pipeline(config: PipelineConfig) -> int:
     with ExitStack() as stack:
         if not config.dry_run:  # two at once would submit everything twice
             config.folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold(config.folder / "lock.json", tell=lambda _: None))
+            stack.enter_context(hold(config.folder / "lock.json", on_takeover=lambda _: None))
         code = run_here(groups) if config.local else submit_unfinished(config, groups)
     queue = {} if config.local else read_queue()
     print(format_result_table(groups, queue))

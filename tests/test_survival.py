@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_leads_to_the_same_bits
     stop_midway(run, "pretrain", *options(run, saving__every_minutes=1e-9))
     newest = RunFolder(run).checkpoints[-1]
     newest.write_bytes(newest.read_bytes()[:-500])
-    (run / "checkpoints" / ".checkpoint.aside").write_bytes(b"half of one")  # as a kill in mid-write leaves it
+    (run / "checkpoints" / ".checkpoint.tmp").write_bytes(b"half of one")  # as a kill in mid-write leaves it
     assert command("pretrain", *options(run)).returncode == 0
     assert rows(run, "damaged_checkpoint") == [rows(run, "damaged_checkpoint")[0]]
     assert rows(run, "damaged_checkpoint")[0]["name"] == newest.name

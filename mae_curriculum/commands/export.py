@@ -16,7 +16,6 @@ from mae_curriculum.terminal import format_or_dash
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.weights.build import load_into_
 from mae_curriculum.weights.read import Weights, read_weights
-from mae_curriculum.weights.run_settings import run_settings
 from mae_curriculum.weights.write import hugging_face, mae_layout, save_weights
 
 
@@ -72,7 +71,7 @@ def model_card(config: ExportConfig, weights: Weights, model: MaskedAutoencoder)
 def _history(checkpoint: Path) -> list[str]:
     """Return lines about the data, schedule, cost and results of a pretraining run; empty for other checkpoints."""
     folder, epochs = run_and_epochs(checkpoint)
-    if "curriculum" not in run_settings(checkpoint):  # not a pretraining of this project
+    if not folder.config.exists() or folder.info["command"] != "pretrain":
         return []
     run = load_file(PretrainConfig, folder.config)
     mean, std = run.data.statistics(run.model.channels)

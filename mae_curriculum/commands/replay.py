@@ -26,7 +26,7 @@ def replay(config: ReplayConfig) -> int:
     if not capture.exists():
         raise ConfigError(f"{capture} does not exist; a pretraining writes it when steps without a finite loss end it")
     path = RunFolder(config.run).config
-    if "mask_ratio" not in path.read_text():
+    if RunFolder(config.run).info["command"] != "pretrain":
         raise ConfigError(f"run: {config.run} is not a pretraining; only pretraining can be replayed")
     state = load_state(capture)
     with connect() as world:

@@ -141,7 +141,7 @@ def _read_run(path: Path, name: str) -> RunData:
         seeds = ", ".join(sorted(each.name for each in path.glob("seed-*")))
         hint = f", but there are runs in its subfolders {seeds}" if seeds else ""
         raise ConfigError(f"no run in {readable(path)}{hint}; a run's folder has a journal.jsonl")
-    history = read_history(folder.journal, on_step=curves.append, forget=curves.clear)
+    history = read_history(folder.journal, on_step=curves.append, on_reset=curves.clear)
     if history is None:
         raise ConfigError(f"{readable(path)}: this run was never started; its journal has no start")
     return RunData(name, folder, history, curves, _read_settings(folder.config))

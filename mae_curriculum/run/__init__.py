@@ -1,3 +1,1 @@
-"""What lies on disk of a run and who may write there: the folder, checkpoints, the lock, requests to stop. The journal
-is in `tracking`.
-"""
+"""A run on disk: its folder, checkpoints and lock, and requests to stop it. The journal is in `tracking`."""

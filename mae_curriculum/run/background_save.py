@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on: training waits for the copy to host memory, not for the disk."""
+"""Write checkpoints in the background: training waits for the copy to host memory, not for the disk."""
 
 import time
 from collections.abc import Callable
@@ -11,11 +11,11 @@ import torch
 from mae_curriculum.run.folder import RunFolder
 
 RETRY_SECONDS = 15.0
-"""A save that failed is tried again after this long: a full disk or a quota is often cleared by hand."""
+"""Wait before a failed save is retried: a full disk or a quota is often cleared by hand."""
 
 
 class BackgroundSaver:
-    """Writes one checkpoint after another from a thread of its own."""
+    """Writes one checkpoint at a time from a thread of its own."""
 
     def __init__(self, folder: RunFolder, *, keep: int) -> None:
         """Write into a run folder; `keep` is that of `RunFolder.save`."""
@@ -24,19 +24,18 @@ class BackgroundSaver:
         self._failure: Exception | None = None
         self._copy: Any = None
         self.seconds = 0.0
-        """Seconds that the last save took from the copy to the disk's answer."""
+        """Duration of the last save, from the start of the copy until it was on disk."""
 
-    def begin(self, state: dict[str, Any], spare: Callable[[int], bool]) -> None:
-        """Copy a state to host memory and begin to write it; one that is still being written is waited for first.
+    def start(self, state: dict[str, Any], keep_forever: Callable[[int], bool]) -> None:
+        """Copy a state to host memory and start writing it, once the save before is done.
 
-        spare  that of `RunFolder.save`.
+        keep_forever  that of `RunFolder.save`.
         """
         self.wait()
         self._failure = None
         start = time.monotonic()
-        # into the memory of the last copy, which nobody needs any more: fresh memory takes longer than copying does
-        self._copy = _to_host(state, self._copy)
-        self._thread = Thread(target=self._write, args=(self._copy, spare, start))
+        self._copy = _to_host(state, self._copy)  # reuses the last copy's memory: allocating takes longer than copying
+        self._thread = Thread(target=self._write, args=(self._copy, keep_forever, start))
         self._thread.start()
 
     def wait(self) -> None:
@@ -46,32 +45,34 @@ class BackgroundSaver:
             self._thread = None
 
     def failure(self) -> Exception | None:
-        """Tell, once, why the last save failed; None while it goes on or if it did not."""
+        """Return the error of the last save, once; None while it is being written, or if it succeeded."""
         if self._thread is not None and self._thread.is_alive():
             return None
         failure, self._failure = self._failure, None
         return failure
 
-    def _write(self, state: dict[str, Any], spare: Callable[[int], bool], start: float) -> None:
+    def _write(self, state: dict[str, Any], keep_forever: Callable[[int], bool], start: float) -> None:
         try:
-            self._folder.save(state, keep=self._keep, spare=spare)
-        except Exception as error:  # whatever it is, the run must hear of it
+            self._folder.save(state, keep=self._keep, keep_forever=keep_forever)
+        except Exception as error:  # returned by `failure`: an exception in a thread would only be printed
             self._failure = error
         self.seconds = time.monotonic() - start
 
 
 def _to_host(value: Any, earlier: Any) -> Any:
-    """Copy all tensors of nested dicts and lists to host memory, so that training may change the originals.
+    """Copy all tensors in nested dicts, lists and tuples to host memory, so that training may change the originals.
 
-    earlier  a copy of the like, whose memory is used again where it fits.
+    earlier  an earlier copy, whose memory is reused where shape and dtype match.
     """
     if isinstance(value, torch.Tensor):
-        fits = isinstance(earlier, torch.Tensor) and (earlier.shape, earlier.dtype) == (value.shape, value.dtype)
-        return earlier.copy_(value.detach()) if fits else value.detach().to("cpu", copy=True)
+        if isinstance(earlier, torch.Tensor) and (earlier.shape, earlier.dtype) == (value.shape, value.dtype):
+            return earlier.copy_(value.detach())
+        return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         known = earlier if isinstance(earlier, dict) else {}
         return {key: _to_host(item, known.get(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         before = earlier if isinstance(earlier, list | tuple) else ()
-        return type(value)(_to_host(item, each) for item, each in zip_longest(value, before[: len(value)]))
+        pairs = zip_longest(value, before[: len(value)])
+        return type(value)(_to_host(item, earlier_item) for item, earlier_item in pairs)
     return value

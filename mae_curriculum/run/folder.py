@@ -1,14 +1,15 @@
-"""The run folder: what is written there, and that nothing in it is ever half written.
+"""The run folder: its files, each complete at any moment.
 
     runs/NAME/
-        config.yaml                                     the settings of the run, complete
-        journal.jsonl                                   what happened, one line an event, only ever appended to
-        checkpoints/step-00001234.0123456789abcdef.pt   weights, optimizer, step, stopwatch; sha256 of the file
-        pictures/step-00001234.png                      what the model made of a few images, after each stage
-        summary.json                                    the result, once the run is over
-        lock.json                                       who is at it
+        run.json                                        command and version that created the run, format of the folder
+        config.yaml                                     all settings of the run
+        journal.jsonl                                   events, one per line, only appended to
+        checkpoints/step-00001234.0123456789abcdef.pt   weights, optimizer, steps done, stopwatch; sha256 of the file
+        pictures/step-00001234.png                      reconstructions of a few images, after each stage
+        summary.json                                    the result, once the run is complete
+        lock.json                                       the job that is working on the run
 
-The folder is the state: the same command continues from the newest checkpoint.
+The folder is the state: the same command resumes from the newest checkpoint.
 """
 
 import re
@@ -19,8 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from mae_curriculum.config import ConfigError, differences, dump, load_file
-from mae_curriculum.files import rename_into_place, temporary_name, write_atomic, write_temporary
+from mae_curriculum.files import read_json, rename_into_place, temporary_name, write_atomic, write_json, write_temporary
 from mae_curriculum.run.checkpoint import is_intact, steps_of, write_state
+from mae_curriculum.version import __version__
+
+FORMAT = 2
+"""Version of the run folder's layout; it changes when older folders can no longer be read."""
 
 SUBMISSION = "submission.json"
 """Id and log of the SLURM job last submitted for the run."""
@@ -28,35 +33,51 @@ SUBMISSION = "submission.json"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths of a run."""
+    """The files of a run."""
 
     path: Path
 
     @property
+    def info(self) -> dict[str, Any]:
+        """The command and the package version that created the run, and the folder's format.
+
+        Raises  ConfigError if another version created it, with another format.
+        """
+        file = self.path / "run.json"
+        info: dict[str, Any] = read_json(file) if file.exists() else {}
+        if info.get("format") != FORMAT:
+            version = f"version {info['version']}" if info else "an older version (0.1.0 or earlier)"
+            raise ConfigError(
+                f"{self.path} was written by {version} of mae-curriculum and cannot be used by version "
+                f"{__version__}; start a new run with another --run, or use that version"
+            )
+        return info
+
+    @property
     def config(self) -> Path:
-        """The settings."""
+        """The file of the settings."""
         return self.path / "config.yaml"
 
     @property
     def journal(self) -> Path:
-        """The events."""
+        """The file of the events."""
         return self.path / "journal.jsonl"
 
     @property
     def summary(self) -> Path:
-        """The result."""
+        """The file of the result."""
         return self.path / "summary.json"
 
     @property
     def lock(self) -> Path:
-        """Who is at it."""
+        """The file that names the job working on the run."""
         return self.path / "lock.json"
 
     @property
     def _early(self) -> set[Path]:
-        """What may be there before anybody claims the folder: a lock, the note of a submission, what a kill left."""
-        submission = self.path / SUBMISSION
-        return {temporary_name(self.config), self.lock, submission, temporary_name(submission)}
+        """What may be there before the folder has a config: a lock, a submission's facts, what a kill left."""
+        written = [self.config, self.path / "run.json", self.path / SUBMISSION]
+        return {*written, *map(temporary_name, written), self.lock}
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -65,66 +86,73 @@ class RunFolder:
 
     @property
     def pictures(self) -> list[Path]:
-        """The pictures of reconstructions that are there, oldest first."""
+        """The pictures of reconstructions, oldest first."""
         return sorted((self.path / "pictures").glob("step-*.png"))
 
     def picture(self, step: int) -> Path:
-        """Where the picture after so many steps belongs."""
+        """Return the file of the picture after `step` steps."""
         return self.path / "pictures" / f"step-{step:08d}.png"
 
     def refuse_others(self, config: Any) -> None:
-        """Raise ConfigError if the folder holds another config, naming the keys that differ, or other things."""
+        """Raise ConfigError if the folder is not empty and not that of a run with these settings in this format."""
         if self.config.exists():
-            if changed := differences(load_file(type(config), self.config), config):
+            _ = self.info  # raises ConfigError
+            changed = differences(load_file(type(config), self.config), config)
+            if changed:
                 raise ConfigError(
                     f"{self.path} belongs to a run with other settings ({'; '.join(changed)}); "
-                    "choose another --run, or the settings of that run to continue it"
+                    "choose another --run, or use the settings of that run to resume it"
                 )
         elif self.path.exists() and not {*self.path.iterdir()} <= self._early:
-            raise ConfigError(f"{self.path} is no run folder (no config.yaml) and not empty; choose another --run")
+            raise ConfigError(f"{self.path} is not empty and is no run folder (no config.yaml); choose another --run")
 
-    def claim(self, config: Any) -> None:
-        """Make the folder this config's, or check that it is already; raises ConfigError as `refuse_others`."""
+    def claim(self, config: Any, *, command: str = "pretrain") -> None:
+        """Create the folder of a run, or check that it is that of this config; raises ConfigError as `refuse_others`.
+
+        command  what created the run, such as "pretrain" or "finetune".
+        """
         self.refuse_others(config)
         self.path.mkdir(parents=True, exist_ok=True)
+        if not self.config.exists():
+            write_json(self.path / "run.json", {"command": command, "version": __version__, "format": FORMAT})
         text = dump(config)
         if not self.config.exists() or self.config.read_text() != text:
             write_atomic(self.config, text.encode())
-        (self.path / "checkpoints").mkdir(exist_ok=True)  # last: until there is a config, the folder is nobody's
+        (self.path / "checkpoints").mkdir(exist_ok=True)  # last: only a folder with a config is a run
 
-    def save(self, state: dict[str, Any], *, keep: int, spare: Callable[[int], bool] = lambda _: False) -> Path:
-        """Write a checkpoint for `state["steps_done"]`; once it is complete on disk, drop all but the newest `keep`.
+    def save(self, state: dict[str, Any], *, keep: int, keep_forever: Callable[[int], bool] = lambda _: False) -> Path:
+        """Write a checkpoint for `state["steps_done"]`; once it is on disk, delete all but the newest `keep`.
 
-        spare   tells of a step that its checkpoint stays all the same.
-        Raises  OSError if it cannot be written; what was there before stays.
+        keep_forever  returns whether the checkpoint of a step is never deleted.
+        Raises        OSError if it cannot be written; earlier checkpoints are kept.
         """
         folder = self.path / "checkpoints"
-        aside = folder / ".checkpoint.aside"  # always the same, so that what a killed process left is overwritten
-        checksum = write_temporary(aside, partial(write_state, state))
+        temporary = folder / ".checkpoint.tmp"  # always the same: the next save overwrites what a kill left
+        checksum = write_temporary(temporary, partial(write_state, state))
         path = folder / f"step-{state['steps_done']:08d}.{checksum}.pt"
-        rename_into_place(aside, path)
+        rename_into_place(temporary, path)
         for old in self.checkpoints[:-keep]:
-            if not spare(steps_of(old)):
+            if not keep_forever(steps_of(old)):
                 old.unlink(missing_ok=True)
         return path
 
     def newest(self, *, on_damaged: Callable[[Path], object] = lambda _: None) -> Path | None:
-        """Find the newest checkpoint that is whole, or None if there is none at all.
+        """Return the newest checkpoint that is intact, or None if there are none.
 
-        on_damaged  is told of each one that is not.
-        Raises        ConfigError if there are some, but none is whole.
+        on_damaged  called with each damaged checkpoint.
+        Raises      ConfigError if there are some, but none is intact.
         """
         for path in reversed(self.checkpoints):
             if is_intact(path):
                 return path
             on_damaged(path)
         if any((self.path / "checkpoints").glob("step-*")):
-            raise ConfigError(f"no checkpoint in {self.path / 'checkpoints'} is whole; remove them to begin anew")
+            raise ConfigError(f"no checkpoint in {self.path / 'checkpoints'} is intact; remove them to restart the run")
         return None
 
 
 def run_and_epochs(checkpoint: Path) -> tuple[RunFolder, int | None]:
-    """Read what names a run's checkpoint: RUN, its newest, or RUN@EPOCHS, the one kept at so many equivalent epochs."""
+    """Parse the name of a run's checkpoint: RUN for the newest, RUN@EPOCHS for the one kept after so many epochs."""
     match = re.fullmatch(r"(.+)@(\d+)", checkpoint.name)
     if match and not checkpoint.exists():
         return RunFolder(checkpoint.with_name(match[1])), int(match[2])

@@ -1,4 +1,4 @@
-"""One job at a time on a run folder: a lock file with host, process and heartbeat, which a dead holder loses."""
+"""Allow one job at a time on a run folder: a lock file with host, process and heartbeat, taken over from dead jobs."""
 
 import json
 import os
@@ -15,36 +15,36 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.files import write_atomic
 
 BEAT_SECONDS = 5.0
-"""Between two heartbeats."""
+"""Time between two heartbeats."""
 SILENCE_SECONDS = 30.0
-"""A holder on another machine that shows no heartbeat for so long is dead: heartbeats are watched, not compared with a
-clock, since machines' clocks differ."""
+"""A holder on another machine without a heartbeat for this long is dead. Heartbeats are counted while waiting, not
+compared with the time of day, since the machines' clocks differ."""
 
 
 @contextmanager
-def hold(path: Path, *, tell: Callable[[dict[str, Any]], object]) -> Iterator[Callable[[], None]]:
+def hold(path: Path, *, on_takeover: Callable[[dict[str, Any]], object]) -> Iterator[Callable[[], None]]:
     """Hold a lock file for as long as the context lasts.
 
-    tell    is told of a dead holder whose lock was taken over, and of its last heartbeat.
-    Yields  a function that raises ConfigError once another job has taken the lock.
-    Raises  ConfigError while another job holds it.
+    on_takeover  called with the dead holder whose lock was taken over, and the time of its last heartbeat.
+    Yields       a function that raises ConfigError once another job has taken the lock.
+    Raises       ConfigError while another job holds it.
     """
-    mine = {**_place(), "pid": os.getpid(), "began": _began(os.getpid()), "id": uuid.uuid4().hex}
-    _acquire(path, mine, tell)
+    own = {**_place(), "pid": os.getpid(), "start": _start_of_process(os.getpid()), "id": uuid.uuid4().hex}
+    _acquire(path, own, on_takeover)
     over = Event()
 
     def check() -> None:
-        if _read(path).get("id") != mine["id"]:
-            raise ConfigError(f"{path}: another job has taken this run over, so this one ends without saving")
+        if _read(path).get("id") != own["id"]:
+            raise ConfigError(f"{path}: another job has taken over this run, so this one ends without saving")
 
     def beat() -> None:
         count = 0
         while not over.wait(BEAT_SECONDS):
             count += 1
-            if _read(path).get("id") == mine["id"]:
+            if _read(path).get("id") == own["id"]:
                 try:
-                    write_atomic(path, _encode({**mine, "beat": count}))
-                except OSError:  # a full disk: tried again at the next beat
+                    write_atomic(path, _encode({**own, "beat": count}))
+                except OSError:  # a full disk: retried at the next beat
                     continue
 
     heart = Thread(target=beat, daemon=True)
@@ -54,12 +54,12 @@ def hold(path: Path, *, tell: Callable[[dict[str, Any]], object]) -> Iterator[Ca
     finally:
         over.set()
         heart.join()
-        if _read(path).get("id") == mine["id"]:
+        if _read(path).get("id") == own["id"]:
             path.unlink()
 
 
 def lock_holder(path: Path) -> dict[str, Any] | None:
-    """Tell at once who seems to hold a lock file, None for nobody; whether it may be taken over needs a longer look."""
+    """Return the apparent holder of a lock file, or None, without the wait that taking it over needs."""
     try:
         silence = time.time() - path.stat().st_mtime
     except FileNotFoundError:
@@ -67,35 +67,35 @@ def lock_holder(path: Path) -> dict[str, Any] | None:
     return _read(path) if silence < SILENCE_SECONDS else None
 
 
-def _acquire(path: Path, mine: dict[str, Any], tell: Callable[[dict[str, Any]], object]) -> None:
+def _acquire(path: Path, own: dict[str, Any], on_takeover: Callable[[dict[str, Any]], object]) -> None:
     while True:
         try:
-            with path.open("xb") as stream:  # fails if there is one
-                stream.write(_encode({**mine, "beat": 0}))
+            with path.open("xb") as stream:  # fails if the file exists
+                stream.write(_encode({**own, "beat": 0}))
             return
         except FileExistsError:
-            holder = _read(path)  # empty if it is being written just now
+            holder = _read(path)  # empty while it is being written
         if _is_alive(path, holder):
             raise ConfigError(
                 f"{path.parent} is in use by process {holder.get('pid')} on {holder.get('host')}; wait for it, "
                 "stop it, or choose another --run"
             )
-        taken = path.with_name(f".{path.name}.{mine['id']}")
+        taken = path.with_name(f".{path.name}.{own['id']}")
         try:
             path.rename(taken)
-        except FileNotFoundError:  # another job was quicker
+        except FileNotFoundError:  # another job was faster
             continue
-        if _read(taken).get("id") != holder.get("id"):  # another job was quicker, and this is its lock
+        if _read(taken).get("id") != holder.get("id"):  # another job was faster, and this is its lock
             taken.rename(path)
             continue
-        tell({**holder, "last_beat": taken.stat().st_mtime})
+        on_takeover({**holder, "last_beat": taken.stat().st_mtime})
         taken.unlink()
 
 
 def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
-    """Tell whether a lock's holder lives: on this machine by its process, else by watching its heartbeat."""
+    """Return whether a lock's holder is alive: by its process on this machine, else by waiting for a heartbeat."""
     if _place().items() <= holder.items() and "pid" in holder:
-        return bool(_began(holder["pid"]) == holder["began"])
+        return bool(_start_of_process(holder["pid"]) == holder.get("start"))
     until = time.monotonic() + SILENCE_SECONDS
     while time.monotonic() < until:
         time.sleep(1)
@@ -105,13 +105,13 @@ def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
 
 
 def _place() -> dict[str, Any]:
-    """Tell where a process number means the same process: the machine, and in it the container."""
+    """Return the machine and the container, within which a process id names one process."""
     space = Path("/proc/self/ns/pid")
     return {"host": socket.gethostname(), "space": str(space.readlink()) if space.is_symlink() else None}
 
 
-def _began(pid: int) -> str | None:
-    """Tell when a living process began, by the machine's own count: its number may be used again."""
+def _start_of_process(pid: int) -> str | None:
+    """Return when a living process started, since its id may be reused after it; None if it has ended."""
     if not Path("/proc/self/stat").exists():
         try:
             os.kill(pid, 0)
@@ -123,7 +123,7 @@ def _began(pid: int) -> str | None:
     except OSError:
         return None
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return None if facts[0] == "Z" else f"{boot} {facts[19]}"  # a zombie has ended; nobody has asked how
+    return None if facts[0] == "Z" else f"{boot} {facts[19]}"  # a zombie has ended
 
 
 def _read(path: Path) -> dict[str, Any]:

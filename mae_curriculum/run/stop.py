@@ -1,38 +1,39 @@
-"""Signals and time limits become a wish to stop, which the training loop grants between two steps."""
+"""Turn signals and time limits into a request to stop, which the training loop honors between two steps."""
 
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import FrameType
 
 from mae_curriculum.config import ConfigError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""What schedulers send before they kill, and Ctrl-C."""
+"""Ctrl-C, and what schedulers send before they kill."""
 
 EXIT_RESUMABLE = 75
 """Exit code of a run that was asked to stop and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
 MIN_MARGIN = 5.0
-"""Seconds before a time limit that a run stops at the latest, besides what its steps and saves take."""
+"""Seconds left before a time limit when a run has stopped, in addition to the time of its last step and save."""
 
 
 @dataclass
 class Stop:
-    """Whether a run is to stop, and why."""
+    """Whether a run should stop, and why."""
 
     deadline: float = float("inf")
     """When the time limit is reached, in seconds since 1970."""
     signal_name: str | None = None
-    _usual: dict[int, object] = field(default_factory=dict)
+    """The signal that was received, such as SIGTERM; None for none."""
 
     def reason(self, *, needed_seconds: float) -> str | None:
-        """Say why to stop now, or None to go on.
+        """Return why to stop now, or None to continue.
 
-        needed_seconds  what may pass until this is asked again, and what stopping takes then.
+        needed_seconds  time until the next call of this method, and then to stop.
         """
         if self.signal_name is None and time.time() > self.deadline - MIN_MARGIN - needed_seconds:
             return "time limit"
@@ -41,42 +42,52 @@ class Stop:
 
 @contextmanager
 def catch_signals(deadline: float | None = None) -> Iterator[Stop]:
-    """Catch the signals that ask a run to stop for as long as the context lasts; a second one has its usual effect.
+    """Catch the signals that ask a run to stop for as long as the context lasts; a second one acts as before.
 
-    deadline  when the time limit is reached, in seconds since 1970; None for never.
+    Outside the main thread, where Python cannot catch signals, only the deadline stops a run.
+
+    deadline  when the time limit is reached, in seconds since 1970; None for no limit.
     """
     stop = Stop() if deadline is None else Stop(deadline)
-    usual = {number: signal.getsignal(number) for number in SIGNALS}
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def restore() -> None:
-        for number, handler in usual.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
     def catch(number: int, _frame: FrameType | None) -> None:
         stop.signal_name = signal.Signals(number).name
         restore()
 
-    for number in usual:
+    for number in SIGNALS:
         signal.signal(number, catch)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a job's launcher holds back those that come before
+    mask = signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, SIGNALS
+    )  # a job's launcher blocks them until they are handled here
     try:
         yield stop
     finally:
         restore()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def parse_duration(text: str) -> float:
-    """Read a duration as SLURM writes it, in seconds: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.
+    """Parse a duration in one of SLURM's formats into seconds: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.
 
     Raises  ConfigError for anything else.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match is None:
-        raise ConfigError(f"time_limit: minutes, MM:SS, HH:MM:SS or D-HH:MM:SS, got '{text}'")
-    days, *parts = (None if part is None else int(part) for part in match.groups())
-    given = [part for part in parts if part is not None]
+        raise ConfigError(f"time_limit must be minutes, MM:SS, HH:MM:SS or D-HH:MM:SS, got '{text}'")
+    days = match[1]
+    parts = [int(part) for part in match.groups()[1:] if part is not None]
     if days is not None:
-        hours, minutes, seconds = (*given, 0, 0)[:3]
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    elif len(parts) == 1:
+        hours, minutes, seconds = 0, parts[0], 0
     else:
-        hours, minutes, seconds = {1: (0, given[0], 0), 2: (0, *given), 3: tuple(given)}[len(given)]
-    return float((((days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
+        hours, minutes, seconds = (0, *parts)[-3:]
+    return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)

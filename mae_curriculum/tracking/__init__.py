@@ -1,3 +1,3 @@
-"""What a run records: the journal (every event, on disk), the stopwatch, the progress bar, hardware figures, and the
-copy of the journal at Weights & Biases (`wandb`). What is made of a finished journal is in `report`.
+"""What a run records: the journal of all events, the stopwatch, the progress bar, hardware metrics, and the upload to
+Weights & Biases. Reports on finished journals are in `report`.
 """

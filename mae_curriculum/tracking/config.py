@@ -10,28 +10,30 @@ Mode = Literal["online", "offline", "disabled"]
 
 
 MAX_IMAGES = 64
-"""In one picture: more would make it longer than viewers take."""
+"""Most images in one picture: viewers refuse taller files."""
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """How often a run reports, and where."""
+    """What a run logs, how often, and where."""
 
     every_steps: int = exempt(20)
-    """Steps between two rows of the journal; only then are results brought over from the device."""
+    """Steps between two rows of metrics in the journal, at least 1; only then are losses copied from the device."""
     wandb: Mode = exempt("disabled")
-    """Whether W&B is told what the journal is told; offline: into RUN/wandb, for `wandb sync`."""
+    """Weights & Biases: online, offline (into RUN/wandb, for `wandb sync`) or disabled."""
     project: str = exempt("mae-curriculum")
-    """Project at W&B."""
+    """W&B project."""
     entity: str | None = exempt(None)
-    """User or team at W&B; null for the user's own choice there."""
+    """W&B user or team; null for the account's default."""
     pictures: int = exempt(8)
-    """Images whose reconstruction pretraining draws after each stage, always the same, 0 to 64; 0 for no pictures."""
+    """Number of images, always the same, whose reconstruction is drawn after each stage of pretraining, 0 to 64."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.pictures <= MAX_IMAGES:
             raise ConfigError(f"tracking.pictures must be in 0..{MAX_IMAGES}, got {self.pictures}")
         if not re.fullmatch(r"[^/\\#?%:]{1,128}", self.project):
-            raise ConfigError(f"tracking.project: 1 to 128 characters, none of / \\ # ? % :, got '{self.project}'")
+            raise ConfigError(
+                f"tracking.project must be 1 to 128 characters, none of / \\ # ? % :, got '{self.project}'"
+            )
         if self.every_steps < 1:
             raise ConfigError(f"tracking.every_steps must be at least 1, got {self.every_steps}")

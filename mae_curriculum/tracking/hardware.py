@@ -1,4 +1,4 @@
-"""What a device can do and what it uses: peak arithmetic, memory, energy."""
+"""Hardware metrics: peak FLOP/s, memory, energy."""
 
 import math
 import re
@@ -25,31 +25,36 @@ PEAK_BFLOAT16 = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
-"""FLOP/s of dense matrix products in bfloat16, from NVIDIA's data sheets; the first in a device's name counts."""
+"""FLOP/s of dense matrix products in bfloat16, from NVIDIA's data sheets; the first key in a device's name counts."""
 
-SIDES, PEAK_SECONDS = {"cpu": 1024, "cuda": 8192}, 0.5
-"""Of the square matrices by which the peak of other devices is measured; how long."""
+PEAK_MATRIX_SIZES = {"cpu": 1024, "cuda": 8192}
+"""Rows of the square matrices whose products measure the peak of other devices."""
+PEAK_SECONDS = 0.5
+"""Duration of that measurement."""
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Tell the FLOP/s that a device can do: from its data sheet, else measured by the best of some matrix products."""
+    """Return the peak FLOP/s of a device: from its data sheet, else measured as the fastest of some matrix products."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for known, peak in PEAK_BFLOAT16.items():
             if re.search(rf"\b{known}\b", name) and "MIG" not in name:
                 return peak
-    side = SIDES.get(device.type, SIDES["cpu"])
-    matrix = torch.ones((side, side), device=device, dtype=dtype)
-    seconds = [math.inf]
-    end = time.perf_counter() + PEAK_SECONDS
-    while (begun := time.perf_counter()) < end:
+    size = PEAK_MATRIX_SIZES.get(device.type, PEAK_MATRIX_SIZES["cpu"])
+    matrix = torch.ones((size, size), device=device, dtype=dtype)
+    fastest = math.inf
+    start = time.perf_counter()
+    end = start + PEAK_SECONDS
+    while start < end:
         float((matrix @ matrix)[0, 0])  # waits for the device
-        seconds.append(time.perf_counter() - begun)
-    return 2 * side**3 / min(seconds)
+        now = time.perf_counter()
+        fastest = min(fastest, now - start)
+        start = now
+    return 2 * size**3 / fastest
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Tell the most memory that this process has held: the device's, or on a CPU the machine's."""
+    """Return the peak memory of this process in bytes: on the GPU, or without one, in the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -57,13 +62,13 @@ def memory_bytes(device: torch.device) -> int:
 
 
 class EnergyMeter:
-    """The energy that a GPU uses, counted by itself."""
+    """The energy used by a GPU, from its own counter."""
 
     def __init__(self, device: torch.device) -> None:
-        """Find the GPU's counter; without GPU, NVML (package nvidia-ml-py) or counter there is nothing to read."""
+        """Find the GPU's counter; it is missing without a GPU, NVML (package nvidia-ml-py) or support by the GPU."""
         self._joules: Callable[[], float] | None = None
-        with suppress(Exception):  # whatever is missing
-            import pynvml  # only now: an optional package
+        with suppress(Exception):  # no GPU, no package, no driver, no counter
+            import pynvml  # an optional package
 
             pynvml.nvmlInit()
             handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
@@ -74,11 +79,11 @@ class EnergyMeter:
             self._before, self._joules = read(), read
 
     def since_last(self) -> float | None:
-        """Tell the joules since this was last asked; None where nobody counts."""
+        """Return the joules used since the last call; None if they cannot be read."""
         if self._joules is None:
             return None
         try:
             before, self._before = self._before, self._joules()
-        except Exception:  # whatever the driver says, energy is worth no run; the next answer covers this time, too
+        except Exception:  # a driver error must not end a run; the next call includes this time
             return None
         return self._before - before

@@ -1,7 +1,8 @@
-"""The journal of a run: one JSON object a line, only ever appended to."""
+"""The journal of a run: one JSON object per line, only appended to."""
 
 import errno
 import json
+import logging
 import math
 import os
 import time
@@ -10,27 +11,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-from mae_curriculum.terminal import say
+logger = logging.getLogger(__name__)
 
 IDEMPOTENT_EVENTS = ("step", "stage", "evaluation", "pictures", "skipped", "spike")
-"""Events that follow from the position in the run: a job that does steps again, after a kill, writes none again."""
+"""Events that depend on the step alone: a job that repeats steps after a kill does not write them again."""
 
 
 @dataclass
 class Journal:
-    """An append-only file of events, one JSON object a line. None writes nothing: only the main process keeps it."""
+    """An append-only file of events, one JSON object per line; None, as on all ranks but the first, writes nothing."""
 
     path: Path | None
     newest: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The newest row of each event of `IDEMPOTENT_EVENTS`, once `resume` has read them."""
+    """The newest row of each event in `IDEMPOTENT_EVENTS`: those since the start, and before it after `resume`."""
     _unwritten: list[str] = field(default_factory=list)
-    """Lines that a full disk refused: they are written with the next one that it takes."""
+    """Lines that did not fit on a full disk; they are written with the next line that fits."""
 
     def write(self, event: str, **facts: Any) -> None:
-        """Append an event with the time of day, in one write, so that a line is whole or missing.
+        """Append an event with the time of day, in one write, so that a line is complete or missing.
 
-        A line that cannot be written is no reason to end a run: it waits, and a warning is logged. An event of
-        `IDEMPOTENT_EVENTS` that the journal has of this step or a later one is not written again.
+        A line that cannot be written is kept for later, with a warning. An event in `IDEMPOTENT_EVENTS` is skipped if
+        the journal has it for this step or a later one.
         """
         if self.path is None:
             return
@@ -43,12 +44,12 @@ class Journal:
         try:
             append_whole(self.path, "".join(self._unwritten).encode())
         except OSError as error:
-            say(f"warning: {error}; {len(self._unwritten)} lines of the journal wait")
+            logger.warning(f"{error}; {len(self._unwritten)} lines of the journal are kept for later")
         else:
             self._unwritten.clear()
 
     def resume(self, data_fingerprint: str) -> None:
-        """Read what is not to be written again: the newest rows of a run with the same origin: images and weights."""
+        """Read the newest rows, which are not to be written again, if the run started with the same data."""
         same = False
         for row in self.rows():
             if row["event"] == "start":
@@ -59,7 +60,7 @@ class Journal:
                 self.newest[row["event"]] = row
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Read all rows, oldest first."""
+        """Iterate over all rows, oldest first."""
         if self.path is None or not self.path.exists():
             return
         with self.path.open(errors="replace") as lines:
@@ -67,12 +68,12 @@ class Journal:
 
 
 def finite_or_none(value: SupportsFloat | None) -> float | None:
-    """Give a number as JSON can hold it."""
+    """Return a number, or None for NaN and infinity, which JSON does not have."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
 def as_row(line: str) -> dict[str, Any] | None:
-    """Read a line of a journal; None for one that a kill or a full disk cut."""
+    """Parse a line of a journal; None for a line cut off by a kill or a full disk."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -81,7 +82,7 @@ def as_row(line: str) -> dict[str, Any] | None:
 
 
 def append_whole(path: Path, content: bytes) -> None:
-    """Append lines to a file, all or nothing; a line that a killed process left unfinished is ended first."""
+    """Append lines to a file, all or nothing; a line that a kill left unfinished is ended first."""
     with path.open("ab+", buffering=0) as stream:
         size = stream.seek(0, os.SEEK_END)
         if size:

@@ -1,18 +1,21 @@
-"""The progress bar of a run."""
+"""The progress of a run on the terminal."""
 
+import logging
 import sys
 import time
 
 from tqdm import tqdm
 
-from mae_curriculum.terminal import say
+logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """The progress of a run on the terminal: a bar, or where the output is no terminal, a line a minute."""
+    """The progress of a run: a bar on a terminal, otherwise a message every minute."""
 
     def __init__(self, *, total_images: int, done_images: int, shown: bool) -> None:
-        self._shown, self._total, self._images = shown, total_images, done_images
+        self._shown = shown
+        self._total = total_images
+        self._images = done_images
         self._last_line = time.monotonic()
         terminal = shown and sys.stderr.isatty()
         self._bar = (
@@ -27,21 +30,22 @@ class Progress:
         )
 
     def update(self, images: int, facts: str) -> None:
-        """Show that `images` have been seen in all, with a few facts."""
-        step, self._images = images - self._images, images
+        """Show the total number of images seen, with a few facts such as the loss."""
+        new_images = images - self._images
+        self._images = images
         if self._bar is not None:
             self._bar.set_description_str(facts, refresh=False)
-            self._bar.update(step)
-        elif self._shown and (time.monotonic() - self._last_line > 60 or (images == self._total and not step)):
+            self._bar.update(new_images)
+        elif self._shown and (time.monotonic() - self._last_line > 60 or (images == self._total and not new_images)):
             self._last_line = time.monotonic()
-            say(f"{images / self._total:4.0%} {facts}")
+            logger.info(f"{images / self._total:4.0%} {facts}")
 
     def say(self, line: str) -> None:
-        """Print a line that stays."""
+        """Log a message."""
         if self._shown:
-            say(line)
+            logger.info(line)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop drawing the bar."""
         if self._bar is not None:
             self._bar.close()

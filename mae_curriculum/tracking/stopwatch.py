@@ -1,4 +1,4 @@
-"""Measure what a run spends its time on."""
+"""Measure the time that a run spends on each activity."""
 
 import time
 from collections.abc import Iterator
@@ -6,21 +6,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 ACTIVITIES = ("train", "wait", "save", "evaluate", "pictures", "report")
-"""What a run spends its time on, as its stopwatch calls it."""
+"""Activities of a run."""
 
 
 @dataclass
 class Stopwatch:
-    """Seconds spent on each activity, one at a time: within an inner activity the outer one's clock stands still."""
+    """Seconds spent on each activity; during an inner activity the outer one's clock is paused."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """What was measured so far, by activity; saved with the run, so that it survives restarts."""
+    """Seconds by activity; part of a checkpoint, so that they continue after a restart."""
     _activity: str | None = None
     _since: float = 0.0
 
     @contextmanager
     def __call__(self, activity: str) -> Iterator[None]:
-        """Count the time of the block to an activity."""
+        """Count the time of the block as time of an activity."""
         outer = self._activity
         self._switch(activity)
         try:
@@ -35,5 +35,5 @@ class Stopwatch:
         self._activity, self._since = activity, now
 
     def total(self, activity: str) -> float:
-        """Sum the seconds of an activity and its parts: "train" is "train", "train/0", "train/1" and so on."""
+        """Return the seconds of an activity and its parts: "train" includes "train/0", "train/1" and so on."""
         return sum(value for key, value in self.seconds.items() if f"{key}/".startswith(f"{activity}/"))

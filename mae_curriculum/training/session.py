@@ -17,7 +17,7 @@ from mae_curriculum.run.lock import hold
 from mae_curriculum.run.stop import Stop
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.tracking.stopwatch import Stopwatch
-from mae_curriculum.tracking.wandb.launch import CLOSE_SECONDS, log_to_wandb, require_wandb
+from mae_curriculum.tracking.wandb import CLOSE_SECONDS, log_to_wandb, require_wandb
 from mae_curriculum.training.config import TrainingConfig
 from mae_curriculum.training.step import Training
 from mae_curriculum.version import code_version
@@ -66,8 +66,8 @@ class RunSession:
         folder.refuse_others(config)
         folder.path.mkdir(parents=True, exist_ok=True)
         dead: list[dict[str, Any]] = []
-        self._check_lock = self._resources.enter_context(hold(folder.lock, tell=dead.append))
-        folder.claim(config)
+        self._check_lock = self._resources.enter_context(hold(folder.lock, on_takeover=dead.append))
+        folder.claim(config, command=self._command)
         self._close_wandb = self._resources.callback(log_to_wandb(folder, config.tracking, config))
         for holder in dead:
             self.journal.write("lock_taken_over", **{key: holder.get(key) for key in ("host", "pid", "last_beat")})
@@ -125,7 +125,7 @@ class RunSession:
         self.check_lock()
         self._next_save = time.monotonic() + 60 * self._config.saving.every_minutes
         if self._world.is_main:
-            self.saver.begin(state_of(training, stopwatch, step=step), keep_forever)
+            self.saver.start(state_of(training, stopwatch, step=step), keep_forever)
             epochs = round(float(training.clock.equivalent_epochs(step)), 6)
             self.journal.write("save", steps_done=step, epochs=epochs, kept=keep_forever(step))
 
@@ -143,7 +143,10 @@ class RunSession:
         Raises  on all ranks what saving raises, mostly OSError; the previous checkpoint is intact.
         """
         self.save(training, stopwatch, step=step, keep_forever=keep_forever)
-        restart = lambda: self.saver.begin(state_of(training, stopwatch, step=step), keep_forever)  # noqa: E731
+
+        def restart() -> None:
+            self.saver.start(state_of(training, stopwatch, step=step), keep_forever)
+
         self._world.on_main(partial(self._wait_for_save, restart, stop))
 
     def _wait_for_save(self, restart: Callable[[], None], stop: Stop) -> None:

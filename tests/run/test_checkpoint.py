@@ -12,6 +12,7 @@ from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.files import write_json
 from mae_curriculum.run.checkpoint import load_state, steps_of
 from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.version import __version__
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class Config:
     """Settings of a run."""
 
     epochs: int = 3
-    """Its epochs."""
+    """Number of epochs."""
     workers: int = exempt(2)
-    """Its workers."""
+    """Number of workers."""
 
 
 @pytest.fixture
@@ -48,17 +49,35 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
         RunFolder(tmp_path).claim(Config())
 
 
-def test_a_folder_left_by_a_kill_at_the_first_moment_is_nobodys(tmp_path: Path) -> None:
-    (tmp_path / ".config.yaml.aside").write_text("epo")
+def test_a_folder_left_by_a_kill_before_its_config_was_written_can_be_claimed(tmp_path: Path) -> None:
+    (tmp_path / ".config.yaml.tmp").write_text("epo")
     RunFolder(tmp_path).claim(Config())
     RunFolder(tmp_path).claim(Config())
+
+
+def test_a_run_folder_says_which_command_and_version_created_it(folder: RunFolder) -> None:
+    assert folder.info == {"command": "pretrain", "version": __version__, "format": 2}
+    RunFolder(folder.path.with_name("tuned")).claim(Config(), command="finetune")
+    assert RunFolder(folder.path.with_name("tuned")).info["command"] == "finetune"
+
+
+def test_a_folder_of_an_older_or_newer_format_is_refused_in_one_line(folder: RunFolder) -> None:
+    info = folder.path / "run.json"
+    write_json(info, {"command": "pretrain", "version": "9.0", "format": 3})
+    with pytest.raises(ConfigError, match=r"was written by version 9\.0 of mae-curriculum and .* or use that version"):
+        folder.claim(Config())
+    info.unlink()
+    with pytest.raises(ConfigError, match=r"was written by an older version \(0\.1\.0 or earlier\)") as caught:
+        folder.refuse_others(Config())
+    assert "\n" not in str(caught.value)
+    assert not info.exists()
 
 
 def steps(folder: RunFolder) -> list[int]:
     return [steps_of(path) for path in folder.checkpoints]
 
 
-def test_the_newest_checkpoint_comes_back_and_only_the_last_are_kept(folder: RunFolder) -> None:
+def test_the_newest_checkpoint_is_found_and_only_the_newest_are_kept(folder: RunFolder) -> None:
     assert folder.newest() is None
     for step in (9, 10, 100):
         folder.save({"steps_done": step, "weights": torch.full((3,), step)}, keep=2)
@@ -69,9 +88,9 @@ def test_the_newest_checkpoint_comes_back_and_only_the_last_are_kept(folder: Run
     assert steps(folder) == [10, 100]
 
 
-def test_spared_checkpoints_stay(folder: RunFolder) -> None:
+def test_checkpoints_to_keep_forever_are_kept(folder: RunFolder) -> None:
     for step in range(7):
-        folder.save({"steps_done": step}, keep=1, spare=lambda step: step % 3 == 0)
+        folder.save({"steps_done": step}, keep=1, keep_forever=lambda step: step % 3 == 0)
     assert steps(folder) == [0, 3, 6]
 
 
@@ -95,35 +114,35 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip_a_bit, empty])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     damage: Callable[[Path], None], folder: RunFolder
 ) -> None:
     first, second = (folder.save({"steps_done": step, "weights": torch.zeros(100)}, keep=2) for step in (1, 2))
     damage(second)
-    told: list[Path] = []
-    assert folder.newest(on_damaged=told.append) == first
-    assert told == [second]
+    damaged: list[Path] = []
+    assert folder.newest(on_damaged=damaged.append) == first
+    assert damaged == [second]
     damage(first)
-    with pytest.raises(ConfigError, match="no checkpoint in .* is whole; remove them to begin anew"):
+    with pytest.raises(ConfigError, match="no checkpoint in .* is intact; remove them to restart the run"):
         folder.newest()
 
 
 def test_a_checkpoint_that_carries_code_is_refused(folder: RunFolder) -> None:
     path = folder.path / "checkpoints" / "step-00000001.pt"
     torch.save({"steps_done": 1, "callback": os.getcwd}, path)
-    with pytest.raises(ConfigError, match="cannot be read: .*; remove it to go on") as caught:
+    with pytest.raises(ConfigError, match="cannot be read: .*; remove it to continue") as caught:
         load_state(path)
     assert "\n" not in str(caught.value)
 
 
-def test_json_is_written_whole_and_leaves_nothing_aside(folder: RunFolder) -> None:
+def test_json_is_replaced_and_no_temporary_file_remains(folder: RunFolder) -> None:
     write_json(folder.summary, {"knn": 0.5})
     write_json(folder.summary, {"knn": 0.75})
     assert json.loads(folder.summary.read_text()) == {"knn": 0.75}
     assert not list(folder.path.glob(".*"))
 
 
-def test_a_full_disk_is_an_error_and_harms_no_earlier_checkpoint(small_disk: Callable[[str], Path]) -> None:
+def test_a_full_disk_raises_and_leaves_earlier_checkpoints_intact(small_disk: Callable[[str], Path]) -> None:
     run = RunFolder(small_disk("5m") / "run")
     run.claim(Config())
     weights = torch.arange(500_000, dtype=torch.float32)  # 2 MB

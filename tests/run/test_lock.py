@@ -14,7 +14,7 @@ from mae_curriculum.run.lock import hold
 
 HOLD = (
     "import sys, time; from pathlib import Path; from mae_curriculum.run.lock import hold\n"
-    "with hold(Path(sys.argv[1]), tell=print): print('held', flush=True); time.sleep(60)"
+    "with hold(Path(sys.argv[1]), on_takeover=print): print('held', flush=True); time.sleep(60)"
 )
 
 
@@ -35,49 +35,51 @@ def test_a_second_job_is_refused_while_the_first_lives_and_not_after(tmp_path: P
     path = tmp_path / "lock.json"
     process = holder(path)
     try:
-        with pytest.raises(ConfigError, match=f"is in use by process {process.pid} on "), hold(path, tell=print):
+        with pytest.raises(ConfigError, match=f"is in use by process {process.pid} on "), hold(path, on_takeover=print):
             pass
     finally:
         end(process)
-    told: list[dict[str, Any]] = []
-    with hold(path, tell=told.append):
-        assert told[0]["pid"] == process.pid
+    dead: list[dict[str, Any]] = []
+    with hold(path, on_takeover=dead.append):
+        assert dead[0]["pid"] == process.pid
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert not list(tmp_path.iterdir())
 
 
-def test_the_number_of_a_dead_process_used_again_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_a_process_that_reuses_the_id_of_a_dead_one_is_not_taken_for_it(tmp_path: Path) -> None:
     path = tmp_path / "lock.json"
     process = holder(path)
     end(process)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": os.getpid()}))
-    with hold(path, tell=lambda _: None):
+    with hold(path, on_takeover=lambda _: None):
         pass
 
 
-def test_a_holder_elsewhere_is_dead_once_its_heart_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_on_another_machine_is_dead_without_heartbeats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock, "SILENCE_SECONDS", 2.0)
     path = tmp_path / "lock.json"
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "id": "x", "beat": 7}))
     start = time.monotonic()
-    with hold(path, tell=lambda _: None):
+    with hold(path, on_takeover=lambda _: None):
         assert time.monotonic() - start >= 2
 
 
-def test_a_holder_elsewhere_whose_heart_beats_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_on_another_machine_with_heartbeats_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.2)
     path = tmp_path / "lock.json"
-    with hold(path, tell=print):
+    with hold(path, on_takeover=print):
         monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
-        with pytest.raises(ConfigError, match="is in use by process"), hold(path, tell=print):
+        with pytest.raises(ConfigError, match="is in use by process"), hold(path, on_takeover=print):
             pass
 
 
-def test_a_job_whose_lock_was_taken_over_is_told_and_leaves_it(tmp_path: Path) -> None:
+def test_a_job_whose_lock_was_taken_over_gets_an_error_and_leaves_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock.json"
-    with hold(path, tell=print) as check:
+    with hold(path, on_takeover=print) as check:
         check()
         path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "id": "x"}))
-        with pytest.raises(ConfigError, match="another job has taken this run over"):
+        with pytest.raises(ConfigError, match="another job has taken over this run"):
             check()
     assert json.loads(path.read_text())["id"] == "x"

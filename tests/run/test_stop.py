@@ -9,17 +9,17 @@ from mae_curriculum.run.stop import SIGNALS, catch_signals, parse_duration
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_a_wish_to_stop_and_the_usual_handlers_come_back(number: signal.Signals) -> None:
+def test_a_signal_requests_a_stop_and_the_handlers_are_restored(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with catch_signals() as stop:
         assert stop.reason(needed_seconds=0) is None
         os.kill(os.getpid(), number)
         assert stop.reason(needed_seconds=0) == number.name
-        assert signal.getsignal(number) == before  # a second one has its usual effect
+        assert signal.getsignal(number) == before  # a second one acts as before
     assert signal.getsignal(number) == before
 
 
-def test_a_run_stops_before_its_time_limit_by_what_it_needs_and_five_seconds() -> None:
+def test_a_run_stops_five_seconds_and_the_time_it_needs_before_the_time_limit() -> None:
     with catch_signals(time.time() + 60) as stop:
         assert stop.reason(needed_seconds=54) is None
         assert stop.reason(needed_seconds=56) == "time limit"
@@ -37,11 +37,11 @@ def test_a_run_stops_before_its_time_limit_by_what_it_needs_and_five_seconds() -
         ("0", 0),
     ],
 )
-def test_durations_are_read_as_slurm_reads_them(text: str, seconds: float) -> None:
+def test_durations_are_parsed_as_slurm_parses_them(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "an hour", "1h", "-5", "1:2:3:4", "1.5"])
 def test_other_durations_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="time_limit: minutes, MM:SS, HH:MM:SS or D-HH:MM:SS, got"):
+    with pytest.raises(ConfigError, match="time_limit must be minutes, MM:SS, HH:MM:SS or D-HH:MM:SS, got"):
         parse_duration(text)

@@ -1,4 +1,4 @@
-"""What a device uses, as far as it tells."""
+"""Hardware metrics."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from mae_curriculum.tracking.hardware import EnergyMeter, peak_flops
 
 
 def meter(monkeypatch: pytest.MonkeyPatch, read: Callable[[object], int]) -> EnergyMeter:
-    """Make a meter of a GPU whose counter, in millijoules, is read so."""
+    """Build a meter of a GPU whose counter, in millijoules, is read by `read`."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="0"))
     stub = SimpleNamespace(
         nvmlInit=lambda: None,
@@ -22,14 +22,14 @@ def meter(monkeypatch: pytest.MonkeyPatch, read: Callable[[object], int]) -> Ene
     return EnergyMeter(torch.device("cpu"))
 
 
-def test_energy_is_what_the_counter_gained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_energy_is_the_increase_of_the_counter(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter([1_000, 4_500, 5_000])
     counted = meter(monkeypatch, lambda _: next(counts))
     assert [counted.since_last(), counted.since_last()] == [3.5, 0.5]
 
 
 @pytest.mark.parametrize("good", [0, 1])
-def test_a_counter_that_fails_at_once_or_later_ends_no_run(monkeypatch: pytest.MonkeyPatch, good: int) -> None:
+def test_a_counter_that_fails_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch, good: int) -> None:
     left = [1_000] * good
     counted = meter(monkeypatch, lambda _: left.pop())  # IndexError, once there are none
     assert [counted.since_last(), counted.since_last()] == [None, None]
@@ -44,7 +44,7 @@ def test_a_counter_that_fails_once_loses_no_energy(monkeypatch: pytest.MonkeyPat
     assert [counted.since_last(), counted.since_last()] == [None, 3.0]
 
 
-def test_no_gpu_tells_no_energy() -> None:
+def test_without_a_gpu_there_is_no_energy() -> None:
     assert EnergyMeter(torch.device("cpu")).since_last() is None
 
 

@@ -1,4 +1,5 @@
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,14 +29,14 @@ def test_a_total_sums_the_parts_of_an_activity() -> None:
     assert [watch.total(name) for name in ("train", "train/1", "wait", "save")] == [7, 2, 16, 0]
 
 
-def test_a_stopwatch_goes_on_from_what_was_saved() -> None:
+def test_a_stopwatch_continues_from_its_saved_seconds() -> None:
     watch = Stopwatch({"train": 5.0})
     with watch("train"):
         time.sleep(0.01)
     assert 5.01 <= watch.total("train") < 6
 
 
-def test_the_journal_is_appended_to_and_read_back(tmp_path: Path) -> None:
+def test_rows_are_appended_and_read_back(tmp_path: Path) -> None:
     for step in (1, 2):
         Journal(tmp_path / "journal.jsonl").write("step", steps_done=step, name="broken \udcff name")
     Journal(tmp_path / "journal.jsonl").write("save", steps_done=2)
@@ -45,34 +46,34 @@ def test_the_journal_is_appended_to_and_read_back(tmp_path: Path) -> None:
     assert [(row["event"], row["steps_done"]) for row in rows] == [("step", 1), ("step", 2), ("save", 2)]
 
 
-def test_what_is_done_again_after_a_kill_is_not_written_again(tmp_path: Path) -> None:
+def test_steps_repeated_after_a_kill_are_not_written_again(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
 
-    def session(origin: str, *steps: int) -> None:
+    def session(fingerprint: str, *steps: int) -> None:
         journal = Journal(path)
-        journal.resume(origin)
-        journal.write("start", steps_done=steps[0], data_fingerprint=origin)
+        journal.resume(fingerprint)
+        journal.write("start", steps_done=steps[0], data_fingerprint=fingerprint)
         for step in steps:
             journal.write("step", steps_done=step)
             journal.write("evaluation", steps_done=10 * step)
             journal.write("save", steps_done=step)
 
-    for origin, *steps in (("a", 0, 1, 2), ("a", 1, 2, 3), ("b", 0, 1)):
-        session(origin, *steps)
-    told = {event: [row["steps_done"] for row in Journal(path).rows() if row["event"] == event] for event in STEPPED}
-    assert told == {"step": [0, 1, 2, 3, 0, 1], "evaluation": [0, 10, 20, 30, 0, 10], "save": [0, 1, 2, 1, 2, 3, 0, 1]}
+    for fingerprint, *done in (("a", 0, 1, 2), ("a", 1, 2, 3), ("b", 0, 1)):
+        session(fingerprint, *done)
+    steps = {event: [row["steps_done"] for row in Journal(path).rows() if row["event"] == event] for event in STEPPED}
+    assert steps == {"step": [0, 1, 2, 3, 0, 1], "evaluation": [0, 10, 20, 30, 0, 10], "save": [0, 1, 2, 1, 2, 3, 0, 1]}
 
 
-def test_where_there_is_no_terminal_progress_is_a_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_progress_is_a_line_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     progress = Progress(total_images=100, done_images=20, shown=True)
-    for images in (40, 60, 100):  # the last one twice: the step, then what is reported of it
+    for images in (40, 60, 100):  # the last one twice: the step, then its metrics
         progress.update(images, "stage 1/1")
     progress.update(100, "stage 1/1 | loss 0.5")
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == ["100% stage 1/1 | loss 0.5"]
+    assert caplog.messages == ["100% stage 1/1 | loss 0.5"]
 
 
-def test_a_line_that_a_killed_process_left_unfinished_is_ended(tmp_path: Path) -> None:
+def test_a_line_left_unfinished_by_a_kill_is_ended(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text('{"event": "step", "step": 1}\n{"event": "st')
     Journal(path).write("start", steps_done=2)
@@ -81,8 +82,8 @@ def test_a_line_that_a_killed_process_left_unfinished_is_ended(tmp_path: Path) -
     assert json.loads(lines[2])["event"] == "start"
 
 
-def test_lines_that_a_full_disk_refuses_are_written_later(
-    small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+def test_lines_that_do_not_fit_on_a_full_disk_are_written_later(
+    small_disk: Callable[[str], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     disk = small_disk("64k")
     journal = Journal(disk / "journal.jsonl")
@@ -92,7 +93,7 @@ def test_lines_that_a_full_disk_refuses_are_written_later(
         stream.write(bytes(10**6))  # as much as there is room for
     journal.write("step", steps_done=1, text="x" * 8000)
     journal.write("step", steps_done=2, text="y")
-    assert "2 lines of the journal wait" in capsys.readouterr().err
+    assert "2 lines of the journal are kept for later" in caplog.text
     assert len((disk / "journal.jsonl").read_text().splitlines()) == 1
     filler.unlink()
     journal.write("end")

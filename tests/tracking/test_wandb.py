@@ -1,4 +1,4 @@
-"""W&B's own client: what it keeps offline is read back, and what it tells a server."""
+"""Upload to W&B with its own client, against a server that runs here."""
 
 import fcntl
 import json
@@ -11,7 +11,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,111 +20,118 @@ from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.tracking.config import TrackingConfig
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.tracking.stopwatch import ACTIVITIES
-from mae_curriculum.tracking.wandb.datastore import records
-from mae_curriculum.tracking.wandb.launch import WandbLog, children, without_home
-from mae_curriculum.tracking.wandb.rows import AXES
-from mae_curriculum.tracking.wandb.upload import known_offline
+from mae_curriculum.tracking.wandb import log_to_wandb, without_home
 from tests.runs import command, equal, options, rows, run_python, start, stop_midway, weights
-from tests.wandb_server import serve
+from tests.wandb_server import EMAIL, Bucket, Server, serve
 
 pytest.importorskip("wandb")
 KEY = "k" * 40
+AXES = ("images", "epochs", "flops", "train_seconds")
 
 
-def read_back(run: Path) -> tuple[set[str], list[dict[str, Any]], dict[str, str], str]:
-    """Read all W&B files of a run folder: its ids, what was logged, the axis of each metric, and all as text."""
-    ids, logged, axes, text = set(), [], {}, ""
-    for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
-        text += path.read_bytes().decode("latin-1")
-        for record in records(path):
-            if record.HasField("run"):
-                ids.add(record.run.run_id)
-            if record.HasField("metric"):
-                axes[record.metric.name or record.metric.glob_name] = record.metric.step_metric
-            if record.HasField("history"):
-                items = {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
-                logged.append({key: json.loads(value) for key, value in items.items()})
-    return ids, logged, axes, text
+def sync(run: Path, server: Server, pattern: str = "offline-run-*") -> None:
+    """Upload W&B's folders of a run as a user does: by `wandb sync`."""
+    environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+    for folder in sorted((run / "wandb").glob(pattern)):
+        program = [sys.executable, "-m", "wandb", "sync", str(folder)]
+        subprocess.run(program, cwd=run.parent, env=environment, check=True, capture_output=True)
+
+
+def synced(run: Path) -> Bucket:
+    """Return the only W&B run that a server has after `wandb sync` of all offline folders."""
+    with serve() as server:
+        sync(run, server)
+    (bucket,) = server.buckets.values()
+    return bucket
+
+
+def steps_with(key: str, bucket: Bucket) -> list[int]:
+    """Return the steps of a W&B run that have a metric."""
+    return [row["_step"] for row in bucket.history if key in row]
+
+
+def child_processes(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    paths = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in paths for child in path.read_text().split()]
 
 
 def kill_with_wandb(run: Path, *flags: str, **environment: str) -> None:
-    """Start a run that was stopped, and kill it by SIGKILL, W&B's own process too, once W&B was told of a step."""
-    told = read_json(run / "wandb.json")["step"]
+    """Resume a run, and kill it by SIGKILL, W&B's processes too, once it has written and uploaded some steps."""
+    before = len(rows(run, "step"))
     process = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *flags, **environment)
-    while read_json(run / "wandb.json")["step"] < told + 15:
+    while len(rows(run, "step")) < before + 3 or not any(map(child_processes, child_processes(process.pid))):
         time.sleep(0.01)
         assert process.poll() is None
-    bringers = children(process.pid)
-    for pid in (process.pid, *bringers, *(core for each in bringers for core in children(each))):
+    time.sleep(2)  # the upload reads the journal every second
+    assert process.poll() is None
+    uploads = child_processes(process.pid)
+    for pid in (process.pid, *uploads, *(child for upload in uploads for child in child_processes(upload))):
         os.kill(pid, signal.SIGKILL)
     process.communicate()
 
 
-def test_a_run_with_two_restarts_is_one_run_and_one_curve(tmp_path: Path) -> None:
+def test_offline_a_run_with_two_restarts_is_one_run_and_one_curve_without_secrets(tmp_path: Path) -> None:
     run = tmp_path / "run"
     home = tmp_path / "home"
     home.symlink_to(tmp_path, target_is_directory=True)
     environment = {"WANDB_API_KEY": KEY, "SECRET": "hush-hush", "HOME": str(home)}
-    changes = {"saving__every_minutes": 0.01, "knn__every_epochs": 4, "tracking__pictures": 1}
-    flags = options(home / "run", epochs=16, tracking__wandb="offline", data__cache=tmp_path / "cache", **changes)
+    changes = {"saving__every_minutes": 0.01, "knn__every_epochs": 10, "tracking__pictures": 1}
+    flags = options(home / "run", epochs=40, tracking__wandb="offline", data__cache=tmp_path / "cache", **changes)
     stop_midway(run, "pretrain", *flags, **environment)
     kill_with_wandb(run, *flags, **environment)
-    done = command("pretrain", *flags, **environment)
-    assert done.returncode == 0
-    assert "W&B" not in done.stderr
+    finished = command("pretrain", *flags, **environment)
+    assert finished.returncode == 0
+    assert "W&B" not in finished.stderr
 
-    ids, logged, axes, text = read_back(run)
     with serve() as server:
-        for folder in sorted((run / "wandb").glob("offline-run-*")):
-            program = [sys.executable, "-m", "wandb", "sync", str(folder)]
-            there = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
-            subprocess.run(program, cwd=tmp_path, env=there, check=True, capture_output=True)
+        sync(run, server)
     (bucket,) = server.buckets.values()
-    assert [row["_step"] for row in bucket.history] == [row["_step"] for row in logged]
-    assert [row.get("loss") for row in bucket.history] == [row.get("loss") for row in logged]
+    assert [*server.buckets] == [read_json(run / "wandb.json")["id"]]
     assert bucket.exit_codes[-1] == 0
-    steps = [row for row in logged if "loss" in row]
     evaluated = {row["steps_done"]: row["knn"] for row in rows(run, "evaluation")}
-    assert {row["_step"]: row["knn"] for row in logged if "knn" in row} == evaluated
+    assert {row["_step"]: row["knn"] for row in bucket.history if "knn" in row} == evaluated
     assert len(evaluated) == 4
-    drawn = [row["_step"] for row in bucket.history if "pictures" in row]
-    assert drawn == [row["steps_done"] for row in rows(run, "pictures")]
-    assert len(drawn) == 3
-    told = rows(run, "step")
-    assert ids == {read_json(run / "wandb.json")["id"]}
-    assert [row["_step"] for row in steps] == [row["steps_done"] for row in told]
+    assert steps_with("pictures", bucket) == [row["steps_done"] for row in rows(run, "pictures")]
+    assert len(steps_with("pictures", bucket)) == 3
+    journal = rows(run, "step")
+    uploaded = [row for row in bucket.history if "loss" in row]
+    assert [row["_step"] for row in uploaded] == [row["steps_done"] for row in journal]
+    assert steps_with("_step", bucket) == sorted({*steps_with("loss", bucket), *evaluated})
     for name in ("loss", "lr", "gradient_norm", "images_per_second", "mask_ratio", "mfu", *AXES):
-        assert [row[name] for row in steps] == [row[name] for row in told]
-    for row in steps:
+        assert [row[name] for row in uploaded] == [row[name] for row in journal]
+    for row in uploaded:
         assert sum(row[f"broadcast_{name}"] for name in ACTIVITIES) == pytest.approx(1)
-    assert {axes[f"loss_by_{axis}"] for axis in AXES} == set(AXES)
-    assert axes["*"] == "images"
-    assert "~/run" in text
-    assert "~/cache" in text
-    for secret in (KEY, "hush-hush", str(home), str(tmp_path)):
-        assert secret not in text
+    assert "~/run" in bucket.text
+    assert "~/cache" in bucket.text
+    files = [*run.glob("wandb/*run-*/*.wandb"), run / "wandb.json"]
+    stored = b"".join([*(path.read_bytes() for path in files), *server.received])
+    for secret in (KEY, "hush-hush", EMAIL, str(home), str(tmp_path)):
+        assert secret.encode() not in stored
 
 
-def test_online_a_run_is_one_curve_whatever_the_server_had_not_taken(tmp_path: Path) -> None:
+def test_online_a_run_is_one_curve_whatever_the_server_received(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = options(run, epochs=16, tracking__wandb="online", saving__every_minutes=0.01)
+    flags = options(run, epochs=40, tracking__wandb="online", saving__every_minutes=0.01)
     with serve() as server:
-        environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
+        environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "SECRET": "hush-hush"}
         stop_midway(run, "pretrain", *flags, **environment)
         (bucket,) = server.buckets.values()
         assert (bucket.exit_codes, bucket.preempting) == ([75], True)
         assert str(run).endswith(f"/{bucket.name}")
-        bucket.name = "what a user calls it"
+        bucket.name = "renamed by the user"
         kill_with_wandb(run, *flags, **environment)
-        done = command("pretrain", *flags, **environment)
-        assert done.returncode == 0
-        assert f"W&B: {server.url}/" in done.stderr
-    assert (bucket.exit_codes, bucket.name) == ([75, 0], "what a user calls it")
-    assert [row["_step"] for row in bucket.history if "loss" in row] == [row["steps_done"] for row in rows(run, "step")]
+        finished = command("pretrain", *flags, **environment)
+        assert finished.returncode == 0
+        assert f"W&B: {server.url}/" in finished.stderr
+    assert (bucket.exit_codes, bucket.name) == ([75, 0], "renamed by the user")
+    assert steps_with("loss", bucket) == [row["steps_done"] for row in rows(run, "step")]
     assert [*server.buckets] == [read_json(run / "wandb.json")["id"]]
+    for secret in (KEY, "hush-hush", EMAIL):
+        assert secret.encode() not in b"".join(server.received)
 
 
-def test_a_server_that_is_gone_halfway_ends_nothing(finished: Path, tmp_path: Path) -> None:
+def test_a_server_that_disappears_does_not_end_a_run_and_gets_the_rest_later(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with serve() as server:
         flags = options(run, tracking__wandb="online", tracking__pictures=1)
@@ -134,23 +140,24 @@ def test_a_server_that_is_gone_halfway_ends_nothing(finished: Path, tmp_path: Pa
         while not server.buckets:
             time.sleep(0.01)
             assert process.poll() is None
-    told = process.communicate()[1]
+    messages = process.communicate()[1]
     assert process.returncode == 0
     assert time.time() - rows(run, "end")[0]["time"] < 20
-    assert "warning: W&B has not taken all of this run in 10 s; the same command brings the rest" in told
+    assert "warning: W&B did not receive all of this run" in messages
+    assert "rerun the same command to upload the rest" in messages
     assert equal(weights(run), weights(finished))
 
-    with serve() as server:  # once it is there, the same command brings the rest
+    with serve() as server:
         environment["WANDB_BASE_URL"] = server.url
         for _ in range(2):
-            assert "this run is over" in command("pretrain", *flags, **environment).stdout
+            assert command("pretrain", *flags, **environment).returncode == 0
     (bucket,) = server.buckets.values()
-    assert [row["_step"] for row in bucket.history if "loss" in row] == [row["steps_done"] for row in rows(run, "step")]
+    assert steps_with("loss", bucket) == [row["steps_done"] for row in rows(run, "step")]
     assert bucket.exit_codes == [0]
     assert bucket.summary["knn"] == rows(run, "end")[0]["knn"]
 
 
-def test_what_was_offline_is_not_sent_twice_once_a_job_was_online(tmp_path: Path) -> None:
+def test_offline_folders_are_not_uploaded_twice_once_a_job_was_online(tmp_path: Path) -> None:
     run = tmp_path / "run"
     changes = {"epochs": 16, "saving__every_minutes": 0.01}
     with serve() as server:
@@ -159,26 +166,25 @@ def test_what_was_offline_is_not_sent_twice_once_a_job_was_online(tmp_path: Path
         assert command("pretrain", *options(run, tracking__wandb="online", **changes), **environment).returncode == 0
         (bucket,) = server.buckets.values()
         before = bucket.history
-        assert [row["_step"] for row in before if "loss" in row] == [row["steps_done"] for row in rows(run, "step")]
-        for folder in sorted((run / "wandb").glob("*run-*")):
-            program = [sys.executable, "-m", "wandb", "sync", str(folder)]
-            subprocess.run(program, cwd=tmp_path, env={**os.environ, **environment}, check=True, capture_output=True)
+        assert steps_with("loss", bucket) == [row["steps_done"] for row in rows(run, "step")]
+        sync(run, server, "*run-*")
     assert bucket.history == before
 
 
-def test_what_offline_files_hold_is_read_off_them_unless_they_are_gone(tmp_path: Path) -> None:
-    state = {"step": 30, "base": 20, "file": "killed.wandb"}
-    assert known_offline(RunFolder(tmp_path), state) == 30
-    (tmp_path / "killed.wandb").write_bytes(b":W&B\xbe\x1f\x00")  # at once
-    assert known_offline(RunFolder(tmp_path), state) == 20
-
-
-def test_the_users_home_is_spelled_as_such_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_is_replaced_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     paths = {"a": ["/home/josé", "/home/josé/x=/home/josé/y"], "b": ("/home/joséphine", 1, None)}
     monkeypatch.setenv("HOME", "/home/josé")
     assert without_home(paths) == {"a": ["~", "~/x=~/y"], "b": ["/home/joséphine", 1, None]}
     monkeypatch.setenv("HOME", "/")
     assert without_home("/x /y") == "/x /y"
+
+
+def test_a_user_without_a_home_folder_has_none_to_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    assert without_home({"run": Path("/data/run")}) == {"run": "/data/run"}
 
 
 def test_a_run_that_fails_is_shown_as_failed(tmp_path: Path) -> None:
@@ -191,8 +197,10 @@ def test_a_run_that_fails_is_shown_as_failed(tmp_path: Path) -> None:
     assert bucket.summary["ending"].startswith("loss or gradient was not finite in 5 steps in a row")
 
 
-@pytest.mark.parametrize(("environment", "words"), [({}, "no W&B key"), ({"WANDB_API_KEY": "short"}, "must have 40+")])
-def test_without_a_key_nothing_ends_and_no_bit_changes(
+@pytest.mark.parametrize(
+    ("environment", "words"), [({}, "No API key configured"), ({"WANDB_API_KEY": "short"}, "must have 40+")]
+)
+def test_without_a_key_the_run_is_complete_and_equal_bit_for_bit(
     finished: Path, tmp_path: Path, environment: dict[str, str], words: str
 ) -> None:
     run = tmp_path / "run"
@@ -202,88 +210,83 @@ def test_without_a_key_nothing_ends_and_no_bit_changes(
     assert equal(weights(run), weights(finished))
 
 
-def test_a_run_whose_server_never_answers_lies_offline_whole(finished: Path, tmp_path: Path) -> None:
+def test_a_run_whose_server_never_answers_is_complete_offline(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes calls
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts connections
         environment = {"WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "WANDB_API_KEY": KEY}
         done = command("pretrain", *options(run, tracking__wandb="online"), **environment)
     assert done.returncode == 0
     assert time.time() - rows(run, "end")[0]["time"] < 20
     assert equal(weights(run), weights(finished))
-    assert "warning: W&B does not take this run now" in done.stderr
-    assert "it is logged offline" in done.stderr
-    assert re.findall("given up|not taken", done.stderr) == []
-    assert [row["_step"] for row in read_back(run)[1]] == [row["steps_done"] for row in rows(run, "step")]
-    assert [path.parent.name[:4] for path in (run / "wandb").glob("*run-*/*.synced")] == ["run-"]
+    assert "warning: W&B is not available, so this job is not uploaded now" in done.stderr
+    assert re.findall("W&B failed|did not receive", done.stderr) == []
+    assert steps_with("_step", synced(run)) == [row["steps_done"] for row in rows(run, "step")]
 
 
-def test_what_a_killed_or_failed_job_began_to_tell_of_a_step_the_next_one_ends(tmp_path: Path) -> None:
-    journal, told = Journal(tmp_path / "journal.jsonl"), {"size": [8, 8], "train_seconds": 1.0}
+def test_an_interrupted_step_is_completed_by_the_next_job_and_uploads_wait_for_each_other(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
 
-    def bring() -> str:
-        facts = {"folder": str(tmp_path), "tracking": {"wandb": "offline"}, "config": {}}
-        program = [sys.executable, "-m", "mae_curriculum.tracking.wandb.upload"]
-        words = f"{json.dumps(facts)}\nover\n"
-        return subprocess.run(program, input=words, capture_output=True, text=True, check=True).stderr
+    def upload() -> str:
+        request = {"folder": str(tmp_path), "tracking": {"wandb": "offline"}, "config": {}}
+        program = [sys.executable, "-m", "mae_curriculum.tracking.wandb"]
+        lines = f"{json.dumps(request)}\nover\n"
+        return subprocess.run(program, input=lines, capture_output=True, text=True, check=True).stderr
 
-    def steps(key: str) -> list[int]:
-        return [row["_step"] for row in read_back(tmp_path)[1] if key in row]
+    def folder_count() -> int:
+        return len([*tmp_path.glob("wandb/offline-run-*")])
 
-    journal.write("start", step=0)
-    for step in (4, 9):
-        journal.write("step", step=step, loss=1.0, **told)
+    journal.write("start", steps_done=0)
+    for steps_done in (5, 10):
+        journal.write("step", steps_done=steps_done, loss=1.0, size=[8, 8], train_seconds=1.0)
     with ThreadPoolExecutor() as pool, (tmp_path / "wandb.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # as the process of a job that was killed, still at it
-        brought = pool.submit(bring)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as if the upload of a killed job were still running
+        waiting = pool.submit(upload)
         with pytest.raises(TimeoutError):
-            brought.result(4)
-        assert steps("loss") == []
+            waiting.result(4)
+        assert folder_count() == 0
         fcntl.flock(lock, fcntl.LOCK_UN)
-        assert brought.result() == ""
-    assert steps("loss") == [5]
-    journal.write("start", step=5)
-    journal.write("evaluation", step=10, knn=0.5)
+        assert waiting.result() == ""
+    assert steps_with("loss", synced(tmp_path)) == [5]
+    journal.write("start", steps_done=5)
+    journal.write("evaluation", steps_done=10, knn=0.5)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "torn.png").write_bytes(b"not a picture")
-    journal.write("pictures", step=10, files=["elsewhere/pictures/gone.png", "elsewhere/pictures/torn.png"])
+    journal.write("pictures", steps_done=10, files=["elsewhere/pictures/gone.png", "elsewhere/pictures/torn.png"])
     journal.write("error", reason="no memory")
-    assert "W&B is not told of the pictures of step 10: UnidentifiedImageError" in bring()
-    assert steps("loss") == [5]
-    journal.write("start", step=10)
+    assert "warning: no pictures of step 10 at W&B: UnidentifiedImageError" in upload()
+    journal.write("start", steps_done=10)
     journal.write("end", knn=0.5)
     for _ in range(2):
-        bring()
-    assert (steps("loss"), steps("knn")) == ([5, 10], [10])
-    assert len([*(tmp_path / "wandb").glob("offline-run-*")]) == 3
+        upload()
+    assert folder_count() == 3
+    with serve() as server:
+        for path in tmp_path.glob("wandb/*/*.synced"):
+            path.unlink()  # by the sync above
+        sync(tmp_path, server)
+    (bucket,) = server.buckets.values()
+    assert (steps_with("loss", bucket), steps_with("knn", bucket)) == ([5, 10], [10])
 
 
-def test_a_process_that_died_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {*children(os.getpid())}
-    log = WandbLog(RunFolder(tmp_path), TrackingConfig(wandb="offline"), {})
-    (pid,) = {*children(os.getpid())} - before
+def test_an_upload_process_that_died_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = {*child_processes(os.getpid())}
+    close = log_to_wandb(RunFolder(tmp_path), TrackingConfig(wandb="offline"), {})
+    (pid,) = {*child_processes(os.getpid())} - before
     os.kill(pid, signal.SIGKILL)
-    log.close()
-    log.close()
-    assert capsys.readouterr().err == "warning: W&B's process ended with code -9; the same command brings the rest\n"
+    close()
+    close()
+    message = "W&B did not receive all of this run (exit code -9); rerun the same command to upload the rest"
+    assert caplog.messages == [message]
 
 
-def test_a_user_without_a_home_has_no_home_to_hide(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", unknown)
-    assert without_home({"run": Path("/data/run")}) == {"run": "/data/run"}
-
-
-def test_without_wandb_a_run_that_wants_it_is_refused_before_it_begins(
+def test_without_wandb_a_run_that_needs_it_is_refused_before_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mae_curriculum.tracking.wandb.launch.find_spec", lambda _: None)
+    monkeypatch.setattr("mae_curriculum.tracking.wandb.find_spec", lambda _: None)
     assert main(["pretrain", *options(tmp_path / "run", tracking__wandb="offline")]) == 2
     assert "pip install wandb" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_project_that_wandb_would_refuse_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_project_name_that_wandb_would_refuse_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "--tracking.project", "a/b"]) == 2
-    assert "tracking.project: 1 to 128 characters" in capsys.readouterr().err
+    assert "tracking.project must be 1 to 128 characters" in capsys.readouterr().err
