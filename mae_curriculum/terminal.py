@@ -19,6 +19,7 @@ class TerminalHandler(logging.Handler):
     below_bar = False
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write a message; warnings and errors start with "warning: "."""
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         try:
             first = "\n" if self.below_bar and sys.stderr.isatty() else ""

@@ -66,7 +66,7 @@ def catch_signals(deadline: float | None = None) -> Iterator[Stop]:
         signal.signal(number, catch)
     mask = signal.pthread_sigmask(
         signal.SIG_UNBLOCK, SIGNALS
-    )  # a job's launcher blocks them until they are handled here
+    )  # a job's launcher blocks them until then
     try:
         yield stop
     finally:
