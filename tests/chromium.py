@@ -39,9 +39,9 @@ class Page:
 
     def run(self, script: str) -> Any:
         """Run JavaScript in the page; returns its value."""
-        told = self._ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in told, told["exceptionDetails"]
-        return told["result"].get("value")
+        answer = self._ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def press(self, key: str) -> None:
         """Press a key, where the focus is."""
@@ -71,19 +71,19 @@ class Page:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._to, json.dumps(message).encode() + b"\0")
-        while (told := self._read()).get("id") != self._count:
-            self._listen(told)
-        assert "error" not in told, told
-        result: dict[str, Any] = told["result"]
+        while (answer := self._read()).get("id") != self._count:
+            self._listen(answer)
+        assert "error" not in answer, answer
+        result: dict[str, Any] = answer["result"]
         return result
 
-    def _listen(self, told: dict[str, Any]) -> None:
-        facts = told.get("params", {})
-        if told.get("method") == "Runtime.exceptionThrown":
+    def _listen(self, answer: dict[str, Any]) -> None:
+        facts = answer.get("params", {})
+        if answer.get("method") == "Runtime.exceptionThrown":
             self.complaints.append(str(facts["exceptionDetails"]))
-        if told.get("method") == "Runtime.consoleAPICalled" and facts["type"] in ("error", "warning", "assert"):
+        if answer.get("method") == "Runtime.consoleAPICalled" and facts["type"] in ("error", "warning", "assert"):
             self.complaints.append(str(facts["args"]))
-        if told.get("method") == "Log.entryAdded" and facts["entry"]["level"] in ("error", "warning"):
+        if answer.get("method") == "Log.entryAdded" and facts["entry"]["level"] in ("error", "warning"):
             self.complaints.append(facts["entry"]["text"])
 
     def _read(self) -> dict[str, Any]:
@@ -92,8 +92,8 @@ class Page:
             assert part, "the browser has gone"
             self._buffer += part
         message, _, self._buffer = self._buffer.partition(b"\0")
-        told: dict[str, Any] = json.loads(message)
-        return told
+        answer: dict[str, Any] = json.loads(message)
+        return answer
 
 
 def why_no_chromium() -> str | None:

@@ -101,9 +101,9 @@ def stop_midway(run: Path, *arguments: object, package: str = "mae_curriculum", 
         time.sleep(0.05)
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGTERM)  # to the loader's workers too
-    told = process.communicate()[1]
+    output = process.communicate()[1]
     assert process.returncode == 75
-    return told
+    return output
 
 
 def rows(run: Path, event: str) -> list[dict[str, Any]]:

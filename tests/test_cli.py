@@ -71,11 +71,11 @@ def test_an_unknown_verb_is_one_line_with_the_nearest_one(capsys: pytest.Capture
 
 def test_help_lists_each_verb_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_verb("tests", VERBS, ["--help"]) == 0
-    told = capsys.readouterr()
-    assert "\n  fail  Raise an error.\n" in told.out
-    assert "Not the first line" not in told.out
+    output = capsys.readouterr()
+    assert "\n  fail  Raise an error.\n" in output.out
+    assert "Not the first line" not in output.out
     assert run_verb("tests", VERBS, []) == 2
-    assert capsys.readouterr().err == told.out
+    assert capsys.readouterr().err == output.out
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -31,7 +31,7 @@ from tests.plain_mae import plain_mae_loss
 from tests.runs import equal, options, picture_folder, pictures, rows, stop_midway, torchrun, weights
 
 
-def test_knn_is_monitored_on_the_way_only_when_asked_for(finished: Path, tmp_path: Path) -> None:
+def test_knn_is_evaluated_during_a_run_only_if_asked_for(finished: Path, tmp_path: Path) -> None:
     assert [row["steps_done"] for row in rows(finished, "evaluation")] == [67]
     run = tmp_path / "run"
     assert main(["pretrain", *options(run, knn__every_epochs=2)]) == 0
@@ -40,7 +40,7 @@ def test_knn_is_monitored_on_the_way_only_when_asked_for(finished: Path, tmp_pat
     assert equal(weights(run), weights(finished))  # looking changes nothing
 
 
-def test_a_run_ends_with_a_summary_of_its_worth_and_its_savings(finished: Path) -> None:
+def test_a_run_ends_with_a_summary_of_its_accuracy_and_costs(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert {
         "knn",
@@ -75,7 +75,7 @@ def test_a_run_without_curriculum_saves_nothing(tmp_path: Path) -> None:
     assert (summary["speedup_flops"], summary["speedup_seconds"]) == (1, pytest.approx(1))
 
 
-def test_a_run_says_what_it_does(finished: Path) -> None:
+def test_a_run_logs_its_stages_and_prints_its_result(finished: Path) -> None:
     text = (finished.parent / "finished.txt").read_text()
     assert "stage 1 of 3: 24 px, 40 steps of 64 images" in text
     assert "stage 3 of 3: 32 px" in text
@@ -96,14 +96,14 @@ def test_the_loss_falls_and_the_stages_change_as_planned(finished: Path) -> None
     assert steps[-1]["images"] == 67 * 64
 
 
-def test_a_finished_run_started_again_only_tells_its_summary(
+def test_a_finished_run_prints_its_summary_again_and_changes_nothing(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     assert main(["pretrain", *options(finished)]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("this run is over:")
-    assert told.splitlines()[1:] == (finished.parent / "finished.txt").read_text().splitlines()[:3]
+    output = capsys.readouterr()
+    assert f"{finished} is finished already" in output.err
+    assert (finished.parent / "finished.txt").read_text().startswith(output.out)
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
@@ -126,7 +126,7 @@ def test_knn_measures_a_runs_encoder_again(finished: Path, tmp_path: Path, capsy
     assert f"kNN accuracy {summary['knn']:.4f} of" in capsys.readouterr().out
 
 
-def test_a_run_killed_before_its_summary_makes_it_up(finished: Path, tmp_path: Path) -> None:
+def test_a_run_killed_before_its_summary_writes_it_after_a_restart(finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     (run / "summary.json").unlink()
     assert main(["pretrain", *options(run)]) == 0
@@ -136,7 +136,7 @@ def test_a_run_killed_before_its_summary_makes_it_up(finished: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stopped_run_continues_to_the_same_weights(workers: int, finished: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_the_same_weights(workers: int, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert "the same command continues" in stop_midway(run, "pretrain", *options(run, data__workers=workers))
     stopped_at = rows(run, "save")[-1]["steps_done"]
@@ -229,7 +229,7 @@ def test_every_setting_reaches_the_training(changes: dict[str, Any]) -> None:
     assert (plain - changed[: len(plain)]).abs().max() > 1e-4
 
 
-def test_broken_images_are_named_replaced_and_survived(tmp_path: Path) -> None:
+def test_broken_images_are_logged_and_replaced(tmp_path: Path) -> None:
     folder = picture_folder(tmp_path / "pictures", classes=2, count=300)
     (folder / "class0" / "0010.png").write_text("a text file")
     (folder / "class1" / "0011.png").write_bytes((folder / "class1" / "0013.png").read_bytes()[:50])
@@ -256,7 +256,7 @@ def test_too_many_broken_images_stop_the_run_and_keep_what_was_saved(
 def test_images_of_one_class_train_without_a_knn_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = picture_folder(tmp_path / "pictures", classes=1, count=100)
     assert main(["pretrain", *options(tmp_path / "run", **pictures(folder, epochs=7))]) == 0
-    assert "no kNN accuracy: the images are not sorted into two or more classes" in capsys.readouterr().out
+    assert "no kNN accuracy: the images are not sorted into two or more classes" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["knn"] is None
 
 
@@ -290,7 +290,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("message", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(
+def test_a_user_error_is_one_line_and_exit_code_2(
     message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["pretrain", *options(tmp_path / "run", **MISTAKES[message])]) == 2
@@ -300,14 +300,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_images_that_changed_since_the_run_began_are_refused(
+def test_images_that_changed_since_the_run_started_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, run = picture_folder(tmp_path / "pictures", classes=2, count=100), tmp_path / "run"
     assert main(["pretrain", *options(run, **pictures(folder, epochs=7))]) == 0
     (folder / "class0" / "0010.png").rename(folder / "class0" / "ten.png")
     assert main(["pretrain", *options(run, **pictures(folder, epochs=7))]) == 2
-    assert "the run began with 100 images" in capsys.readouterr().err
+    assert "was started with 100 images" in capsys.readouterr().err
 
 
 def test_a_batch_smaller_than_the_world_is_refused() -> None:

@@ -68,7 +68,7 @@ def kill_until_done(program: list[str], run: Path, *arguments: str, kills: int, 
     return kills
 
 
-def test_killed_at_random_moments_a_run_ends_with_the_bits_of_one_that_was_not(finished: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = options(run, saving__every_minutes=1e-9, data__workers=2, micro_batch=32, tracking__every_steps=2)
     arguments += ["--knn.every_epochs", "1", "--tracking.pictures", "1"]
@@ -80,12 +80,12 @@ def test_killed_at_random_moments_a_run_ends_with_the_bits_of_one_that_was_not(f
     assert equal(weights(run), weights(whole))
     first, second = newest_state(run)["optimizer"]["state"], newest_state(whole)["optimizer"]["state"]
     assert all(equal(first[key], second[key]) for key in second)
-    told = {event: [row["steps_done"] for row in rows(run, event)] for event in IDEMPOTENT_EVENTS}
-    assert all(steps == sorted({*steps}) for steps in told.values())
-    assert len(told["evaluation"]) == len(told["pictures"]) == 3
+    steps = {event: [row["steps_done"] for row in rows(run, event)] for event in IDEMPOTENT_EVENTS}
+    assert all(done == sorted({*done}) for done in steps.values())
+    assert len(steps["evaluation"]) == len(steps["pictures"]) == 3
 
 
-def test_two_processes_killed_together_end_with_the_bits_of_two_that_were_not(tmp_path: Path) -> None:
+def test_two_processes_killed_together_end_with_the_same_bits(tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert torchrun("pretrain", *options(whole)).returncode == 0
     arguments = options(run, saving__every_minutes=1e-9, tracking__every_steps=2)
@@ -100,22 +100,22 @@ def test_signals_of_schedulers_save_and_stop_a_run_between_reports(number: signa
     process = start(PYTHON, "pretrain", *options(run, epochs=30, tracking__every_steps=100))
     wait_for(lambda: (run / "journal.jsonl").exists() and rows(run, "stage"), process)
     os.kill(process.pid, number)
-    told = process.communicate()[1]
+    output = process.communicate()[1]
     assert process.returncode == 75
-    assert f"{number.name}: saved and stopped at step" in told
+    assert f"{number.name}: saved and stopped at step" in output
     assert rows(run, "stop")[0]["reason"] == number.name
 
 
-def test_a_run_stopped_while_its_end_is_evaluated_ends_with_the_next_job(finished: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_during_its_final_evaluation_finishes_after_a_restart(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = options(run, knn__batch_images=2)
     process = start(PYTHON, "pretrain", *flags)
     wait_for(lambda: (run / "journal.jsonl").exists() and rows(run, "save"), process)
     os.kill(process.pid, signal.SIGTERM)
-    told = process.communicate()[1]
+    output = process.communicate()[1]
     assert process.returncode == 75
-    assert "SIGTERM: " in told
-    assert "the same command continues" in told
+    assert "SIGTERM: " in output
+    assert "run the same command to resume" in output
     assert (rows(run, "stop")[0]["steps_done"], rows(run, "evaluation")) == (67, [])
     done = command("pretrain", *flags)
     assert done.returncode == 0
@@ -123,13 +123,13 @@ def test_a_run_stopped_while_its_end_is_evaluated_ends_with_the_next_job(finishe
     assert equal(weights(run), weights(finished))
 
 
-def test_two_processes_stop_at_the_same_step_whichever_of_them_is_told(tmp_path: Path) -> None:
+def test_two_processes_stop_at_the_same_step_whichever_gets_the_signal(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start([*TWO, "--"], "pretrain", *options(run, epochs=15, tracking__every_steps=5))
     wait_for(lambda: steps_reported(run), process)
     os.kill(processes_of(process)[1], signal.SIGTERM)
-    told = process.communicate()[1]
-    assert "SIGTERM: saved and stopped at step" in told
+    output = process.communicate()[1]
+    assert "SIGTERM: saved and stopped at step" in output
     stopped = rows(run, "stop")[0]["steps_done"]
     assert stopped == steps_of(RunFolder(run).checkpoints[-1])
     assert torchrun("pretrain", *options(run, epochs=15, tracking__every_steps=5)).returncode == 0
@@ -138,14 +138,14 @@ def test_two_processes_stop_at_the_same_step_whichever_of_them_is_told(tmp_path:
 
 def test_a_time_limit_saves_and_stops_before_it(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    begun = time.monotonic()
+    start_time = time.monotonic()
     process = start(PYTHON, "pretrain", *options(run, epochs=400, time_limit="0:12"))
-    told = process.communicate()[1]
+    output = process.communicate()[1]
     assert process.returncode == 75
     began = rows(run, "start")[0]["time"]
     assert rows(run, "save")[-1]["time"] - began < 12
-    assert time.monotonic() - begun < 25  # Python's own start counts for nobody
-    assert "time limit: saved and stopped at step" in told
+    assert time.monotonic() - start_time < 25  # Python's own start counts for nobody
+    assert "time limit: saved and stopped at step" in output
     assert rows(run, "stop")[0]["reason"] == "time limit"
 
 
@@ -169,7 +169,7 @@ def test_a_second_job_on_a_run_is_refused_and_harms_nothing(tmp_path: Path) -> N
     assert not (run / "lock.json").exists()
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_leads_to_the_same_bits(
+def test_a_damaged_checkpoint_is_logged_and_the_previous_one_leads_to_the_same_bits(
     finished: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -184,42 +184,42 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_leads_to_the_same_bits
     assert equal(weights(run), weights(finished))
 
 
-def test_a_full_disk_does_not_end_a_run_which_saves_once_there_is_room(
+def test_a_full_disk_does_not_end_a_run_which_saves_once_there_is_space(
     finished: Path, small_disk: Callable[[str], Path]
 ) -> None:
     run = small_disk("3m") / "run"  # a checkpoint takes 1 MB; saving at each report, more and more are kept
     process = start(PYTHON, "pretrain", *options(run, saving__every_minutes=1e-9, saving__keep=99))
     assert process.stderr is not None
-    told = ""
-    while "trying again" not in told:
-        told += process.stderr.readline()
+    output = ""
+    while "trying again" not in output:
+        output += process.stderr.readline()
         assert process.poll() is None
-    assert "warning: the checkpoint could not be written: [Errno 28] No space left on device" in told
+    assert "warning: the checkpoint could not be written: [Errno 28] No space left on device" in output
     kept = RunFolder(run).newest()  # the ones before are unharmed
     assert kept is not None
-    wait_for(lambda: steps_reported(run)[-1:] == [66], process)  # it trains to its end meanwhile
+    wait_for(lambda: steps_reported(run)[-1:] == [67], process)  # it trains to its end meanwhile
     small_disk("40m")
-    told += process.communicate()[1]
-    assert process.returncode == 0, told
-    assert "Traceback" not in told
+    output += process.communicate()[1]
+    assert process.returncode == 0, output
+    assert "Traceback" not in output
     assert equal(weights(run), weights(finished))
     assert rows(run, "save_failed")
 
 
-def test_a_stop_on_a_full_disk_says_so_and_leaves_the_checkpoint_before(small_disk: Callable[[str], Path]) -> None:
+def test_a_stop_on_a_full_disk_is_an_error_and_keeps_the_previous_checkpoint(small_disk: Callable[[str], Path]) -> None:
     run = small_disk("3m") / "run"
     process = start(PYTHON, "pretrain", *options(run, saving__every_minutes=1e-9, saving__keep=99, epochs=90))
     assert process.stderr is not None
     while "trying again" not in process.stderr.readline():
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGTERM)
-    told = process.communicate()[1]
+    output = process.communicate()[1]
     assert process.returncode == 2
-    assert "error: [Errno 28] No space left on device" in told
+    assert "error: [Errno 28] No space left on device" in output
     assert RunFolder(run).newest() is not None
 
 
-def test_checkpoints_of_chosen_epochs_stay(tmp_path: Path) -> None:
+def test_checkpoints_of_chosen_epochs_are_kept(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(["pretrain", *options(run, saving__keep=1, saving__keep_every_epochs=1)]) == 0
     assert [steps_of(path) for path in RunFolder(run).checkpoints] == [23, 45, 67]  # 1438 images, 64 a step
@@ -230,24 +230,24 @@ def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path: Path) -> 
     process = start([*TWO, "--"], "pretrain", *options(run, epochs=400))
     wait_for(lambda: steps_reported(run), process)
     os.kill(processes_of(process)[1], signal.SIGKILL)
-    begun = time.monotonic()
-    told = process.communicate(timeout=60)[1]
+    start_time = time.monotonic()
+    output = process.communicate(timeout=60)[1]
     assert process.returncode != 0
-    assert time.monotonic() - begun < 60
-    assert "exitcode  : -9" in told  # the cause
+    assert time.monotonic() - start_time < 60
+    assert "exitcode  : -9" in output  # the cause
 
 
-def test_a_run_of_another_world_size_goes_on_with_the_same_images(finished: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_another_world_size_and_the_same_images(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     stop_midway(run, "pretrain", *options(run))
     assert torchrun("pretrain", *options(run)).returncode == 0
     losses = {row["steps_done"]: row["loss"] for row in rows(run, "step")}
     alone = {row["steps_done"]: row["loss"] for row in rows(finished, "step")}
-    assert losses[66] == pytest.approx(alone[66], abs=1e-4)
+    assert losses[67] == pytest.approx(alone[67], abs=1e-4)
     assert [row["world_size"] for row in rows(run, "start")] == [1, 2]
 
 
-def test_a_summary_that_was_not_written_is_made_up_for(finished: Path, tmp_path: Path) -> None:
+def test_a_missing_summary_is_written_after_a_restart(finished: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     (run / "summary.json").unlink()
     assert main(["pretrain", *options(run)]) == 0

@@ -64,9 +64,7 @@ def catch_signals(deadline: float | None = None) -> Iterator[Stop]:
 
     for number in SIGNALS:
         signal.signal(number, catch)
-    mask = signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, SIGNALS
-    )  # a job's launcher blocks them until then
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a job's launcher blocks them until then
     try:
         yield stop
     finally:

@@ -44,6 +44,7 @@ def run_training(
         stopwatch, step = resume_(training, session)
         summary: dict[str, Any]
         if step == total and session.folder.summary.exists():
+            world.log(f"{session.folder.path} is finished already")
             summary = read_json(session.folder.summary)
             return summary
         course = plan(session)

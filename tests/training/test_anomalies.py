@@ -28,7 +28,7 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_steps_without_a_finite_gradient_are_named_with_their_images_and_end_a_run_after_five(diverged: Path) -> None:
+def test_five_steps_without_a_finite_gradient_are_logged_with_their_images_and_end_a_run(diverged: Path) -> None:
     skipped = rows(diverged, "skipped")
     assert len(skipped) == 5
     assert [row["steps_done"] for row in skipped] == [4, 5, 6, 7, 8]
@@ -36,7 +36,7 @@ def test_steps_without_a_finite_gradient_are_named_with_their_images_and_end_a_r
     assert rows(diverged, "error")[0]["reason"].startswith("loss or gradient was not finite")
 
 
-def test_while_steps_are_skipped_no_checkpoint_takes_the_place_of_a_good_one(tmp_path: Path) -> None:
+def test_while_steps_are_skipped_no_checkpoint_replaces_a_good_one(tmp_path: Path) -> None:
     flags = options(tmp_path / "run", tracking__every_steps=1, saving__every_minutes=1e-9)
     done = run_python(["tests/spoiled.py", "weight", "20", "pretrain", *flags], {})
     assert done.returncode == 2
@@ -75,10 +75,10 @@ def test_a_capture_replays_the_step_with_the_weights_it_had(diverged: Path) -> N
     assert done.returncode == 0
     assert done.stderr == ""
     named = rows(diverged, "skipped")[0]["images_by_rank"][0]
-    told = done.stdout.splitlines()
-    assert f"step {state['steps_done']}, with the weights it had" in told[-1]
-    assert "64 of 64 images have no finite loss or gradient" in told[-1]
-    assert sorted(line.split()[0] for line in told[1:-1]) == sorted(named)
+    output = done.stdout.splitlines()
+    assert f"step {state['steps_done']}, with the weights it had" in output[-1]
+    assert "64 of 64 images have no finite loss or gradient" in output[-1]
+    assert sorted(line.split()[0] for line in output[1:-1]) == sorted(named)
 
 
 def test_a_run_without_capture_cannot_be_replayed(finished: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_run_without_capture_cannot_be_replayed(finished: Path) -> None:
     assert "capture.pt does not exist" in done.stderr
 
 
-def test_a_stage_that_waits_for_data_is_named_with_the_knob_to_turn(tmp_path: Path) -> None:
+def test_a_stage_that_waits_for_data_is_logged_with_the_setting_to_change(tmp_path: Path) -> None:
     generator, images = np.random.default_rng(0), tmp_path / "images"
     images.mkdir()
     for index in range(64):  # large and incompressible: reading one takes longer than training on it
@@ -104,7 +104,7 @@ def test_a_stage_that_waits_for_data_is_named_with_the_knob_to_turn(tmp_path: Pa
     assert 0.05 < row["share"] < 1
 
 
-def test_a_loss_that_spikes_is_named_with_the_knob_to_turn(tmp_path: Path) -> None:
+def test_a_loss_spike_is_logged_with_the_setting_to_change(tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["pretrain", *options(run, epochs=1, tracking__every_steps=1)]
     done = run_python(["tests/spoiled.py", "spike", "15", *words], {})
