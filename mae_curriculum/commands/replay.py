@@ -25,14 +25,14 @@ def replay(config: ReplayConfig) -> int:
     capture = config.run / CAPTURE
     if not capture.exists():
         raise ConfigError(f"{capture} does not exist; a pretraining writes it when steps without a finite loss end it")
-    path = RunFolder(config.run).config
-    if RunFolder(config.run).info["command"] != "pretrain":
+    folder = RunFolder(config.run)
+    if folder.info["command"] != "pretrain":
         raise ConfigError(f"run: {config.run} is not a pretraining; only pretraining can be replayed")
     state = load_state(capture)
     with connect() as world:
         if world.world_size > 1:
             raise ConfigError(f"replay runs in one process, got {world.world_size}; start it without torchrun")
-        rows, norm = measure(load_file(PretrainConfig, path), state, world)
+        rows, norm = measure(load_file(PretrainConfig, folder.config), state, world)
     failed = [row for row in rows if not math.isfinite(row[1] + row[2])]
     table = [[name, f"{loss:.4g}", f"{image_norm:.4g}"] for name, loss, image_norm in failed or rows]
     print(format_table([["image", "loss", "gradient norm"], *table]))
