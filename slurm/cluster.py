@@ -15,7 +15,7 @@ from mae_curriculum.run.folder import SUBMISSION
 from mae_curriculum.version import ROOT, VERSION, code_version
 
 COPIED = ("mae_curriculum", "finetune", "slurm", "configs")
-"""Folders that a job needs; `configs` is not part of an installed package."""
+"""Folders that a job needs; an installed package has no `configs` beside it but inside."""
 
 SAME_NAME = ("partition", "account", "qos", "constraint", "nodes", "cpus_per_task", "mail_user", "mail_type", "time")
 """Settings that submitit takes under the same name."""

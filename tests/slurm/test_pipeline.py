@@ -26,11 +26,11 @@ def write_pipeline(place: Path, **changes: Any) -> Path:
         "folder": str(place / "study"),
         "cluster": {"time": "5"},
         "pretrain": {
-            "command": ["mae_curriculum", "pretrain", *options(epochs=6, saving__keep=1)],
+            "command": ["mae_curriculum", "pretrain", *options(epochs=3, saving__keep=1)],
             "vary": {"seed": [0, 1]},
         },
         "evaluate": [
-            {"command": ["mae_curriculum", "knn"], "at": [2, 4]},
+            {"command": ["mae_curriculum", "knn"], "at": [1, 2]},
             {"command": ["finetune", "fewshot", "--shots", "[1, 5]", "--seeds", "2"], "cluster": {"nodes": 1}},
         ],
         **changes,
@@ -50,17 +50,17 @@ def test_a_local_pipeline_runs_only_what_has_not_finished(tmp_path: Path, capsys
     file = str(write_pipeline(tmp_path))
     assert main(["pipeline", file, "--local"]) == 0
     table = cells(capsys.readouterr().out)
-    assert list(table) == ["variant", "pretrain", "knn@2", "knn@4", "knn", "fewshot"]
-    assert all("±" in table[name] for name in ("knn@2", "knn@4", "knn", "fewshot"))
+    assert list(table) == ["variant", "pretrain", "knn@1", "knn@2", "knn", "fewshot"]
+    assert all("±" in table[name] for name in ("knn@1", "knn@2", "knn", "fewshot"))
     study = tmp_path / "study"
     accuracies = [read_json(study / f"seed={seed}" / "knn" / "results.json")["accuracy"]["mean"] for seed in (0, 1)]
     assert table["knn"].startswith(f"{100 * sum(accuracies) / 2:.1f} ± ")
     measured = [row["checkpoint"] for row in rows(study / "seed=0" / "pretrain", "knn")]
-    assert measured == [str(study / "seed=0" / "pretrain") + point for point in ("@2", "@4", "")]
-    origins = [read_json(study / "seed=0" / name / "results.json")["origin"] for name in ("knn@2", "knn@4", "knn")]
+    assert measured == [str(study / "seed=0" / "pretrain") + point for point in ("@1", "@2", "")]
+    origins = [read_json(study / "seed=0" / name / "results.json")["origin"] for name in ("knn@1", "knn@2", "knn")]
     assert len({*origins}) == 3
 
-    (study / "seed=1" / "knn@4" / "results.json").unlink()
+    (study / "seed=1" / "knn@2" / "results.json").unlink()
     assert main(["pipeline", file, "--local"]) == 0
     output = capsys.readouterr().out
     assert output.count(": mae_curriculum knn") == 1
@@ -72,7 +72,8 @@ def test_a_local_pipeline_ends_at_the_first_command_that_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing = {"command": ["finetune", "fewshot", "--shots", "[1000]"]}
-    file = write_pipeline(tmp_path, evaluate=[failing, {"command": ["mae_curriculum", "knn"]}])
+    pretrain = {"command": ["mae_curriculum", "pretrain", *options(epochs=1)], "vary": {"seed": [0, 1]}}
+    file = write_pipeline(tmp_path, pretrain=pretrain, evaluate=[failing, {"command": ["mae_curriculum", "knn"]}])
     assert main(["pipeline", str(file), "--local"]) == 2
     output = capsys.readouterr()
     assert "only" in output.err
@@ -90,7 +91,7 @@ def test_a_local_pipeline_ends_at_the_first_command_that_fails(
         ({"pretrain": {"command": ["mae_curriculum", "pretrain"], "vary": {"sead": [1]}}}, "did you mean 'seed'"),
         ({"pretrain": {"command": ["mae_curriculum", "pretrain"], "vary": {"seed": [1, 1]}}}, "share the folder"),
         ({"at_once": 0}, "at_once must be at least 1"),
-        ({"evaluate": [{"command": ["mae_curriculum", "knn"], "at": [7]}]}, "7 is beyond the 6 epochs"),
+        ({"evaluate": [{"command": ["mae_curriculum", "knn"], "at": [4]}]}, "4 is beyond the 3 epochs"),
         ({"evaluate": [{"command": ["mae_curriculum", "knn"], "cluster": {"nodse": 1}}]}, "nodse"),
         ({"evaluate": [{"command": ["mae_curriculum", "knn"], "name": "a/b"}]}, "got 'a/b'"),
         ({"cluster": {"nodse": 2}}, "nodse"),

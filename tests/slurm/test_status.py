@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -9,40 +10,38 @@ from pathlib import Path
 
 import pytest
 
+from mae_curriculum import __main__ as pretraining
 from mae_curriculum.tracking.history import read_history
 from mae_curriculum.tracking.journal import Journal
 from slurm.__main__ import main
-from tests.runs import command, options, picture_folder, pictures, rows, start, stop_midway
+from tests.runs import options, picture_folder, pictures, rows, start, stop_midway
 
 
 def table(capsys: pytest.CaptureFixture[str], *places: Path) -> tuple[dict[str, list[str]], str]:
     """Run `status`; returns the cells of each run, and the whole output."""
+    capsys.readouterr()
     assert main(["status", *map(str, places)]) == 0
     output = capsys.readouterr().out
     return {cells[0].rpartition("/")[2]: cells[1:] for cells in map(str.split, output.splitlines()[1:])}, output
 
 
 def test_status_distinguishes_finished_stopped_failed_died_and_running(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("pretrain", *options(tmp_path / "finished")).returncode == 0
     stop_midway(tmp_path / "stopped", "pretrain", *options(tmp_path / "stopped", epochs=40))
 
     shrinking = picture_folder(tmp_path / "images", 2, 99)
     diverged = options(tmp_path / "failed", **pictures(shrinking), optim__base_lr=1e30, optim__warmup=0.0)
-    assert command("pretrain", *diverged).returncode == 2
+    assert pretraining.main(["pretrain", *diverged]) == 2
 
-    died = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *options(tmp_path / "died", epochs=400))
     alive = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *options(tmp_path / "alive", epochs=400))
-    for name in ("died", "alive"):
-        while not (tmp_path / name / "journal.jsonl").exists() or not rows(tmp_path / name, "step"):
-            time.sleep(0.05)
-    os.killpg(died.pid, signal.SIGKILL)
+    while not (tmp_path / "alive" / "journal.jsonl").exists() or not rows(tmp_path / "alive", "step"):
+        time.sleep(0.05)
+    shutil.copytree(tmp_path / "alive", tmp_path / "died")  # what a kill at this moment would leave
     os.utime(tmp_path / "died" / "lock.json", (0, 0))  # as if half a minute passed without a heartbeat
-    cells, output = table(capsys, tmp_path)
+    cells, output = table(capsys, finished, tmp_path)
     os.killpg(alive.pid, signal.SIGKILL)
-    for process in (died, alive):
-        process.communicate()
+    alive.communicate()
 
     assert {name: cells[name][0] for name in ("finished", "stopped", "failed", "died", "alive")} == {
         "finished": "finished",
@@ -94,7 +93,7 @@ def test_a_step_repeated_after_a_kill_is_in_the_journal_once(tmp_path: Path) -> 
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     reported = len(rows(run, "step"))
-    assert command("pretrain", *flags).returncode == 0
+    assert pretraining.main(["pretrain", *flags]) == 0
     steps = [row["steps_done"] for row in rows(run, "step")]
     assert rows(run, "start")[1]["steps_done"] == 0
     assert steps == sorted(set(steps))
