@@ -111,7 +111,7 @@ def test_a_loss_spike_is_logged_with_the_setting_to_change(tmp_path: Path) -> No
     assert done.returncode == 0
     (warning,) = (line for line in done.stderr.splitlines() if "times what it was" in line)
     assert warning.startswith("warning: the loss is ")
-    assert "at step 15" in warning
+    assert "at step 16" in warning
     assert "lower optim.base_lr" in warning
     (row,) = rows(run, "spike")
     losses = [row["loss"] for row in rows(run, "step")]
