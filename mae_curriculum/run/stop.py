@@ -2,6 +2,7 @@
 
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,9 @@ def catch_signals(deadline: float | None = None) -> Iterator[Stop]:
     deadline  when the time limit is reached, in seconds since 1970; None for never.
     """
     stop = Stop() if deadline is None else Stop(deadline)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python sets handlers in the main thread alone; whoever owns that handles signals
+        return
     usual = {number: signal.getsignal(number) for number in SIGNALS}
 
     def restore() -> None:
@@ -58,10 +62,11 @@ def catch_signals(deadline: float | None = None) -> Iterator[Stop]:
 
     for number in usual:
         signal.signal(number, catch)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a job's launcher holds back those that come before
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a job's launcher holds back those that come before
     try:
         yield stop
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         restore()
 
 
