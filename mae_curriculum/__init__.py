@@ -80,22 +80,24 @@ _SOURCES = {
 """Where the names of the API are defined: the module, and the name there if it is another."""
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name of the API."""
-    if name not in _SOURCES:
-        raise AttributeError(f"module 'mae_curriculum' has no attribute '{name}'")
-    module, _, attribute = _SOURCES[name].partition(":")
-    try:
-        value = getattr(import_module(f"mae_curriculum.{module}"), attribute or name)
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith("mae_curriculum"):
-            raise
-        raise ImportError(
-            f"mae_curriculum.{name} needs the package '{error.name}', which is not installed; run "
-            "`pip install mae-curriculum`, or `pip install -e .` in a clone of the repository"
-        ) from error
-    globals()[name] = value  # found without this function from now on
-    return value
+if not TYPE_CHECKING:  # a type checker would take this for any name
+
+    def __getattr__(name: str) -> Any:
+        """Import a name of the API."""
+        if name not in _SOURCES:
+            raise AttributeError(f"module 'mae_curriculum' has no attribute '{name}'")
+        module, _, attribute = _SOURCES[name].partition(":")
+        try:
+            value = getattr(import_module(f"mae_curriculum.{module}"), attribute or name)
+        except ModuleNotFoundError as error:
+            if str(error.name).startswith("mae_curriculum"):
+                raise
+            raise ImportError(
+                f"mae_curriculum.{name} needs the package '{error.name}', which is not installed; run "
+                "`pip install mae-curriculum`, or `pip install -e .` in a clone of the repository"
+            ) from error
+        globals()[name] = value  # found without this function from now on
+        return value
 
 
 def __dir__() -> list[str]:

@@ -68,8 +68,8 @@ def catch_signals(deadline: float | None = None) -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        restore()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        restore()
 
 
 def parse_duration(text: str) -> float:
