@@ -19,6 +19,7 @@ from mae_curriculum.model.masking import patchify
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.weights.build import build_encoder, load_into_
+from mae_curriculum.weights.names import decoder_from_mae, decoder_to_mae
 from mae_curriculum.weights.read import Weights, read_weights
 
 MODEL = ModelConfig(
@@ -66,7 +67,8 @@ def rebuilt(path: Path) -> MaskedAutoencoder:
     model = build_model(weights.model, seed=5).eval()
     load_into_(model.encoder, weights.encoder, "encoder")
     if weights.decoder:
-        load_into_(model, {**{f"encoder.{k}": v for k, v in weights.encoder.items()}, **weights.decoder}, "model")
+        encoder = {f"encoder.{key}": value for key, value in weights.encoder.items()}
+        load_into_(model, encoder | decoder_from_mae(weights.decoder), "model")
     return model
 
 
@@ -109,7 +111,7 @@ def test_transformers_loads_the_autoencoder_and_computes_the_same_loss(run: Path
     theirs = transformers.ViTMAEForPreTraining.from_pretrained(path).eval()
     with torch.no_grad():
         assert theirs(IMAGES, noise=NOISE).loss.item() == pytest.approx(
-            random_model()(IMAGES, NOISE).mean().item(), abs=1e-5
+            random_model()(IMAGES, NOISE, 0.75).mean().item(), abs=1e-5
         )
 
 
@@ -120,13 +122,16 @@ def test_an_export_is_read_back(kind: str, name: str, run: Path, tmp_path: Path)
     model = rebuilt(export(run, tmp_path / name, kind))
     torch.testing.assert_close(encoded(model), encoded(random_model()), atol=1e-5, rtol=0)
     if "mae" in kind:
-        assert model(IMAGES, NOISE).tolist() == pytest.approx(random_model()(IMAGES, NOISE).tolist(), abs=1e-5)
+        assert model(IMAGES, NOISE, 0.75).tolist() == pytest.approx(
+            random_model()(IMAGES, NOISE, 0.75).tolist(), abs=1e-5
+        )
 
 
 def mae_file(path: Path, **extra: Any) -> Path:
     """Write a checkpoint as facebookresearch/mae does, with the command line beside the weights."""
     state = random_model().state_dict()
-    names = {key.removeprefix("encoder."): value for key, value in state.items()}
+    encoder = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
+    names = encoder | decoder_to_mae(state)
     arguments = argparse.Namespace(model="mae_vit_base_patch16", norm_pix_loss=False, mask_ratio=0.6, lr=1e-3)
     content = {"model": {**names, "decoder_pos_embed": torch.zeros(1, 17, 64), **extra}, "args": arguments, "epoch": 3}
     torch.save(content, path)
