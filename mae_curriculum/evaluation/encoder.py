@@ -82,7 +82,7 @@ def load_encoder(path: str | Path, *, heads: int | None = None) -> Encoder:
     """
     path = Path(path)
     model = build_encoder(read_weights(path, heads=heads), path)
-    del model.decoder, model.mask_token  # they are not the checkpoint's, and features do not need them
+    del model.decoder, model.mask_token  # untrained here, and features do not need them
     return Encoder(model, load_part(DataConfig, run_settings(path).get("data", {})))
 
 
