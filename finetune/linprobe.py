@@ -21,7 +21,7 @@ from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.schedule import Moment
 from mae_curriculum.data.loader import Batch, Request, TrainingImages
 from mae_curriculum.data.preprocess import preprocess
-from mae_curriculum.data.sources import Subset, names_fingerprint
+from mae_curriculum.data.sources import Images, Subset, names_fingerprint
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.results import format_percent, record, spread
@@ -176,22 +176,27 @@ def build_heads(config: LinprobeConfig, encoder: MaskedAutoencoder, class_count:
         )
 
 
+def open_dataset(
+    config: LinprobeConfig, encoder: MaskedAutoencoder, learning: LabeledImages, inference: Inference
+) -> tuple[Dataset[Any], Images, Tensor]:
+    """Return the data set of augmented images or of features, with the images in it and their labels."""
+    images, labels = learning.images, learning.labels
+    if config.augment:
+        augmentation = config.curriculum.augmentation
+        return TrainingImages(images, encoder.image_size, encoder.channels, augmentation, config.seed), images, labels
+    features = inference.cached(encoder, images)
+    intact = np.flatnonzero(np.isfinite(features[:, 0, 0]))  # broken images have no features
+    return FeatureRows(features, intact), Subset(images, intact.tolist()), labels[intact]
+
+
 def set_up(
     config: LinprobeConfig, probe: Probe, learning: LabeledImages, world: World, inference: Inference
 ) -> Training[Heads]:
     """Build the heads and all that trains them."""
-    encoder, images, labels = probe.encoder, learning.images, learning.labels
+    encoder = probe.encoder
     model = build_heads(config, encoder, len(learning.classes)).to(world.device)
     check_channels(config, encoder.channels)
-    dataset: Dataset[Any]
-    if config.augment:
-        augmentation = config.curriculum.augmentation
-        dataset = TrainingImages(images, encoder.image_size, encoder.channels, augmentation, config.seed)
-    else:
-        features = inference.cached(encoder, images)
-        intact = np.flatnonzero(np.isfinite(features[:, 0, 0]))
-        images, labels = Subset(images, intact.tolist()), labels[intact]
-        dataset = FeatureRows(features, intact)
+    dataset, images, labels = open_dataset(config, encoder, learning, inference)
     clock = build_training_clock(
         config,
         image_size=encoder.image_size,
