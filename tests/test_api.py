@@ -46,7 +46,7 @@ PIXELS = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.G
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a checkpoint, and statistics of its own."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
-    folder.claim(mc.PretrainConfig(model=MODEL, data=mc.DataConfig(mean=MEAN, std=STD)))
+    folder.claim(mc.PretrainConfig(model=MODEL, data=mc.DataConfig(mean=MEAN, std=STD)), command="pretrain")
     folder.save({"steps_done": 7, "model": build_model(MODEL, seed=0).state_dict()}, keep=1)
     return folder.path
 

@@ -106,7 +106,7 @@ class RunFolder:
         elif self.path.exists() and not {*self.path.iterdir()} <= self._early:
             raise ConfigError(f"{self.path} is not empty and is no run folder (no config.yaml); choose another --run")
 
-    def claim(self, config: Any, *, command: str = "pretrain") -> None:
+    def claim(self, config: Any, *, command: str) -> None:
         """Create the folder of a run, or check that it is that of this config; raises ConfigError as `refuse_others`.
 
         command  what created the run, such as "pretrain" or "finetune".

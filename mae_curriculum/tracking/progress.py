@@ -40,11 +40,6 @@ class Progress:
             self._last_line = time.monotonic()
             logger.info(f"{images / self._total:4.0%} {facts}")
 
-    def say(self, line: str) -> None:
-        """Log a message."""
-        if self._shown:
-            logger.info(line)
-
     def close(self) -> None:
         """Stop drawing the bar."""
         if self._bar is not None:

@@ -28,31 +28,31 @@ class Config:
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "run")
-    run.claim(Config())
+    run.claim(Config(), command="pretrain")
     return run
 
 
 def test_a_claimed_folder_can_be_claimed_again_and_exempt_settings_may_change(folder: RunFolder) -> None:
-    folder.claim(Config(workers=5))
+    folder.claim(Config(workers=5), command="pretrain")
     assert "workers: 5" in folder.config.read_text()
 
 
 def test_a_folder_of_another_config_is_refused_with_the_keys_that_differ(folder: RunFolder) -> None:
     with pytest.raises(ConfigError, match=r"belongs to a run with other settings \(epochs: 3 -> 4\)"):
-        folder.claim(Config(epochs=4))
+        folder.claim(Config(epochs=4), command="pretrain")
     assert "epochs: 3" in folder.config.read_text()
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigError, match="is no run folder"):
-        RunFolder(tmp_path).claim(Config())
+        RunFolder(tmp_path).claim(Config(), command="pretrain")
 
 
 def test_a_folder_left_by_a_kill_before_its_config_was_written_can_be_claimed(tmp_path: Path) -> None:
     (tmp_path / ".config.yaml.tmp").write_text("epo")
-    RunFolder(tmp_path).claim(Config())
-    RunFolder(tmp_path).claim(Config())
+    RunFolder(tmp_path).claim(Config(), command="pretrain")
+    RunFolder(tmp_path).claim(Config(), command="pretrain")
 
 
 def test_a_run_folder_says_which_command_and_version_created_it(folder: RunFolder) -> None:
@@ -65,7 +65,7 @@ def test_a_folder_of_an_older_or_newer_format_is_refused_in_one_line(folder: Run
     info = folder.path / "run.json"
     write_json(info, {"command": "pretrain", "version": "9.0", "format": 3})
     with pytest.raises(ConfigError, match=r"was written by version 9\.0 of mae-curriculum and .* or use that version"):
-        folder.claim(Config())
+        folder.claim(Config(), command="pretrain")
     info.unlink()
     with pytest.raises(ConfigError, match=r"was written by an older version \(0\.1\.0 or earlier\)") as caught:
         folder.refuse_others(Config())
@@ -144,7 +144,7 @@ def test_json_is_replaced_and_no_temporary_file_remains(folder: RunFolder) -> No
 
 def test_a_full_disk_raises_and_leaves_earlier_checkpoints_intact(small_disk: Callable[[str], Path]) -> None:
     run = RunFolder(small_disk("5m") / "run")
-    run.claim(Config())
+    run.claim(Config(), command="pretrain")
     weights = torch.arange(500_000, dtype=torch.float32)  # 2 MB
     run.save({"steps_done": 1, "weights": weights}, keep=2)
     run.save({"steps_done": 2, "weights": weights}, keep=2)

@@ -41,7 +41,7 @@ NOISE = torch.rand((2, 16), generator=torch.Generator().manual_seed(1))
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with random weights, biases and norms."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
-    folder.claim(PretrainConfig(model=MODEL))
+    folder.claim(PretrainConfig(model=MODEL), command="pretrain")
     folder.save({"steps_done": 7, "model": random_model().state_dict()}, keep=1)
     return folder.path
 
