@@ -244,14 +244,14 @@ def test_a_folder_may_contain_multi_channel_arrays(tmp_path: Path) -> None:
 
 def test_workers_do_not_outlive_an_error_in_the_training_process() -> None:
     program = """
-import torch
+import numpy, torch
 from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum
-from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.loader import RequestSampler, TrainingImages, training_loader
-from mae_curriculum.data.sources import open_images
+from mae_curriculum.data.sources import ArrayImages
 shape = {"image_size": (16, 16), "patch_size": (8, 8)}
 clock = Clock(Curriculum(), **shape, images_per_epoch=1438, epochs=9, batch_images=4)
-dataset = TrainingImages(open_images(DataConfig())[0], (16, 16), 1, Augmentation(), 0)
+images = ArrayImages(numpy.zeros((1438, 1, 8, 8), numpy.uint8), [0] * 1438, ("zero",))
+dataset = TrainingImages(images, (16, 16), 1, Augmentation(), 0)
 batches = iter(training_loader(dataset, RequestSampler(clock, 0, 0, 0, 1, None), workers=1, device=torch.device("cpu")))
 next(batches)
 raise RuntimeError("an error")
