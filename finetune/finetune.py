@@ -34,9 +34,9 @@ from mae_curriculum.terminal import format_table
 from mae_curriculum.tracking.journal import finite_or_none
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import build_training_clock, check_channels, without_curriculum
-from mae_curriculum.training.loop import Hooks, watch_for_stop
+from mae_curriculum.training.loop import Check, Hooks, watch_for_stop
 from mae_curriculum.training.optimizer import build_adamw
-from mae_curriculum.training.run import Check, Plan, run_training
+from mae_curriculum.training.run import run_training
 from mae_curriculum.training.session import RunSession, try_drawing
 from mae_curriculum.training.step import ImageCost, Training, seconds_per_step
 from mae_curriculum.weights.build import read_together
@@ -68,17 +68,17 @@ def finetune_once(
 ) -> dict[str, Any] | None:
     """Fine-tune with one seed, or resume; returns the summary, None if the run was asked to stop."""
     training, notes = set_up(config, weights, train, world)
-    plan = partial(plan_run, training, config, val, notes)
-    summary = run_training(training, command="finetune", stop=stop, plan=plan)
+    hooks = partial(build_hooks, training, config, val, notes)
+    summary = run_training(training, command="finetune", stop=stop, build_hooks=hooks)
     if summary is not None:
         world.print(describe_costs(summary))
     return summary
 
 
-def plan_run(
+def build_hooks(
     training: Training[Classifier], config: FinetuneConfig, val: LabeledImages, notes: str, session: RunSession
-) -> Plan:
-    """Return what fine-tuning does beside training: evaluations, the best weights, the summary."""
+) -> Hooks:
+    """Return what fine-tuning does besides training: evaluations, the best weights, the summary."""
     world = training.world
     if notes:
         world.log(notes)
@@ -101,7 +101,7 @@ def plan_run(
         costs = summarize_costs(training.clock, baseline, flops, stopwatch, baseline_seconds=seconds)
         return world.on_main(lambda: costs | summarize(session, evaluation, val.classes))
 
-    return Plan(Hooks(evaluate, config.evaluate_every_epochs), conclude, facts={"weights": notes})
+    return Hooks(conclude, evaluate, config.evaluate_every_epochs, facts={"weights": notes})
 
 
 def summarize(session: RunSession, evaluation: ClassifierEvaluation, classes: Sequence[str]) -> dict[str, Any]:

@@ -30,9 +30,9 @@ from mae_curriculum.run.stop import Stop
 from mae_curriculum.terminal import format_table
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import build_training_clock, check_channels
-from mae_curriculum.training.loop import Hooks, watch_for_stop
+from mae_curriculum.training.loop import Check, Hooks, watch_for_stop
 from mae_curriculum.training.optimizer import build_adamw
-from mae_curriculum.training.run import Check, Plan, run_training
+from mae_curriculum.training.run import run_training
 from mae_curriculum.training.step import Training
 from mae_curriculum.weights.build import build_encoder, read_together
 from mae_curriculum.weights.names import fingerprint
@@ -130,8 +130,7 @@ def probe_once(
         held_out_accuracies = accuracies[0] if held_out else None
         return costs | choose_head(training.model, config, held_out_accuracies, accuracies[-1])
 
-    plan = Plan(Hooks(), conclude, facts={})
-    return run_training(training, command="linprobe", stop=stop, plan=lambda _: plan)
+    return run_training(training, command="linprobe", stop=stop, build_hooks=lambda _: Hooks(conclude))
 
 
 def choose_head(

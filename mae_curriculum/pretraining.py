@@ -25,9 +25,9 @@ from mae_curriculum.run.stop import EXIT_RESUMABLE
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import without_curriculum
 from mae_curriculum.training.inputs import MaskedInputs
-from mae_curriculum.training.loop import Hooks, watch_for_stop
+from mae_curriculum.training.loop import Check, Hooks, watch_for_stop
 from mae_curriculum.training.optimizer import build_optimizer
-from mae_curriculum.training.run import Check, Plan, run_training
+from mae_curriculum.training.run import run_training
 from mae_curriculum.training.session import RunSession, try_drawing
 from mae_curriculum.training.step import ImageCost, Training, seconds_per_step
 
@@ -83,8 +83,8 @@ def pretrain_in(world: World, config: PretrainConfig) -> PretrainResult:
         world.on_main(lambda: download(config.data))
         images, val = open_images(config.data)
         training = set_up(config, world, images)
-        plan = partial(plan_run, training, config, val)
-        summary = run_training(training, command="pretrain", stop=stop, plan=plan)
+        hooks = partial(build_hooks, training, config, val)
+        summary = run_training(training, command="pretrain", stop=stop, build_hooks=hooks)
     facts = summary or {}
     return PretrainResult(config.run, summary is not None, facts.get("knn"), facts.get("loss"), facts)
 
@@ -114,10 +114,10 @@ def image_cost(model: MaskedAutoencoder, view: View) -> ImageCost:
     return ImageCost(model.shape.training_flops(view), tokens, mask_ratio=1 - visible / patches)
 
 
-def plan_run(
+def build_hooks(
     training: Training[MaskedAutoencoder], config: PretrainConfig, val: Images | None, session: RunSession
-) -> Plan:
-    """Return what pretraining does beside training: kNN accuracy, pictures, the summary."""
+) -> Hooks:
+    """Return what pretraining does besides training: kNN accuracy, pictures, the summary."""
     world, images = training.world, training.images
     no_knn = why_no_knn(images, val, config.knn)
     if no_knn:
@@ -133,7 +133,7 @@ def plan_run(
         return summarize(training, config, session, stopwatch, final)
 
     draw = picture_hook(training, images if val is None else val, config, session)
-    return Plan(Hooks(evaluate, None if no_knn else config.knn.every_epochs, draw), conclude, facts={})
+    return Hooks(conclude, evaluate, None if no_knn else config.knn.every_epochs, draw)
 
 
 def picture_hook(

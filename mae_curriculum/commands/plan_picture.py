@@ -1,6 +1,7 @@
 """The figure of a plan."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,13 @@ from mae_curriculum.data.sources import Images, open_images
 from mae_curriculum.model.shape import ModelShape
 from mae_curriculum.pretraining_config import build_clock
 from mae_curriculum.report.figures import draw_plan
-from mae_curriculum.training.learning_rate import learning_rate
-from mae_curriculum.training.optimizer import scaled_lr
+from mae_curriculum.training.learning_rate import step_learning_rate
 
 logger = logging.getLogger(__name__)
 
 
 def plan_figure(path: Path, config: PlanConfig, facts: dict[str, Any]) -> None:
     """Draw the plan; without the data it has no images, and the reason is logged."""
-
-    def lr(progress: float, batch_images: int) -> float:
-        peak, floor = (scaled_lr(lr, batch_images) for lr in (config.optim.base_lr, config.optim.min_lr))
-        return learning_rate(progress, peak=peak, warmup=config.optim.warmup, floor=floor)
-
     shape = find_shape(config.model)
     clock = build_clock(config, shape, images_per_epoch=facts["images_per_epoch"], processes=config.devices)
     samples = []
@@ -40,6 +35,7 @@ def plan_figure(path: Path, config: PlanConfig, facts: dict[str, Any]) -> None:
     except (ConfigError, RuntimeError) as error:  # torchvision raises RuntimeError for data that is not downloaded
         logger.warning(f"the figure shows no images: {error}")
     title = "{model}, {equivalent_epochs} equivalent epochs: {flops:.3g} FLOPs, speed-up {speedup:.2f}x".format(**facts)
+    lr = partial(step_learning_rate, optim=config.optim)
     flops, baseline_flops = shape.training_flops, facts["baseline_flops"]
     draw_plan(path, clock, samples, title=title, flops=flops, baseline_flops=baseline_flops, lr=lr)
 

@@ -9,7 +9,7 @@ IMAGENETTE = "imagenette2-320"
 """Folder that torchvision unpacks the 320-pixel Imagenette to."""
 
 IMAGE_COUNTS = {"digits": 1438, "cifar10": 50_000, "imagenette": 9469}
-"""Training images of the named sources, for plans made without the data."""
+"""The named sources and their numbers of training images, for plans made without the data."""
 
 RUNS_IMAGES = "run"
 """The `data.source` that stands for the training images of the checkpoint's run."""

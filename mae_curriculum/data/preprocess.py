@@ -1,4 +1,4 @@
-"""What happens to a batch on the device before the model sees it: normalization and the curriculum's resize."""
+"""What happens to a batch on the device before the model sees it: normalization and the low-frequency crop."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,7 +15,7 @@ def preprocess(
     """Normalize images (b, c, h, w) uint8 and resize them to `size` (height, width).
 
     mean, std  of each channel, on a scale of 0 to 1.
-    resize     a key of `low_frequency.RESIZE`; images of that size already are not resized.
+    resize     a key of `low_frequency.RESIZE`, such as "fourier": the low-frequency crop.
     Returns    (b, c, *size), float32.
     """
     return RESIZE[resize](normalize(images, mean, std), size)

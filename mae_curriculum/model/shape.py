@@ -174,8 +174,8 @@ def decoder_shape(config: ModelConfig, encoder: EncoderShape) -> DecoderShape:
 
 
 def target_width(config: ModelConfig, patch_size: tuple[int, int]) -> int:
-    """Return how many values the target of a patch has."""
-    return prod(patch_size) * config.channels  # of each target that there is: the patch's pixels
+    """Return how many values the target of a patch has; both targets are made of the patch's pixels."""
+    return prod(patch_size) * config.channels
 
 
 def check_encoder(shape: EncoderShape) -> None:

@@ -1,4 +1,4 @@
-"""What the decoder predicts for a masked patch."""
+"""What the decoder predicts for a masked patch; how many values that are is `target_width` in `shape.py`."""
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ def make_target(images: Tensor, ids: Tensor, *, patch_size: tuple[int, int], kin
     patches = take_patches(patchify(images, patch_size), ids).float()
     if kind == "pixels":
         return patches
-    scale, mean = _scale_and_mean(patches)
-    return (patches - mean) / scale
+    if kind == "norm_pixels":
+        scale, mean = _scale_and_mean(patches)
+        return (patches - mean) / scale
+    raise ValueError(f"unknown target '{kind}'")
 
 
 def target_pixels(target: Tensor, patches: Tensor, kind: Target) -> Tensor:

@@ -1,6 +1,19 @@
-"""The learning rate as a pure function of progress."""
+"""The learning rate of a step, as a pure function of progress and batch size."""
 
 import math
+
+from mae_curriculum.training.config import OptimConfig
+
+
+def step_learning_rate(progress: float, batch_images: int, optim: OptimConfig) -> float:
+    """Return a step's learning rate; a parameter group's `lr_scale`, if it has one, multiplies it."""
+    peak, floor = (scaled_lr(lr, batch_images) for lr in (optim.base_lr, optim.min_lr))
+    return learning_rate(progress, peak=peak, warmup=optim.warmup, floor=floor)
+
+
+def scaled_lr(base_lr: float, batch_images: int) -> float:
+    """Return the learning rate of a batch, given that of 256 images (arXiv:1706.02677; MAE uses it with AdamW)."""
+    return base_lr * batch_images / 256
 
 
 def learning_rate(progress: float, *, peak: float, warmup: float, floor: float = 0.0) -> float:

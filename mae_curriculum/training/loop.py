@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,9 +21,20 @@ class StoppedError(Exception):
     """The run was asked to stop after its last step, which is saved."""
 
 
+Check = Callable[[], None]
+"""Raises StoppedError on all ranks if the run was asked to stop."""
+
+
 @dataclass(frozen=True)
 class Hooks:
-    """What a run does beside training. A killed run repeats it, since it comes before the step is saved."""
+    """What a run does besides training.
+
+    Evaluation and drawing come before a step is saved, so that a killed run repeats them; only at a stop, the save
+    comes first.
+    """
+
+    conclude: Callable[[Stopwatch, Check], dict[str, Any]]
+    """Evaluates the trained model, with a check now and then whether to stop; returns the summary."""
 
     evaluate: Callable[[int], object] = lambda _: None
     """Evaluates the model after a number of steps."""
@@ -31,6 +42,8 @@ class Hooks:
     """Equivalent epochs between evaluations before the end; None for none."""
     draw: Callable[[int], object] = lambda _: None
     """Draws a picture of the model after a number of steps, at the end of each stage."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Further facts for the journal's start row."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +142,8 @@ def save_if_due(
 ) -> None:
     """Save the run's state if it is time.
 
-    stop      wait until the state is on disk, since the run ends or stops here; None to save in the background.
+    stop      given if the run ends or stops here: the state must be on disk before this returns. None to save in the
+              background.
     skipping  steps are being skipped, so that the newest checkpoint should stay.
     """
     session.retry_after_failure()

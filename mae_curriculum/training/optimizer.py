@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with MAE's parameter groups, and the scaling of its learning rate."""
+"""The optimizer: AdamW with MAE's parameter groups."""
 
 from typing import Any
 
@@ -6,11 +6,6 @@ from torch import nn
 from torch.optim import AdamW
 
 from mae_curriculum.training.config import OptimConfig
-
-
-def scaled_lr(base_lr: float, batch_images: int) -> float:
-    """Return the learning rate of a batch, given that of 256 images (arXiv:1706.02677; MAE uses it with AdamW)."""
-    return base_lr * batch_images / 256
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:

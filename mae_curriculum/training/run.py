@@ -2,42 +2,26 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from mae_curriculum.files import read_json, write_json
 from mae_curriculum.run.stop import Stop
-from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.loop import Hooks, StoppedError, raise_if_stopped, train_
 from mae_curriculum.training.session import RunSession, open_session, resume_
 from mae_curriculum.training.step import Training
 
 logger = logging.getLogger(__name__)
 
-Check = Callable[[], None]
-"""Raises StoppedError on all ranks if the run was asked to stop."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What distinguishes pretraining, fine-tuning and probing, beside what they train."""
-
-    hooks: Hooks
-    conclude: Callable[[Stopwatch, Check], dict[str, Any]]
-    """Evaluates the trained model; returns the summary."""
-    facts: dict[str, Any]
-    """Further facts for the journal's start row."""
-
 
 def run_training(
-    training: Training[Any], *, command: str, stop: Stop, plan: Callable[[RunSession], Plan]
+    training: Training[Any], *, command: str, stop: Stop, build_hooks: Callable[[RunSession], Hooks]
 ) -> dict[str, Any] | None:
     """Train a run to its end, from the beginning or from its newest checkpoint, and write its summary.
 
-    command  what the run is: "pretrain", "finetune" or "linprobe".
-    plan     returns what the run does beside training, in its session.
-    Returns  the summary, of a finished run the one that it wrote; None if the run was asked to stop.
-    Raises   ConfigError if the run folder is another run's or in use, or if training diverges.
+    command      what the run is: "pretrain", "finetune" or "linprobe".
+    build_hooks  returns what the run does besides training, in its session.
+    Returns      the summary, of a finished run the one that it wrote; None if the run was asked to stop.
+    Raises       ConfigError if the run folder is another run's or in use, or if training diverges.
     """
     world, total = training.world, training.clock.total_steps
     with open_session(training.config, world, command=command) as session:
@@ -47,16 +31,16 @@ def run_training(
             world.log(f"{session.folder.path} is finished already")
             summary = read_json(session.folder.summary)
             return summary
-        course = plan(session)
-        session.log_start(training, step=step, **course.facts)
-        if not train_(training, session, stopwatch, course.hooks, first_step=step, stop=stop):
+        hooks = build_hooks(session)
+        session.log_start(training, step=step, **hooks.facts)
+        if not train_(training, session, stopwatch, hooks, first_step=step, stop=stop):
             return None
 
         def check() -> None:
             raise_if_stopped(session, world, stop, step=total)
 
         try:
-            summary = course.conclude(stopwatch, check)
+            summary = hooks.conclude(stopwatch, check)
         except StoppedError:
             return None
         world.on_main(lambda: write_json(session.folder.summary, summary))

@@ -23,8 +23,7 @@ from mae_curriculum.data.sources import Images
 from mae_curriculum.distributed import World
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import TrainingConfig
-from mae_curriculum.training.learning_rate import learning_rate
-from mae_curriculum.training.optimizer import scaled_lr
+from mae_curriculum.training.learning_rate import step_learning_rate
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -110,18 +109,11 @@ def run_steps_(
     batches = iter(training_loader(training.dataset, sampler, workers=config.data.workers, device=world.device))
     for step in range(first_step, clock.total_steps):
         moment = clock.moment(step)
-        lr = 0.0 if zero_lr else lr_at(moment, config)
+        lr = 0.0 if zero_lr else step_learning_rate(moment.progress, moment.batch_images, config.optim)
         reported = not zero_lr and is_reported(clock, step + 1, every_steps=config.tracking.every_steps)
         with stopwatch(f"train/{moment.stage}"):
             done = update_(training, moment, batches, stopwatch, lr=lr, measured=reported)
         yield done
-
-
-def lr_at(moment: Moment, config: TrainingConfig) -> float:
-    """Return the learning rate of a step."""
-    optim = config.optim
-    peak, floor = (scaled_lr(lr, moment.batch_images) for lr in (optim.base_lr, optim.min_lr))
-    return learning_rate(moment.progress, peak=peak, warmup=optim.warmup, floor=floor)
 
 
 def is_reported(clock: Clock, steps_done: int, *, every_steps: int) -> bool:

@@ -80,6 +80,7 @@ def train(training: Training[Any], stop: Stop, hooks: Hooks) -> tuple[bool, int]
 def test_the_loop_trains_to_the_end_evaluates_and_saves(tmp_path: Path) -> None:
     calls: list[tuple[str, int]] = []
     hooks = Hooks(
+        conclude=lambda *_: {},
         evaluate=lambda step: calls.append(("evaluate", step)),
         evaluate_every_epochs=1,
         draw=lambda step: calls.append(("draw", step)),
@@ -93,13 +94,16 @@ def test_the_loop_trains_to_the_end_evaluates_and_saves(tmp_path: Path) -> None:
 def test_a_stop_is_saved_and_the_run_resumes_after_it(tmp_path: Path) -> None:
     training = training_of(tmp_path / "run")
     end = training.clock.spans[0].end_step
-    assert train(training, Stop(deadline=time.time() - 1), Hooks()) == (False, 1)
+    assert train(training, Stop(deadline=time.time() - 1), Hooks(lambda *_: {})) == (False, 1)
     stop = Stop()
 
     def ask_to_stop(_: int) -> None:
         stop.signal_name = "SIGTERM"
 
-    assert train(training, stop, Hooks(draw=ask_to_stop)) == (False, end + 1)  # heard after the next step
+    assert train(training, stop, Hooks(lambda *_: {}, draw=ask_to_stop)) == (
+        False,
+        end + 1,
+    )  # a step later
 
 
 class StopAfter(Stop):
@@ -122,7 +126,7 @@ def test_a_stop_at_the_end_of_a_stage_draws_after_the_save(tmp_path: Path) -> No
 
     stop = StopAfter()
     stop.steps = end = training.clock.spans[0].end_step
-    assert train(training, stop, Hooks(draw=draw)) == (False, end)
+    assert train(training, stop, Hooks(lambda *_: {}, draw=draw)) == (False, end)
     assert seen == [(end, [end])]
 
 
