@@ -19,19 +19,19 @@ class ClassifierConfig:
     """The classifier."""
 
     name: str | None = None
-    """Any timm classifier that takes images of several sizes; null for the ViT of the checkpoint."""
+    """Any timm classifier that accepts images of different sizes; null for the checkpoint's ViT."""
     image_size: int | tuple[int, int] | None = None
-    """Full image size in pixels, a side or [height, width]; null for that of the checkpoint or of the name."""
+    """Full image size in pixels, a side or [height, width]; null for the checkpoint's, or what `name` implies."""
     patch_size: int | None = None
-    """Side of a patch in pixels; null for that of the checkpoint or of the name. Pretrained patches are resampled."""
+    """Side of a patch in pixels; null for the checkpoint's, or what `name` implies. Pretrained ones are resampled."""
     channels: int | None = None
-    """Image channels; null for those of the checkpoint, or 3."""
+    """Number of image channels; null for the checkpoint's, or 3."""
     pool: Pool | None = None
-    """Input of a ViT's head: patch mean or class token; null for the mean after pretraining, else timm's default."""
+    """Input to a ViT's head, class token or patch mean; null for avg with a checkpoint, otherwise timm's default."""
     drop_path: float = 0.1
-    """Share of residual branches dropped in training, rising with depth to this value, 0 to below 1."""
+    """Fraction of residual branches dropped in training, rising with depth to this value; at least 0 and below 1."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of timm's model, such as {embed_dim: 96, depths: [2, 2]}."""
+    """Further arguments for the timm model, such as {embed_dim: 96, depths: [2, 2]}."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_path < 1:
@@ -48,15 +48,15 @@ class LabeledConfig:
     """Settings that fine-tuning, probing and few-shot evaluation share."""
 
     heads: int | None = None
-    """Attention heads of the encoder, if the checkpoint does not say so."""
+    """Number of attention heads in the encoder, if it cannot be read from the checkpoint."""
     data: DataConfig = DataConfig(source=RUNS_IMAGES)
-    """Images with classes; source `run` uses those of the checkpoint's run, with its normalization."""
+    """Labeled images; source `run` uses those of the checkpoint's run, with its normalization."""
     crop: float = 0.875
-    """Share of an image's shorter side that evaluation keeps, above 0 and at most 1: 224 of 256 pixels, as MAE."""
+    """Fraction of an image's shorter side kept in evaluation, above 0 and at most 1; MAE keeps 224 of 256 pixels."""
     evaluation_batch: int = exempt(256)
-    """Images per device in an evaluation batch."""
+    """Images per evaluation batch on each device."""
     seeds: int = exempt(1)
-    """Number of runs, with seeds `seed`, `seed + 1`, ...; several runs get subfolders."""
+    """Number of runs, with seeds `seed`, `seed + 1`, ...; if there are several, each gets a subfolder."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
@@ -67,10 +67,10 @@ class LabeledConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig(LabeledConfig, TrainingConfig):
-    """Fine-tuning of a classifier, by default with MAE's recipe for ViT-B."""
+    """Fine-tune a classifier, by default with MAE's recipe for ViT-B."""
 
     run: Path = exempt(Path("runs/finetune"))
-    """Folder of the run. The same command with the same folder resumes the run."""
+    """Run folder. Running the same command again resumes the run."""
     checkpoint: Path | None = None
     """Pretraining run, or any ViT checkpoint that can be imported; null trains `model.name` from scratch."""
     model: ClassifierConfig = ClassifierConfig()
@@ -78,23 +78,23 @@ class FinetuneConfig(LabeledConfig, TrainingConfig):
     curriculum: Curriculum = Curriculum(
         augmentation=Augmentation(randaug=(9.0, 9.0), min_area=(0.08, 0.08), erasing=0.25)
     )
-    """Image size and augmentation over the run: inline, or a file whose settings replace these."""
+    """Image size and augmentation over the run, given inline or as the name or path of a curriculum file."""
     optim: OptimConfig = OptimConfig(base_lr=5e-4, min_lr=2.5e-7, warmup=0.05, betas=(0.9, 0.999))
-    """The optimizer."""
+    """Optimizer and learning rate."""
     layer_decay: float | None = None
-    """Factor per layer on the learning rate, 0 to 1, toward the input; null for 0.65 after pretraining, else 1."""
+    """Learning-rate factor per layer toward the input, above 0, at most 1; null for 0.65 with a checkpoint, else 1."""
     mixup: float = 0.8
-    """Alpha of mixup (arXiv:1710.09412); 0 for none. Together with cutmix, each is used in half of the steps."""
+    """Alpha of mixup (arXiv:1710.09412); 0 to disable. If cutmix is on too, each is used in half of the steps."""
     cutmix: float = 1.0
-    """Alpha of cutmix (arXiv:1905.04899); 0 for none."""
+    """Alpha of cutmix (arXiv:1905.04899); 0 to disable."""
     smoothing: float = 0.1
-    """Label smoothing: share of a target that is spread evenly over all classes, 0 to below 1."""
+    """Label smoothing: fraction of the target spread evenly over all classes, at least 0 and below 1."""
     average_decay: float | None = None
-    """Decay per step of a moving average of the weights, such as 0.9999, to evaluate and keep; null for none."""
+    """Per-step decay, such as 0.9999, of an average of the weights, which is evaluated and kept; null for none."""
     batch_size: int = 1024
-    """Images per optimizer step, over all devices."""
+    """Images per optimizer step, across all devices."""
     epochs: int = 100
-    """Equivalent epochs."""
+    """Equivalent epochs: passes over the data that the same run without a curriculum would make."""
     evaluate_every_epochs: int = exempt(1)
     """Equivalent epochs between evaluations."""
 
@@ -115,29 +115,29 @@ class FinetuneConfig(LabeledConfig, TrainingConfig):
 
 @dataclass(frozen=True)
 class LinprobeConfig(LabeledConfig, TrainingConfig):
-    """Probe of a frozen encoder, by default with MAE's recipe."""
+    """Train linear or attentive probes on a frozen encoder, by default with MAE's recipe."""
 
     run: Path = exempt(Path("runs/linprobe"))
-    """Folder of the run. The same command with the same folder resumes the run."""
+    """Run folder. Running the same command again resumes the run."""
     checkpoint: Path = field(kw_only=True)
     """Pretraining run, or any ViT checkpoint that can be imported."""
     curriculum: Curriculum = Curriculum(augmentation=Augmentation(min_area=(0.08, 0.08)))
-    """Image size and augmentation over the run: inline, or a file whose settings replace these."""
+    """Image size and augmentation over the run, given inline or as the name or path of a curriculum file."""
     head: Kind = "linear"
-    """linear: BatchNorm without affine and a linear layer, trained by LARS, whose momentum is the first of the betas.
-    attentive: attention over the patches with a learned query, and a linear layer, trained by AdamW."""
+    """linear: BatchNorm without affine parameters and a linear layer, trained with LARS, whose momentum is the first of
+    `optim.betas`. attentive: attention over the patches with a learned query and a linear layer, trained with AdamW."""
     grid: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
     """Learning rates as multiples of `optim.base_lr`: one head is trained with each, all on the same features."""
     pools: tuple[Pool, ...] = ("token", "avg")
-    """Inputs of linear heads, the class token and the mean of the patches: heads are trained on each."""
+    """Inputs to the linear heads, class token (token) or patch mean (avg): separate heads are trained on each."""
     held_out: float = 0.1
-    """Share of the training images held out to choose the best head, 0 to below 1; 0 only for a single head."""
+    """Fraction of training images held out to choose the best head, below 1; can be 0 only for a single head."""
     augment: bool = True
-    """Random crops and flips; if false, the encoder runs once over unchanged images and its features are cached."""
+    """Use random crops and flips; if false, the encoder runs once over unchanged images and its features are cached."""
     optim: OptimConfig = OptimConfig(base_lr=0.1, warmup=0.11, weight_decay=0.0)
-    """The optimizer."""
+    """Optimizer and learning rate."""
     batch_size: int = 16384
-    """Images per optimizer step, over all devices."""
+    """Images per optimizer step, across all devices."""
     epochs: int = 90
     """Passes over the images."""
 
@@ -181,22 +181,22 @@ class LinprobeConfig(LabeledConfig, TrainingConfig):
 
 @dataclass(frozen=True)
 class FewshotConfig(LabeledConfig):
-    """Few-shot classification with a frozen encoder."""
+    """Measure the few-shot accuracy of a frozen encoder."""
 
     run: Path = exempt(Path("runs/fewshot"))
     """Folder for results.json."""
     checkpoint: Path = field(kw_only=True)
     """Pretraining run, or any ViT checkpoint that can be imported."""
     shots: tuple[float, ...] = (1, 5, 10)
-    """Labels to train on: from 1 on, images per class; below 1, a share of all images, such as 0.01."""
+    """Labels to train on: 1 and above are images per class; below 1, such as 0.01, a fraction of all images."""
     regularization: float = 1.0
-    """Strength of the L2 penalty on standardized features: scikit-learn's 1 / C."""
+    """Strength of the L2 penalty on standardized features, 1 / C in scikit-learn."""
     precision: Precision = "auto"
-    """Arithmetic of the encoder."""
+    """Precision of the encoder, as in pretraining."""
     seed: int = 0
-    """Random seed of the choice of images."""
+    """Seed for the random selection of images."""
     seeds: int = 5
-    """Number of choices to average over, with seeds `seed`, `seed + 1`, ..."""
+    """Number of random selections to average over, with seeds `seed`, `seed + 1`, ..."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -210,11 +210,11 @@ class FewshotConfig(LabeledConfig):
 
 @dataclass(frozen=True)
 class ImportConfig:
-    """Import of a checkpoint of facebookresearch/mae, Hugging Face, timm or this project."""
+    """Import a checkpoint from facebookresearch/mae, Hugging Face, timm or this project."""
 
     checkpoint: Path
-    """File or folder, of any of these kinds; its keys show which."""
+    """File or folder in any of these formats; the format is recognized from its keys."""
     run: Path
     """Folder of the new run."""
     heads: int | None = None
-    """Attention heads of the encoder, if the checkpoint does not say so."""
+    """Number of attention heads in the encoder, if it cannot be read from the checkpoint."""

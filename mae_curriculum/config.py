@@ -95,7 +95,7 @@ def _build(config_class: type[C], prog: str, parse: Callable[[ArgumentParser], A
     parser = ArgumentParser(
         prog=prog, description=config_class.__doc__, exit_on_error=False, parser_mode="yaml_unique", allow_abbrev=False
     )
-    parser.add_argument("--config", action="config", help="YAML file or recipe; may be repeated, later files win.")
+    parser.add_argument("--config", action="config", help="YAML file or recipe; can be repeated, later ones win.")
     parser.add_class_arguments(config_class, None, sub_configs=True)
     try:
         namespace = parse(parser)

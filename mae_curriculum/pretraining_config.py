@@ -14,13 +14,13 @@ from mae_curriculum.training.config import TrainingConfig, build_training_clock,
 
 @dataclass(frozen=True)
 class PretrainConfig(TrainingConfig):
-    """Pretraining of a masked autoencoder under a curriculum."""
+    """Pretrain a masked autoencoder with a curriculum."""
 
     run: Path = exempt(Path("runs/pretrain"))
-    """Folder of the run. The same command, run again, resumes it."""
+    """Run folder. Running the same command again resumes the run."""
     micro_batch: int | None = exempt(None)
-    """Most images that a device processes at once at full size (more at smaller sizes); gradients of larger batches are
-    accumulated. null for no limit."""
+    """Maximum number of images that a device processes at once at full size (more at smaller sizes); larger batches
+    accumulate gradients. null for no limit."""
     model: ModelConfig = ModelConfig()
     """Encoder, masking, decoder and target."""
     knn: KnnConfig = KnnConfig()

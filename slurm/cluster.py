@@ -26,7 +26,7 @@ class ClusterConfig:
     """What a job requests."""
 
     folder: Path = Path("jobs")
-    """Folder for logs, frozen settings and copies of the code; every node must see it."""
+    """Folder for logs, frozen settings and copies of the code; must be visible to every node."""
     partition: str | None = None
     """Partition, or several separated by commas."""
     account: str | None = None
@@ -38,11 +38,11 @@ class ClusterConfig:
     nodes: int = 1
     """Number of nodes."""
     tasks_per_node: int | None = None
-    """Processes per node; null for one per GPU, or one without GPUs."""
+    """Processes per node; null for one per GPU, or a single one without GPUs."""
     gpus_per_node: int = 0
     """GPUs per node."""
     gpus_as: Literal["gpus_per_node", "gres"] = "gpus_per_node"
-    """The option of sbatch by which this cluster grants GPUs."""
+    """The sbatch option that requests GPUs on this cluster."""
     cpus_per_task: int | None = None
     """CPU cores per process, including those of its loader workers."""
     memory: str | None = None
@@ -50,18 +50,18 @@ class ClusterConfig:
     exclusive: bool = False
     """Request whole nodes."""
     time: str = "1-0"
-    """Time limit of each start, as sbatch takes it: minutes, HH:MM:SS, D-HH, ... Longer runs are requeued."""
+    """Time limit of each start, in any format of sbatch: minutes, HH:MM:SS, D-HH, ... Longer runs are requeued."""
     signal_seconds: int = 30
-    """Seconds before the time limit at which SLURM signals the job. Runs stop in time by themselves; the signal covers
-    a limit that was changed after the start."""
+    """Seconds before the time limit at which SLURM signals the job. Runs stop in time on their own; the signal is
+    for a limit that was changed after the start."""
     requeues: int = 100
-    """How often the job may be requeued."""
+    """Maximum number of times that the job is requeued."""
     mail_user: str | None = None
     """Address for e-mails from SLURM."""
     mail_type: str | None = None
     """Events that send an e-mail: END, FAIL, ..."""
     sbatch: dict[str, Any] = field(default_factory=dict)
-    """Further options of sbatch, by their long names."""
+    """Further sbatch options, by their long names."""
     setup: tuple[str, ...] = ()
     """Shell commands to run on each node first: modules, conda, environment variables."""
 

@@ -33,7 +33,7 @@ class DoctorConfig(ClusterConfig):
     """Check the nodes that a run would get: `python -m slurm doctor [settings]`."""
 
     time: str = "10"
-    """Time limit of the job, as sbatch takes it. The job needs a minute, and short jobs start sooner."""
+    """Time limit of the job, in any format of sbatch. The job takes about a minute, and short jobs start sooner."""
     local: bool = False
     """Check this machine instead, without SLURM."""
     workers: int = 2

@@ -22,9 +22,9 @@ class TaskSpec:
     command: tuple[str, ...]
     """Package, verb and settings; the pipeline adds `--run`, `--checkpoint` and the values of `vary`."""
     vary: dict[str, list[Any]] = field(default_factory=dict)
-    """Settings with the values to try; each combination is a run of its own."""
+    """Settings and the values to try for each; every combination is a separate run."""
     cluster: dict[str, Any] = field(default_factory=dict)
-    """Settings of `cluster` in which its jobs differ from the pipeline's, except the folder."""
+    """Settings that override the pipeline's `cluster` for these jobs; `folder` has no effect."""
     name: str | None = None
     """Name of its run folders; null for the verb."""
 
@@ -52,27 +52,27 @@ class EvaluationSpec(TaskSpec):
     """A command that evaluates the checkpoints of the pretraining."""
 
     at: tuple[int, ...] = ()
-    """Equivalent epochs after which to evaluate, besides the end."""
+    """Equivalent epochs after which to evaluate, in addition to the end."""
 
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """Run a pretraining and its evaluations: `python -m slurm pipeline FILE`."""
+    """Run pretraining and its evaluations: `python -m slurm pipeline FILE`."""
 
     folder: Path
-    """Folder of the pipeline, which every node must see."""
+    """Folder of the pipeline; must be visible to every node."""
     pretrain: TaskSpec
-    """The pretraining."""
+    """The pretraining command."""
     evaluate: tuple[EvaluationSpec, ...] = ()
-    """The commands that evaluate it."""
+    """Commands that evaluate the pretraining runs."""
     cluster: ClusterConfig = ClusterConfig()
-    """What the jobs request: inline, or a path to a file."""
+    """What the jobs request, given inline or as a path to a file."""
     at_once: int | None = None
-    """Maximum number of tasks of an array that run at the same time; null for no limit."""
+    """Maximum number of jobs of an array that run at the same time; null for no limit."""
     dry_run: bool = False
     """Print what would be submitted, and submit nothing."""
     local: bool = False
-    """Run everything here, one after the other, without SLURM."""
+    """Run everything here, one command after another, without SLURM."""
 
     def __post_init__(self) -> None:
         labels = [task.label for task in (self.pretrain, *self.evaluate)]

@@ -20,13 +20,13 @@ class SubmitConfig(ClusterConfig):
     """Submit a command: `python -m slurm submit [settings] -- mae_curriculum pretrain ...`."""
 
     command: tuple[str, ...] = ()
-    """Package, verb and its settings: everything after `--`."""
+    """Package, verb and settings: everything after `--`."""
     name: str | None = None
     """Name of the job; null for the name of its run folder."""
     dry_run: bool = False
-    """Print the script and, for a pretraining, its estimated cost; submit nothing."""
+    """Print the script and, for pretraining, its estimated cost; submit nothing."""
     rate: float = 1000.0
-    """For this estimate: images/s of all processes together at full size, as measured by `bench` or an earlier run."""
+    """Throughput for the estimate: images/s of all processes together at full size, from `bench` or an earlier run."""
     local: bool = False
     """Run the command here instead, without SLURM."""
 

@@ -16,14 +16,14 @@ from mae_curriculum.tracking.config import MAX_IMAGES
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Export of an encoder, or of the whole autoencoder."""
+    """Export an encoder or the whole autoencoder."""
 
     checkpoint: Path
     """Run folder, or any other supported checkpoint."""
     out: Path
     """Output file (timm: .safetensors, mae: .pth) or folder (hf, hf_mae)."""
     heads: int | None = None
-    """Attention heads of the encoder, if they cannot be read from the checkpoint."""
+    """Number of attention heads in the encoder, if it cannot be read from the checkpoint."""
     format: Literal["timm", "hf", "hf_mae", "mae"] = "timm"
     """timm: encoder as safetensors. hf: transformers' ViTModel. hf_mae: transformers' ViTMAEForPreTraining. mae: the
     layout of facebookresearch/mae, decoder included."""
@@ -40,14 +40,14 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class PlanConfig(PretrainConfig):
-    """Plan of a pretraining run; takes all settings of the run."""
+    """Plan a pretraining run and compute its cost; takes all settings of the run."""
 
     json: bool = False
     """Print one JSON object instead of a table."""
     devices: int = 1
     """Number of processes of the run, which share each batch."""
     rate: float = 1000.0
-    """Training throughput of all devices together at full size, images/s; other stages are scaled by their FLOPs."""
+    """Training throughput of all devices together at full size, in images/s; other sizes are scaled by their FLOPs."""
     picture: Path | None = None
     """PNG file for a figure of the curriculum, with the first training image as each stage sees it; null for none."""
 
@@ -62,10 +62,10 @@ class PlanConfig(PretrainConfig):
 
 @dataclass(frozen=True)
 class BenchConfig(PretrainConfig):
-    """Speed of the stages of a pretraining run, on random images; takes all settings of the run."""
+    """Measure the speed of a pretraining run's stages on random images; takes all settings of the run."""
 
     rounds: int = 7
-    """Measurements of each stage, alternating with the others; the median is reported."""
+    """Number of measurements of each stage, interleaved with the others; the median is reported."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
@@ -77,20 +77,20 @@ class BenchConfig(PretrainConfig):
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """kNN accuracy of an encoder."""
+    """Measure the kNN accuracy of an encoder."""
 
     checkpoint: Path
     """Run folder, or any other supported checkpoint."""
     run: Path | None = None
     """Folder for results.json; null for the checkpoint's folder, if it is a run folder."""
     data: DataConfig = DataConfig(source=RUNS_IMAGES)
-    """Labeled images; source `run` takes those of the checkpoint's run, with its normalization."""
+    """Labeled images; source `run` uses those of the checkpoint's run, with its normalization."""
     knn: KnnConfig = KnnConfig()
-    """Settings of the classifier."""
+    """Settings of the kNN classifier."""
     precision: Precision = "auto"
     """Precision of the encoder, as in pretraining."""
     heads: int | None = None
-    """Attention heads of the encoder, if they cannot be read from the checkpoint."""
+    """Number of attention heads in the encoder, if it cannot be read from the checkpoint."""
 
     def __post_init__(self) -> None:
         if self.knn.every_epochs is not None:
@@ -99,18 +99,18 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class ReconstructConfig:
-    """Figure of reconstructions: input, visible patches, reconstruction, error."""
+    """Draw reconstructions: input, visible patches, reconstruction, error."""
 
     checkpoint: Path
-    """Run folder, or any checkpoint with a decoder that can be imported."""
+    """Run folder, or any supported checkpoint that includes a decoder."""
     images: tuple[Path, ...]
     """Image files, 1 to 64; each is center-cropped and resized to the model's full size."""
     out: Path | None = None
-    """PNG file; null for pictures/reconstruction.png in the run folder, or reconstruction.png without a run folder."""
+    """PNG file; null for pictures/reconstruction.png in the run folder, or reconstruction.png if there is none."""
     seed: int = 0
-    """Seed of the masks."""
+    """Seed for the masks."""
     heads: int | None = None
-    """Attention heads of the encoder, if they cannot be read from the checkpoint."""
+    """Number of attention heads in the encoder, if it cannot be read from the checkpoint."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.images) <= MAX_IMAGES:
@@ -122,12 +122,12 @@ class ReconstructConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """HTML report about runs: `python -m mae_curriculum report RUN... [--baseline RUN] [--out FILE]`."""
+    """Write an HTML report on runs: `python -m mae_curriculum report RUN... [--baseline RUN] [--out FILE]`."""
 
     runs: tuple[Path, ...]
     """Run folders."""
     baseline: Path | None = None
-    """Folder of the run to compare the others with; may be one of them."""
+    """Folder of the run that the others are compared with; can be one of `runs`."""
     out: Path | None = None
     """Output file; null for report.html in the first run's folder."""
 
@@ -138,7 +138,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Figure of the loss of runs against images, FLOPs and training seconds."""
+    """Plot the loss of runs against images, FLOPs and training seconds."""
 
     runs: tuple[Path, ...]
     """Run folders of pretraining or fine-tuning."""
@@ -153,7 +153,7 @@ class PlotConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Replay of the first of the steps that ended a pretraining because loss or gradient was not finite."""
+    """Replay the first of the steps with non-finite loss or gradient that ended a pretraining run."""
 
     run: Path
     """Run folder."""

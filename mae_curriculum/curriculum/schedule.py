@@ -31,7 +31,7 @@ class Stage:
     share: float
     """Share of the run, above 0; the shares of all stages sum to 1."""
     size: int
-    """Image side in pixels at a reference of 224: 224 is the model's full image size, 112 half of it."""
+    """Image side relative to a reference of 224: 224 stands for the model's full image size, 112 for half of it."""
     batch_factor: float = 1.0
     """Images per step in this stage, as a multiple of `batch_size`; the learning rate scales with it."""
 
@@ -50,13 +50,13 @@ class Augmentation:
     """How strongly images are augmented; each [start, end] is interpolated linearly over the run's progress."""
 
     randaug: tuple[float, float] | None = None
-    """Magnitude of RandAugment (mstd 0.5, increasing ops), 0 to 10; null for none. Color changes hurt plain MAE."""
+    """[start, end] of RandAugment's magnitude (mstd 0.5, increasing ops), 0 to 10; null for none. It hurts MAE."""
     min_area: tuple[float, float] = (0.2, 0.2)
-    """Smallest crop of RandomResizedCrop, as a share of the image's area, above 0 and at most 1."""
+    """[start, end] of RandomResizedCrop's smallest area, as a fraction of the image's area, above 0 and at most 1."""
     flip: bool = True
-    """Flip images horizontally, half of the time."""
+    """Flip images horizontally with probability 0.5."""
     erasing: float = 0.0
-    """Probability of random erasing (arXiv:1708.04896), 0 to 1; for classifiers."""
+    """Probability of random erasing (arXiv:1708.04896), 0 to 1; used by classifiers only."""
 
     def __post_init__(self) -> None:
         if self.randaug is not None and not all(0 <= magnitude <= 10 for magnitude in self.randaug):
@@ -74,14 +74,15 @@ class Curriculum:
     """How input size and augmentation strength grow over a run. A single stage of size 224 is plain MAE."""
 
     pace: Literal["images", "compute"] = "images"
-    """Whether shares are of the run's images (EfficientTrain) or of its compute (EfficientTrain++): with compute, a
-    stage has (full area / area) times the images of its share."""
+    """What the shares of stages refer to: the run's images (EfficientTrain) or its compute (EfficientTrain++). With
+    compute, a stage sees (full area / area) times as many images as with images."""
     stages: tuple[Stage, ...] = (Stage(share=1.0, size=REFERENCE_SIZE),)
     """Stages, in order."""
     augmentation: Augmentation = Augmentation()
     """Augmentation strength over the run."""
     resize: Literal["fourier", "lanczos", "bicubic"] = "fourier"
-    """How images are resized to a stage's size: the papers' low-frequency crop, or a cheaper approximation."""
+    """How images are resized to a stage's size: fourier is the papers' low-frequency crop, the others are cheaper
+    approximations."""
 
     def __post_init__(self) -> None:
         shares = [stage.share for stage in self.stages]

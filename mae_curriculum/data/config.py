@@ -27,18 +27,18 @@ class DataConfig:
     """Which images to load, and how."""
 
     source: str = "digits"
-    """digits (scikit-learn's, included), cifar10 or imagenette (downloaded by torchvision), or a folder of images: with
-    or without train/ and val/, with or without one folder per class."""
+    """digits (from scikit-learn, no download), cifar10 or imagenette (downloaded by torchvision), or a folder of
+    images, with or without train/ and val/, and with or without one folder per class."""
     cache: Path = exempt(Path("data"))
     """Folder for downloads."""
     image_count: int | None = None
-    """Number of training images in the folder, for plans made without it; checked when training starts."""
+    """Number of training images in the folder, for planning without access to it; checked when training starts."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel, on a scale of 0 to 1; null for ImageNet's."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, on a scale of 0 to 1; null for ImageNet's."""
     workers: int = exempt(2)
-    """Processes per rank that load images; 0 loads in the training process."""
+    """Number of loader workers per process; 0 loads images in the training process."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:

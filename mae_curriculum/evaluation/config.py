@@ -10,11 +10,11 @@ class KnnConfig:
     """kNN classification of labeled images by their features."""
 
     every_epochs: int | None = exempt(None)
-    """Equivalent epochs between evaluations during pretraining; null for one at the end only."""
+    """Equivalent epochs between evaluations during pretraining; null to evaluate only at the end."""
     neighbors: int = 20
-    """Number of nearest training images that vote."""
+    """Number of nearest training images that vote, k."""
     temperature: float = 0.07
-    """A neighbor's vote has the weight exp(cosine similarity / temperature)."""
+    """Temperature of the vote: each neighbor has weight exp(cosine similarity / temperature)."""
     batch_images: int = exempt(256)
     """Images per batch on each device."""
 

@@ -20,32 +20,32 @@ TIMM_NAMES = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Encoder, decoder, masking and target. null leaves what `name` implies."""
+    """Encoder, decoder, masking and target. null keeps what `name` implies."""
 
     name: str = "vit_base_patch16_224"
-    """Encoder: any plain ViT of timm."""
+    """Encoder: any plain ViT in timm."""
     image_size: int | tuple[int, int] | None = None
-    """Full image size in pixels, a side or [height, width]; a multiple of the patch size."""
+    """Full image size in pixels, a side or [height, width]; multiple of the patch size. null keeps that of `name`."""
     patch_size: int | None = None
-    """Side of a patch in pixels."""
+    """Side of a patch in pixels; null keeps what `name` implies."""
     channels: int = 3
-    """Image channels, 1 to 16."""
+    """Number of image channels, 1 to 16."""
     width: int | None = None
-    """Width of the encoder; a multiple of 4 and of `heads`."""
+    """Width of the encoder; a multiple of 4 and of `heads`. null keeps what `name` implies."""
     depth: int | None = None
-    """Number of blocks of the encoder."""
+    """Number of encoder blocks; null keeps what `name` implies."""
     heads: int | None = None
-    """Attention heads of the encoder."""
+    """Number of attention heads in the encoder; null keeps what `name` implies."""
     mask_ratio: float = 0.75
-    """Share of the patches that are hidden from the encoder, above 0 and below 1."""
+    """Fraction of the patches hidden from the encoder, above 0 and below 1."""
     target: Target = "norm_pixels"
     """What the decoder predicts: pixels, or pixels normalized per patch (norm_pix_loss)."""
     decoder_width: int = 512
     """Width of the decoder; a multiple of 4 and of `decoder_heads`."""
     decoder_depth: int = 8
-    """Number of blocks of the decoder."""
+    """Number of decoder blocks."""
     decoder_heads: int = 16
-    """Attention heads of the decoder."""
+    """Number of attention heads in the decoder."""
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:

@@ -10,11 +10,11 @@ class SavingConfig:
     """When a run is saved, and which checkpoints are kept."""
 
     every_minutes: float = exempt(10.0)
-    """Minutes between checkpoints, above 0; one is always written at the end."""
+    """Minutes between checkpoints, above 0; a final one is always written at the end."""
     keep: int = exempt(2)
-    """Number of newest checkpoints to keep, at least 1."""
+    """Number of most recent checkpoints to keep, at least 1."""
     keep_every_epochs: int | None = exempt(None)
-    """Equivalent epochs between checkpoints that are kept forever, at least 1; null for none."""
+    """Equivalent epochs between checkpoints that are kept permanently, at least 1; null for none."""
 
     def __post_init__(self) -> None:
         if self.every_minutes <= 0:

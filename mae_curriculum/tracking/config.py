@@ -10,7 +10,7 @@ Mode = Literal["online", "offline", "disabled"]
 
 
 MAX_IMAGES = 64
-"""Most images in one picture: viewers refuse taller files."""
+"""Maximum number of images in one picture: viewers refuse taller files."""
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,15 @@ class TrackingConfig:
     """What a run logs, how often, and where."""
 
     every_steps: int = exempt(20)
-    """Steps between two rows of metrics in the journal, at least 1; only then are losses copied from the device."""
+    """Steps between rows of metrics in the journal, at least 1; losses are copied from the device only then."""
     wandb: Mode = exempt("disabled")
-    """Weights & Biases: online, offline (into RUN/wandb, for `wandb sync`) or disabled."""
+    """Weights & Biases: online, offline (writes to RUN/wandb, for `wandb sync`) or disabled."""
     project: str = exempt("mae-curriculum")
     """W&B project."""
     entity: str | None = exempt(None)
     """W&B user or team; null for the account's default."""
     pictures: int = exempt(8)
-    """Number of images, always the same, whose reconstruction is drawn after each stage of pretraining, 0 to 64."""
+    """Number of images whose reconstructions are drawn after each pretraining stage, always the same ones; 0 to 64."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.pictures <= MAX_IMAGES:

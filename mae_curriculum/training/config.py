@@ -18,17 +18,17 @@ class OptimConfig:
     """AdamW, with MAE's values by default."""
 
     base_lr: float = 1.5e-4
-    """Peak learning rate for a batch of 256; scaled in proportion to the batch size."""
+    """Peak learning rate for a batch size of 256; scaled linearly with the batch size."""
     min_lr: float = 0.0
-    """Learning rate at the end of the run, for a batch of 256."""
+    """Final learning rate for a batch size of 256; scaled like `base_lr`."""
     warmup: float = 0.05
-    """Share of the run with linear warm-up, at least 0 and below 1."""
+    """Fraction of the run spent in linear warm-up, at least 0 and below 1."""
     weight_decay: float = 0.05
-    """Weight decay of weight matrices; biases, norms and tokens have none."""
+    """Weight decay for weight matrices; biases, normalization parameters and tokens are not decayed."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of AdamW's two moments."""
+    """AdamW's betas: decay rates of its two moment estimates."""
     clip_norm: float | None = None
-    """Gradients of a larger norm are clipped to it; null for no clipping."""
+    """Maximum gradient norm; larger gradients are clipped to it. null for no clipping."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1:
@@ -46,11 +46,11 @@ class TrainingConfig:
     """Settings shared by all training runs."""
 
     run: Path = exempt(Path("runs/training"))
-    """Folder of the run. The same command, run again, resumes it."""
+    """Run folder. Running the same command again resumes the run."""
     data: DataConfig = DataConfig()
-    """The images."""
+    """Images and how to load them."""
     curriculum: Curriculum = Curriculum()
-    """Image size and augmentation over the run: inline, or the name or path of a curriculum file."""
+    """Image size and augmentation over the run, given inline or as the name or path of a curriculum file."""
     optim: OptimConfig = OptimConfig()
     """Optimizer and learning rate."""
     saving: SavingConfig = SavingConfig()
@@ -58,19 +58,19 @@ class TrainingConfig:
     tracking: TrackingConfig = TrackingConfig()
     """Reports, pictures and W&B."""
     batch_size: int = 4096
-    """Images per optimizer step, over all devices."""
+    """Images per optimizer step, across all devices."""
     micro_batch: int | None = None
-    """Most images that a device processes at once at full size (more at smaller sizes); gradients of larger batches are
-    accumulated. null for no limit. It affects batch norm and drop path, so it cannot change within a run."""
+    """Maximum number of images that a device processes at once at full size (more at smaller sizes); larger batches
+    accumulate gradients. null for no limit. Affects batch norm and drop path, so it cannot change within a run."""
     epochs: int = 800
-    """Equivalent epochs: passes over the data that the same run without curriculum would make."""
+    """Equivalent epochs: passes over the data that the same run without a curriculum would make."""
     seed: int = 0
-    """Seed of weights, order, augmentation, masks and every other random choice, 0 to 2**63 - 1."""
+    """Seed for weights, data order, augmentation, masks and all other randomness, 0 to 2**63 - 1."""
     time_limit: str | None = exempt(None)
-    """Time after which the command saves and stops, to be resumed: minutes, HH:MM:SS or D-HH:MM:SS; null for no limit
-    but the scheduler's."""
+    """Time after which the command saves and stops, so that it can be resumed: minutes, HH:MM:SS or D-HH:MM:SS; null
+    for no limit other than the scheduler's."""
     precision: Precision = "auto"
-    """Arithmetic of the model. auto is bfloat16 on GPUs that support it, else float32."""
+    """Precision of the model's computations. auto: bfloat16 on GPUs that support it, otherwise float32."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch", "epochs"):
