@@ -238,7 +238,7 @@ def test_broken_images_are_logged_and_replaced(tmp_path: Path) -> None:
     assert main(["pretrain", *options(run, **pictures(folder))]) == 0
     named = {Path(row["image"]).name: row["reason"] for row in rows(run, "broken_image")}
     assert sorted(named) == ["0010.png", "0011.png", "0012.png"]
-    assert (named["0010.png"], named["0012.png"]) == ("not an image", "1x1 pixels are too few")
+    assert (named["0010.png"], named["0012.png"]) == ("not an image", "1x1 pixels is too small")
     assert json.loads((run / "summary.json").read_text())["knn"] > 0.4
 
 
@@ -284,7 +284,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "the blocks of 'vit_base_patch16_xp_224' are not those of a plain ViT": {"model__name": "vit_base_patch16_xp_224"},
     "vit_tiny_patch16_224.nonexistent": {"model__name": "vit_tiny_patch16_224.nonexistent"},
     "data.std must be above 0, got []": {"data__std": "[]"},
-    "data.image_count is 9, but digits holds 1438": {"data__image_count": 9},
+    "data.image_count is 9, but digits has 1438": {"data__image_count": 9},
     "optim.warmup is a share of the run": {"optim__warmup": 5},
 }
 

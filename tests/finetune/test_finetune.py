@@ -465,7 +465,7 @@ BAD_PROBES: dict[str, dict[str, Any]] = {
     "attentive heads use AdamW": {"head": "attentive"},
     "leaves none on one side": {"held_out": 1e-9},
     "would clip all heads by one norm": {"optim__clip_norm": 1.0},
-    "batch normalisation needs two images": {"micro_batch": 1},
+    "batch normalization needs two images": {"micro_batch": 1},
     "curriculum needs one stage of 224": {
         "augment": "false",
         "curriculum__stages": '[{"share": 1.0, "size": 112}]',

@@ -99,7 +99,7 @@ def test_a_stage_that_waits_for_data_is_logged_with_the_setting_to_change(tmp_pa
     assert done.returncode == 0
     (warning,) = (line for line in done.stderr.splitlines() if "waits for data" in line)
     assert warning.startswith("warning: stage 1 waits for data ")
-    assert "raise data.workers (0 for each process now)" in warning
+    assert "raise data.workers (now 0 per process)" in warning
     (row,) = rows(tmp_path / "run", "waiting")
     assert 0.05 < row["share"] < 1
 
