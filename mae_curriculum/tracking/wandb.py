@@ -233,7 +233,7 @@ def metrics_of(row: Row, folder: RunFolder) -> Row:
     if row["event"] == "step":
         metrics["size"], metrics["width"] = row["size"]
         seconds = {key.removesuffix("_seconds"): value for key, value in metrics.items() if key.endswith("_seconds")}
-        metrics |= {f"broadcast_{activity}": value / sum(seconds.values()) for activity, value in seconds.items()}
+        metrics |= {f"share_{activity}": value / sum(seconds.values()) for activity, value in seconds.items()}
     return metrics
 
 

@@ -35,7 +35,6 @@ class Hooks:
 
     conclude: Callable[[Stopwatch, Check], dict[str, Any]]
     """Evaluates the trained model, with a check now and then whether to stop; returns the summary."""
-
     evaluate: Callable[[int], object] = lambda _: None
     """Evaluates the model after a number of steps."""
     evaluate_every_epochs: int | None = None

@@ -101,7 +101,7 @@ def test_offline_a_run_with_two_restarts_is_one_run_and_one_curve_without_secret
     for name in ("loss", "lr", "gradient_norm", "images_per_second", "mask_ratio", "mfu", *AXES):
         assert [row[name] for row in uploaded] == [row[name] for row in journal]
     for row in uploaded:
-        assert sum(row[f"broadcast_{name}"] for name in ACTIVITIES) == pytest.approx(1)
+        assert sum(row[f"share_{name}"] for name in ACTIVITIES) == pytest.approx(1)
     assert "~/run" in bucket.text
     assert "~/cache" in bucket.text
     files = [*run.glob("wandb/*run-*/*.wandb"), run / "wandb.json"]
