@@ -35,10 +35,14 @@ SLOW = {
 """Files whose tests start processes, clusters or browsers; `-m "not slow"` leaves them out."""
 
 
+LONGEST = ("test_slurm", "test_wandb", "test_survival", "test_finetune", "test_pipeline", "test_doctor")
+"""Files that come first, so that two workers finish together; those that need a cluster are apart."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the file that takes longest; the others that need a cluster come last, as there is one at a time."""
-    last = ("test_doctor", "test_pipeline")
-    items.sort(key=lambda item: (item.path.stem in last) - (item.path.stem == "test_slurm"))
+    """Start with the longest files, and mark the slow ones."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
     for item in items:
         if item.path.stem in SLOW:
             item.add_marker("slow")

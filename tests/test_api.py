@@ -212,7 +212,7 @@ def test_embed_returns_the_names_and_features_of_all_intact_images(encoder: mc.E
     pixels = torch.stack([resize_and_crop(read_image(tmp_path / name, 3), (32, 32), crop=1.0) for name in names])
     torch.testing.assert_close(features, encoder.features(pixels))
     with pytest.raises(mc.ConfigError, match="no images in"):
-        mc.embed(encoder, ROOT / "configs")
+        mc.embed(encoder, ROOT / "slurm")
 
 
 def test_an_encoder_works_in_a_thread(run: Path, encoder: mc.Encoder) -> None:

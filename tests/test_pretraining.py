@@ -117,7 +117,7 @@ def test_knn_measures_a_runs_encoder_again(finished: Path, tmp_path: Path, capsy
     assert json.loads((run / "results.json").read_text())["accuracy"]["values"] == [summary["knn"]]
     assert main(["export", "--checkpoint", str(run), "--out", str(tmp_path / "encoder.safetensors")]) == 0
     assert main(["knn", "--checkpoint", str(run), "--data.mean", "[0.5]"]) == 2
-    assert "keeps the run's own settings, not mean: None -> [0.5]" in capsys.readouterr().err
+    assert "uses the run's settings, not mean: None -> [0.5]" in capsys.readouterr().err
     alone = ["knn", "--checkpoint", str(tmp_path / "encoder.safetensors")]
     assert main(alone) == 2
     assert "is not a run with its own images" in capsys.readouterr().err
@@ -138,7 +138,7 @@ def test_a_run_killed_before_its_summary_writes_it_after_a_restart(finished: Pat
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stopped_run_resumes_to_the_same_weights(workers: int, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert "the same command continues" in stop_midway(run, "pretrain", *options(run, data__workers=workers))
+    assert "run the same command to resume" in stop_midway(run, "pretrain", *options(run, data__workers=workers))
     stopped_at = rows(run, "save")[-1]["steps_done"]
     assert 2 <= stopped_at < 67
     assert main(["pretrain", *options(run)]) == 0
@@ -261,7 +261,7 @@ def test_images_of_one_class_train_without_a_knn_accuracy(tmp_path: Path, capsys
 
 
 MISTAKES: dict[str, dict[str, Any]] = {
-    "data.source: no images in": {"data__source": "configs"},
+    "data.source: no images in": {"data__source": "slurm"},
     "data.source: 'nowhere' is neither a folder nor one of": {"data__source": "nowhere"},
     "model.image_size 30x30 must be a multiple of the patch size, 8": {"model__image_size": 30},
     "curriculum.stages: shares must be positive and sum to 1; got [0.5]": {
