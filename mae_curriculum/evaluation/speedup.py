@@ -52,12 +52,16 @@ def summarize_costs(
 
 
 def describe_costs(summary: dict[str, Any]) -> str:
-    """Return a run's loss and costs, in two lines."""
-    seconds, flops = summary["baseline_train_seconds"], summary["baseline_flops"]
-    return (
+    """Return a run's loss and costs in a line, and what its curriculum saved in another."""
+    costs = (
         f"loss {format_or_dash(summary['loss'], '{:.4f}')} after {summary['images']:,} images: "
-        f"{summary['train_seconds']:.1f} s of training, {summary['wait_seconds']:.1f} s of waiting for data\n"
-        f"with this curriculum {summary['train_seconds']:.1f} training seconds instead of {seconds:.1f} "
+        f"{summary['train_seconds']:.1f} s of training, {summary['wait_seconds']:.1f} s of waiting for data"
+    )
+    seconds, flops = summary["baseline_train_seconds"], summary["baseline_flops"]
+    if summary["flops"] == flops:  # without a curriculum
+        return costs
+    return (
+        f"{costs}\nwith this curriculum {summary['train_seconds']:.1f} training seconds instead of {seconds:.1f} "
         f"({summary['speedup_seconds']:.2f}x faster), {summary['flops']:.3g} FLOPs instead of {flops:.3g} "
         f"({summary['speedup_flops']:.2f}x fewer)"
     )

@@ -27,7 +27,7 @@ MIN_WAIT_SECONDS = 5.0
 """Shorter waits are not worth a warning."""
 
 SPIKE_FACTOR = 2.0
-"""A loss this many times the lowest of the last `SPIKE_REPORTS` is a spike; at a change of size it moves by less."""
+"""A loss this many times the lowest of the last `SPIKE_REPORTS` of its stage is a spike."""
 
 SPIKE_REPORTS = 10
 
@@ -72,6 +72,8 @@ class AnomalyDetector:
         self._skipped_in_a_row: list[int] = []
         self._skipped_count = 0
         self._losses: deque[float] = deque(maxlen=SPIKE_REPORTS)
+        """Losses of the last reports of this stage."""
+        self._stage = 0
         self._earlier_jobs = Stopwatch(dict(stopwatch.seconds))
         """Time of earlier jobs, perhaps with other workers and on another machine."""
         self._warned_stages: set[int] = set()
@@ -108,7 +110,7 @@ class AnomalyDetector:
         last = steps[-1].moment
         self._examine_images(last.step + 1, dict(ChainMap(*(report.broken for report in reports))))
         self._examine_gradients(steps, norms, reports)
-        self._examine_loss(last.step + 1, loss)
+        self._examine_loss(last.step + 1, last.stage, loss)
         self._examine_waiting(last.stage, reports)
 
     def _warn(self, text: str) -> None:
@@ -187,7 +189,10 @@ class AnomalyDetector:
         except OSError as error:
             self._warn(f"the weights could not be captured: {error}")
 
-    def _examine_loss(self, steps_done: int, loss: float | None) -> None:
+    def _examine_loss(self, steps_done: int, stage: int, loss: float | None) -> None:
+        if stage != self._stage:
+            self._losses.clear()  # losses at other sizes do not compare
+        self._stage = stage
         if loss is None:
             return
         if is_spike(loss, self._losses):
