@@ -18,6 +18,7 @@ torch.set_num_threads(1)  # the models of the tests are too small for more
 
 
 SLOW = {
+    "test_classifier",
     "test_doctor",
     "test_finetune",
     "test_pipeline",
@@ -32,7 +33,7 @@ SLOW = {
     "test_html",
     "test_distributed",
 }
-"""Files whose tests start processes, clusters or browsers; `-m "not slow"` leaves them out."""
+"""Files whose tests start processes, clusters or browsers, or build many networks; `-m "not slow"` omits them."""
 
 
 LONGEST = ("test_slurm", "test_wandb", "test_survival", "test_finetune", "test_pipeline", "test_doctor")

@@ -1,6 +1,7 @@
 import json
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.runs import options
 WORLD = World(0, 1, torch.device("cpu"))
 
 
+@cache  # it takes a tenth of a second
 def config_of(**changes: Any) -> PretrainConfig:
     return load(PretrainConfig, options(**changes))
 
