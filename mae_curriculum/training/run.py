@@ -1,6 +1,5 @@
 """The course of a run, whatever is trained: open its folder, resume, train, conclude."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +8,6 @@ from mae_curriculum.run.stop import Stop
 from mae_curriculum.training.loop import Hooks, StoppedError, raise_if_stopped, train_
 from mae_curriculum.training.session import RunSession, open_session, resume_
 from mae_curriculum.training.step import Training
-
-logger = logging.getLogger(__name__)
 
 
 def run_training(

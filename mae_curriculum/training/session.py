@@ -50,7 +50,7 @@ class RunSession:
         self._config, self._world, self._command = config, world, command
         self._resources = ExitStack()
         self._check_lock: Callable[[], None] = lambda: None
-        self._close_wandb: Callable[[], object] = lambda: None
+        self._close_wandb: Callable[[], None] = lambda: None
         self._next_save = 0.0
 
     def acquire(self) -> None:
@@ -78,7 +78,7 @@ class RunSession:
 
     def finish_logging(self) -> None:
         """Let W&B finish on rank 0 while the others wait: a launcher ends all processes once one has left."""
-        self._world.on_main(lambda: self._close_wandb() and None)
+        self._world.on_main(self._close_wandb)
 
     def check_lock(self) -> None:
         """Raise ConfigError on all ranks if another job has taken the run over."""
