@@ -14,8 +14,7 @@ from PIL import Image
 
 from mae_curriculum.run.checkpoint import load_state
 from mae_curriculum.run.folder import RunFolder
-
-ROOT = Path(__file__).parent.parent
+from tests.processes import ROOT, Process, run_python
 
 Finished = subprocess.CompletedProcess[str]
 
@@ -59,34 +58,26 @@ def options(run: Path | None = None, **changes: Any) -> list[str]:
 
 
 def command(*arguments: object, package: str = "mae_curriculum", **environment: str) -> Finished:
-    """Run `python -m mae_curriculum ...` as a user would, with one thread so that tests do not fight for cores."""
-    return run_python(["-m", package, *map(str, arguments)], environment)
+    """Run `python -m mae_curriculum ...` to its end, as a user would."""
+    return finish(Process(package, *arguments, **environment))
+
+
+def finish(process: Process) -> Finished:
+    """Wait for a process."""
+    stdout, stderr = process.communicate()
+    return Finished([], process.wait(), stdout, stderr)
 
 
 def torchrun(*arguments: object, package: str = "mae_curriculum") -> Finished:
     """Run a command as two processes."""
-    return run_python([*TORCHRUN, "-m", package, "--", *map(str, arguments)], {})
+    return run_python([*TORCHRUN, "-m", package, "--", *map(str, arguments)])
 
 
-def run_python(arguments: list[str], environment: dict[str, str]) -> Finished:
-    """Run `python ...` with these arguments, its environment changed so."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def start(program: list[str], *arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """Start a command as the leader of a process group of its own."""
+def start_torchrun(*arguments: object) -> subprocess.Popen[str]:
+    """Start `mae_curriculum` as two processes; the launcher leads a process group of its own."""
     return subprocess.Popen(
-        [*program, *map(str, arguments)],
+        [sys.executable, *TORCHRUN, "-m", "mae_curriculum", "--", *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -96,7 +87,7 @@ def start(program: list[str], *arguments: object, **environment: str) -> subproc
 
 def stop_midway(run: Path, *arguments: object, package: str = "mae_curriculum", **environment: str) -> str:
     """Start a command, stop it by SIGTERM once `run` has reported a step, as a scheduler does; returns its stderr."""
-    process = start([sys.executable, "-m", package], *arguments, **environment)
+    process = Process(package, *arguments, **environment)
     while not (run / "journal.jsonl").exists() or not rows(run, "step"):
         time.sleep(0.05)
         assert process.poll() is None

@@ -25,7 +25,8 @@ from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.model.masked_autoencoder import build_model
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.run.stop import SIGNALS
-from tests.runs import ROOT, options
+from tests.processes import ROOT
+from tests.runs import options
 
 MODEL = mc.ModelConfig(
     name="vit_tiny_patch16_224",

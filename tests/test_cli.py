@@ -16,7 +16,7 @@ from mae_curriculum.cli import run_verb
 from mae_curriculum.config import ConfigError
 from mae_curriculum.terminal import LOGGERS, TerminalHandler, configure_logging
 from mae_curriculum.version import __version__
-from tests.runs import ROOT
+from tests.processes import ROOT
 
 PACKAGES = {
     "mae_curriculum": mae_curriculum.__main__,

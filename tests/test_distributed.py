@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mae_curriculum.distributed import Agreement, World, connect, picklable
-from tests.runs import TORCHRUN, run_python
+from tests.processes import run_python
+from tests.runs import TORCHRUN
 
 WORLD = World(0, 1, torch.device("cpu"))
 
@@ -49,7 +50,7 @@ print("done")
 
 
 def test_two_processes_exchange_values_votes_and_failures(tmp_path: object) -> None:
-    done = run_python([*TORCHRUN, "--no-python", "--", sys.executable, "-c", TWO_PROCESSES], {})
+    done = run_python([*TORCHRUN, "--no-python", "--", sys.executable, "-c", TWO_PROCESSES])
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done") == 2
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT
+from tests.processes import ROOT
 
 FLOORS = [
     "config distributed files png precision recipes terminal version",

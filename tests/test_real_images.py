@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mae_curriculum.data.decode import read_image
-from tests.runs import ROOT, command
+from tests.processes import ROOT
+from tests.runs import command
 
 ARCHIVES = ROOT.parent / "shared" / "data"
 

@@ -14,7 +14,7 @@ from mae_curriculum.curriculum.schedule import Curriculum
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.recipes import FOLDERS, find_file, list_recipes
 from slurm.__main__ import VERBS as SLURM
-from tests.runs import ROOT
+from tests.processes import ROOT
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted((CONFIGS / "pretrain").glob("*.yaml"))

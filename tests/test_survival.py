@@ -6,9 +6,9 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ from mae_curriculum.__main__ import main
 from mae_curriculum.run.checkpoint import steps_of
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.tracking.journal import IDEMPOTENT_EVENTS
-from tests.runs import command, equal, newest_state, options, rows, start, stop_midway, torchrun, weights
+from tests.processes import Process
+from tests.runs import command, equal, newest_state, options, rows, start_torchrun, stop_midway, torchrun, weights
 
-PYTHON = [sys.executable, "-m", "mae_curriculum"]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mae_curriculum"]
+Running = Process | subprocess.Popen[str]
 
 
-def wait_for(fact: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 60) -> None:
+def wait_for(fact: Callable[[], Any], process: Running, seconds: float = 60) -> None:
     """Wait until something is the case, while a process goes on."""
     until = time.monotonic() + seconds
     while not fact():
@@ -33,7 +33,7 @@ def wait_for(fact: Callable[[], Any], process: subprocess.Popen[str], seconds: f
         time.sleep(0.02)
 
 
-def processes_of(process: subprocess.Popen[str]) -> list[int]:
+def processes_of(process: Running) -> list[int]:
     """List the processes that a launcher started: each in a session of its own."""
     return [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
@@ -42,11 +42,11 @@ def steps_reported(run: Path) -> list[int]:
     return [row["steps_done"] for row in rows(run, "step")] if (run / "journal.jsonl").exists() else []
 
 
-def kill_until_done(program: list[str], run: Path, *arguments: str, kills: int, seed: int) -> int:
+def kill_until_done(start: Callable[[], Running], run: Path, *, kills: int, seed: int) -> int:
     """Kill a command and all its processes by SIGKILL at random moments, start it again, let it end; counts kills."""
     chance = random.Random(seed)
     for killed in range(kills):
-        process = start(program, *arguments)
+        process = start()
         try:
             reported = len(steps_reported(run))
             wait_for(lambda before=reported: len(steps_reported(run)) > before + 1, process)  # type: ignore[misc]
@@ -57,14 +57,14 @@ def kill_until_done(program: list[str], run: Path, *arguments: str, kills: int, 
             raise
         finally:
             if process.poll() is None:
-                workers = processes_of(process)
+                ranks = [] if isinstance(process, Process) else processes_of(process)
                 os.killpg(process.pid, signal.SIGKILL)
-                for worker in workers if program != PYTHON else ():
-                    os.kill(worker, signal.SIGKILL)
+                for rank in ranks:
+                    os.kill(rank, signal.SIGKILL)
             process.communicate()
-    process = start(program, *arguments)
-    assert process.wait() == 0, process.communicate()[1]
-    process.communicate()
+    process = start()
+    output = process.communicate()[1]
+    assert process.returncode == 0, output
     return kills
 
 
@@ -74,7 +74,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(finished: Path, 
     arguments += ["--knn.every_epochs", "1", "--tracking.pictures", "1"]
     whole = tmp_path / "whole"
     assert command("pretrain", *options(whole, micro_batch=32)).returncode == 0
-    kills = kill_until_done(PYTHON, run, "pretrain", *arguments, kills=5, seed=0)
+    kills = kill_until_done(partial(Process, "mae_curriculum", "pretrain", *arguments), run, kills=5, seed=0)
     assert kills >= 3
     assert len(rows(run, "start")) >= kills  # each start but the last was cut short
     assert equal(weights(run), weights(whole))
@@ -89,7 +89,7 @@ def test_two_processes_killed_together_end_with_the_same_bits(tmp_path: Path) ->
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert torchrun("pretrain", *options(whole)).returncode == 0
     arguments = options(run, saving__every_minutes=1e-9, tracking__every_steps=2)
-    assert kill_until_done([*TWO, "--"], run, "pretrain", *arguments, kills=1, seed=1) == 1
+    assert kill_until_done(partial(start_torchrun, "pretrain", *arguments), run, kills=1, seed=1) == 1
     assert [row["steps_done"] for row in rows(run, "start")][1] in range(1, 67)  # it was really cut short, and went on
     assert equal(weights(run), weights(whole))
 
@@ -97,7 +97,7 @@ def test_two_processes_killed_together_end_with_the_same_bits(tmp_path: Path) ->
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
 def test_signals_of_schedulers_save_and_stop_a_run_between_reports(number: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(PYTHON, "pretrain", *options(run, epochs=30, tracking__every_steps=100))
+    process = Process("mae_curriculum", "pretrain", *options(run, epochs=30, tracking__every_steps=100))
     wait_for(lambda: (run / "journal.jsonl").exists() and rows(run, "stage"), process)
     os.kill(process.pid, number)
     output = process.communicate()[1]
@@ -109,7 +109,7 @@ def test_signals_of_schedulers_save_and_stop_a_run_between_reports(number: signa
 def test_a_run_stopped_during_its_final_evaluation_finishes_after_a_restart(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = options(run, knn__batch_images=2)
-    process = start(PYTHON, "pretrain", *flags)
+    process = Process("mae_curriculum", "pretrain", *flags)
     wait_for(lambda: (run / "journal.jsonl").exists() and rows(run, "save"), process)
     os.kill(process.pid, signal.SIGTERM)
     output = process.communicate()[1]
@@ -125,7 +125,7 @@ def test_a_run_stopped_during_its_final_evaluation_finishes_after_a_restart(fini
 
 def test_two_processes_stop_at_the_same_step_whichever_gets_the_signal(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start([*TWO, "--"], "pretrain", *options(run, epochs=15, tracking__every_steps=5))
+    process = start_torchrun("pretrain", *options(run, epochs=15, tracking__every_steps=5))
     wait_for(lambda: steps_reported(run), process)
     os.kill(processes_of(process)[1], signal.SIGTERM)
     output = process.communicate()[1]
@@ -139,7 +139,7 @@ def test_two_processes_stop_at_the_same_step_whichever_gets_the_signal(tmp_path:
 def test_a_time_limit_saves_and_stops_before_it(tmp_path: Path) -> None:
     run = tmp_path / "run"
     start_time = time.monotonic()
-    process = start(PYTHON, "pretrain", *options(run, epochs=400, time_limit="0:12"))
+    process = Process("mae_curriculum", "pretrain", *options(run, epochs=400, time_limit="0:12"))
     output = process.communicate()[1]
     assert process.returncode == 75
     began = rows(run, "start")[0]["time"]
@@ -158,7 +158,7 @@ def test_the_schedulers_own_end_is_a_time_limit(tmp_path: Path) -> None:
 
 def test_a_second_job_on_a_run_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(PYTHON, "pretrain", *options(run, epochs=400))
+    process = Process("mae_curriculum", "pretrain", *options(run, epochs=400))
     wait_for(lambda: steps_reported(run), process)
     second = command("pretrain", *options(run, epochs=400))
     assert second.returncode == 2
@@ -188,8 +188,7 @@ def test_a_full_disk_does_not_end_a_run_which_saves_once_there_is_space(
     finished: Path, small_disk: Callable[[str], Path]
 ) -> None:
     run = small_disk("3m") / "run"  # a checkpoint takes 1 MB; saving at each report, more and more are kept
-    process = start(PYTHON, "pretrain", *options(run, saving__every_minutes=1e-9, saving__keep=99))
-    assert process.stderr is not None
+    process = Process("mae_curriculum", "pretrain", *options(run, saving__every_minutes=1e-9, saving__keep=99))
     output = ""
     while "trying again" not in output:
         output += process.stderr.readline()
@@ -208,8 +207,8 @@ def test_a_full_disk_does_not_end_a_run_which_saves_once_there_is_space(
 
 def test_a_stop_on_a_full_disk_is_an_error_and_keeps_the_previous_checkpoint(small_disk: Callable[[str], Path]) -> None:
     run = small_disk("3m") / "run"
-    process = start(PYTHON, "pretrain", *options(run, saving__every_minutes=1e-9, saving__keep=99, epochs=90))
-    assert process.stderr is not None
+    flags = options(run, saving__every_minutes=1e-9, saving__keep=99, epochs=90)
+    process = Process("mae_curriculum", "pretrain", *flags)
     while "trying again" not in process.stderr.readline():
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGTERM)
@@ -227,7 +226,7 @@ def test_checkpoints_of_chosen_epochs_are_kept(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start([*TWO, "--"], "pretrain", *options(run, epochs=400))
+    process = start_torchrun("pretrain", *options(run, epochs=400))
     wait_for(lambda: steps_reported(run), process)
     os.kill(processes_of(process)[1], signal.SIGKILL)
     start_time = time.monotonic()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mae_curriculum.version import __version__
-from tests.runs import ROOT
+from tests.processes import ROOT
 
 SOURCES = ("mae_curriculum", "finetune", "slurm", "configs")
 

@@ -164,7 +164,6 @@ def training_loader(
         batch_size=None,  # the sampler decides about batches
         sampler=sampler,
         num_workers=workers,
-        collate_fn=lambda batch: batch,
         worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mae_curriculum.__main__ import main
-from tests.runs import ROOT
+from tests.processes import ROOT
 
 DIGITS = str(ROOT / "configs" / "pretrain" / "digits.yaml")
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from mae_curriculum.__main__ import main
-from tests.runs import ROOT
+from tests.processes import ROOT
 
 CONFIGS = ROOT / "configs"
 

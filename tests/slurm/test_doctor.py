@@ -18,7 +18,7 @@ from mae_curriculum.data.loader import training_loader
 from slurm.__main__ import main
 from slurm.checks import BATCHES_AHEAD, check_wandb, clock_offset
 from slurm.doctor import DoctorConfig
-from tests.runs import ROOT
+from tests.processes import ROOT
 from tests.slurm_cluster import Cluster
 
 FITTING = ("--nodes", 2, "--cpus_per_task", 2, "--workers", 1)

@@ -16,7 +16,8 @@ from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.tracking.journal import Journal
 from slurm.__main__ import main
 from slurm.result_table import unfinished_state
-from tests.runs import ROOT, equal, options, rows, start, weights
+from tests.processes import ROOT, Process
+from tests.runs import equal, options, rows, weights
 from tests.slurm_cluster import Cluster
 
 
@@ -132,8 +133,8 @@ def test_arrays_wait_for_the_pretrainings_that_they_evaluate_and_resume_alone(cl
     journal = study / "seed=0" / "pretrain" / "journal.jsonl"
     wait_for(lambda: journal.exists() and rows(journal.parent, "step") != [])
     cluster.ask("scancel", "--signal=USR1", f"{array}_0")
-    program = [sys.executable, "-m", "mae_curriculum"]
-    undisturbed = start(program, "pretrain", *options(whole, epochs=12))  # now: the cluster waits before a requeue
+    flags = options(whole, epochs=12)
+    undisturbed = Process("mae_curriculum", "pretrain", *flags)  # now: the cluster waits before a requeue
     wait_for(lambda: all((run / "results.json").exists() for run in map(Path, numbers) if run.name != "pretrain"))
     starts = [len(rows(study / f"seed={seed}" / "pretrain", "start")) for seed in (0, 1)]
     assert starts == [2, 1]

@@ -16,7 +16,8 @@ from mae_curriculum.run.checkpoint import steps_of
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.version import code_version
 from slurm.__main__ import main
-from tests.runs import ROOT, TORCHRUN, equal, options, rows, start, weights
+from tests.processes import ROOT
+from tests.runs import equal, options, rows, start_torchrun, weights
 from tests.slurm_cluster import Cluster
 
 
@@ -110,8 +111,7 @@ def test_a_job_that_is_preempted_loses_a_node_and_reaches_its_time_limit_ends_wi
     signal_all(lost, signal.SIGKILL)  # those on the lost node: nothing else could reach them
 
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=2")  # less than the 150 s: the signal is due
-    torchrun = [sys.executable, *TORCHRUN, "-m", "mae_curriculum", "--"]
-    undisturbed = start(torchrun, "pretrain", *options(whole, **changes))
+    undisturbed = start_torchrun("pretrain", *options(whole, **changes))
     wait_for(lambda: rows(run, "stop")[-1]["reason"] == "SIGUSR2", folder)
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     wait_for((run / "summary.json").exists, folder)

@@ -2,9 +2,7 @@
 
 import json
 import os
-import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,8 @@ from mae_curriculum import __main__ as pretraining
 from mae_curriculum.tracking.history import read_history
 from mae_curriculum.tracking.journal import Journal
 from slurm.__main__ import main
-from tests.runs import options, picture_folder, pictures, rows, start, stop_midway
+from tests.processes import Process
+from tests.runs import options, picture_folder, pictures, rows, stop_midway
 
 
 def table(capsys: pytest.CaptureFixture[str], *places: Path) -> tuple[dict[str, list[str]], str]:
@@ -34,10 +33,14 @@ def test_status_distinguishes_finished_stopped_failed_died_and_running(
     diverged = options(tmp_path / "failed", **pictures(shrinking), optim__base_lr=1e30, optim__warmup=0.0)
     assert pretraining.main(["pretrain", *diverged]) == 2
 
-    alive = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *options(tmp_path / "alive", epochs=400))
-    while not (tmp_path / "alive" / "journal.jsonl").exists() or not rows(tmp_path / "alive", "step"):
-        time.sleep(0.05)
-    shutil.copytree(tmp_path / "alive", tmp_path / "died")  # what a kill at this moment would leave
+    died, alive = (
+        Process("mae_curriculum", "pretrain", *options(tmp_path / name, epochs=400)) for name in ("died", "alive")
+    )
+    for name in ("died", "alive"):
+        while not (tmp_path / name / "journal.jsonl").exists() or not rows(tmp_path / name, "step"):
+            time.sleep(0.05)
+    os.killpg(died.pid, signal.SIGKILL)
+    died.communicate()
     os.utime(tmp_path / "died" / "lock.json", (0, 0))  # as if half a minute passed without a heartbeat
     cells, output = table(capsys, finished, tmp_path)
     os.killpg(alive.pid, signal.SIGKILL)
@@ -53,7 +56,7 @@ def test_status_distinguishes_finished_stopped_failed_died_and_running(
     assert cells["finished"][1:4] == ["3/3", "100.0%", "-"]
     assert float(cells["alive"][4]) > 0
     assert "failed: loss or gradient was not finite in 5 steps in a row" in output
-    assert "died: no error message (on " in output
+    assert "died: no error message (log: " in output
 
 
 def test_history_counts_lost_work_and_time_between_jobs(tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_history_counts_lost_work_and_time_between_jobs(tmp_path: Path) -> None:
 def test_a_step_repeated_after_a_kill_is_in_the_journal_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = options(run, epochs=12, saving__every_minutes=100)
-    process = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *flags)
+    process = Process("mae_curriculum", "pretrain", *flags)
     while not (run / "journal.jsonl").exists() or len(rows(run, "step")) < 5:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)

@@ -21,7 +21,8 @@ from mae_curriculum.tracking.config import TrackingConfig
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.tracking.stopwatch import ACTIVITIES
 from mae_curriculum.tracking.wandb import log_to_wandb, without_home
-from tests.runs import command, equal, options, rows, run_python, start, stop_midway, weights
+from tests.processes import Process
+from tests.runs import command, equal, finish, options, rows, stop_midway, weights
 from tests.wandb_server import EMAIL, Bucket, Server, serve
 
 pytest.importorskip("wandb")
@@ -59,7 +60,7 @@ def child_processes(pid: int) -> list[int]:
 def kill_with_wandb(run: Path, *flags: str, **environment: str) -> None:
     """Resume a run, and kill it by SIGKILL, W&B's processes too, once it has written and uploaded some steps."""
     before = len(rows(run, "step"))
-    process = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *flags, **environment)
+    process = Process("mae_curriculum", "pretrain", *flags, **environment)
     while len(rows(run, "step")) < before + 3 or not any(map(child_processes, child_processes(process.pid))):
         time.sleep(0.01)
         assert process.poll() is None
@@ -136,7 +137,7 @@ def test_a_server_that_disappears_does_not_end_a_run_and_gets_the_rest_later(fin
     with serve() as server:
         flags = options(run, tracking__wandb="online", tracking__pictures=1)
         environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
-        process = start([sys.executable, "-m", "mae_curriculum"], "pretrain", *flags, **environment)
+        process = Process("mae_curriculum", "pretrain", *flags, **environment)
         while not server.buckets:
             time.sleep(0.01)
             assert process.poll() is None
@@ -191,7 +192,7 @@ def test_a_run_that_fails_is_shown_as_failed(tmp_path: Path) -> None:
     with serve() as server:
         flags = options(tmp_path / "run", tracking__wandb="online", tracking__every_steps=1)
         environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
-        assert run_python(["tests/spoiled.py", "weight", "3", "pretrain", *flags], environment).returncode == 2
+        assert finish(Process("tests/spoiled.py", "weight", "3", "pretrain", *flags, **environment)).returncode == 2
     (bucket,) = server.buckets.values()
     assert bucket.exit_codes == [2]
     assert bucket.summary["ending"].startswith("loss or gradient was not finite in 5 steps in a row")

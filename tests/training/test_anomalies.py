@@ -11,7 +11,8 @@ from mae_curriculum.report.tables import problems
 from mae_curriculum.run.checkpoint import load_state, steps_of
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.training.anomalies import CAPTURE, is_spike
-from tests.runs import TORCHRUN, command, options, picture_folder, pictures, rows, run_python, weights
+from tests.processes import Process, run_python
+from tests.runs import TORCHRUN, command, finish, options, picture_folder, pictures, rows, weights
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that came to an end since a weight became NaN in its step 3."""
     folder = tmp_path_factory.mktemp("diverged")
     images = picture_folder(folder / "images", 2, 99)
-    done = run_python(["tests/spoiled.py", "weight", "3", "pretrain", *options(folder / "run", **pictures(images))], {})
+    done = finish(Process("tests/spoiled.py", "weight", "3", "pretrain", *options(folder / "run", **pictures(images))))
     assert done.returncode == 2
     assert "not finite in 5 steps in a row" in done.stderr
     assert "there is no checkpoint from before" in done.stderr
@@ -38,7 +39,7 @@ def test_five_steps_without_a_finite_gradient_are_logged_with_their_images_and_e
 
 def test_while_steps_are_skipped_no_checkpoint_replaces_a_good_one(tmp_path: Path) -> None:
     flags = options(tmp_path / "run", tracking__every_steps=1, saving__every_minutes=1e-9)
-    done = run_python(["tests/spoiled.py", "weight", "20", "pretrain", *flags], {})
+    done = finish(Process("tests/spoiled.py", "weight", "20", "pretrain", *flags))
     assert done.returncode == 2
     assert "the checkpoint of step 20 is good" in done.stderr
     assert [steps_of(path) for path in RunFolder(tmp_path / "run").checkpoints] == [19, 20]
@@ -48,7 +49,7 @@ def test_while_steps_are_skipped_no_checkpoint_replaces_a_good_one(tmp_path: Pat
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_a_step_skipped_by_all(tmp_path: Path) -> None:
     flags = options(tmp_path / "run", epochs=1)
-    done = run_python([*TORCHRUN, "--", "tests/spoiled.py", "loss", "7", "pretrain", *flags], {})
+    done = run_python([*TORCHRUN, "--", "tests/spoiled.py", "loss", "7", "pretrain", *flags])
     assert done.returncode == 0
     (warning,) = (line for line in done.stderr.splitlines() if "not finite" in line)
     assert warning.startswith("warning: step 7 in stage 1 is skipped, 1 so far: the loss of rank 1 was not finite")
@@ -61,7 +62,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_a_step_skipped_by_all(tmp_path
 
 def test_a_run_whose_last_step_is_skipped_ends_without_a_loss(tmp_path: Path) -> None:
     flags = options(tmp_path / "run", epochs=1, tracking__every_steps=1)
-    done = run_python(["tests/spoiled.py", "loss", "21", "pretrain", *flags], {})
+    done = finish(Process("tests/spoiled.py", "loss", "21", "pretrain", *flags))
     assert done.returncode == 0
     last = rows(tmp_path / "run", "step")[-1]
     assert (last["steps_done"], last["loss"]) == (22, None)
@@ -107,7 +108,7 @@ def test_a_stage_that_waits_for_data_is_logged_with_the_setting_to_change(tmp_pa
 def test_a_loss_spike_is_logged_with_the_setting_to_change(tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["pretrain", *options(run, epochs=1, tracking__every_steps=1)]
-    done = run_python(["tests/spoiled.py", "spike", "11", *words], {})
+    done = finish(Process("tests/spoiled.py", "spike", "11", *words))
     assert done.returncode == 0
     (warning,) = (line for line in done.stderr.splitlines() if "times what it was" in line)
     assert warning.startswith("warning: the loss is ")
