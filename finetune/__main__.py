@@ -1,10 +1,10 @@
-"""The verbs of `python -m finetune`."""
+"""The commands of `python -m finetune`."""
 
 import sys
 
-from mae_curriculum.cli import run_verb
+from mae_curriculum.cli import run_command
 
-VERBS = {
+COMMANDS = {
     "finetune": ("finetune.config:FinetuneConfig", "finetune.finetune:finetune"),
     "linprobe": ("finetune.config:LinprobeConfig", "finetune.linprobe:linprobe"),
     "fewshot": ("finetune.config:FewshotConfig", "finetune.fewshot:fewshot"),
@@ -13,8 +13,8 @@ VERBS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run a verb and return its exit code."""
-    return run_verb("finetune", VERBS, arguments)
+    """Run a command and return its exit code."""
+    return run_command("finetune", COMMANDS, arguments)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,27 @@
-"""The verbs of `python -m mae_curriculum`."""
+"""The commands of `python -m mae_curriculum`."""
 
 import sys
 
-from mae_curriculum.cli import run_verb
+from mae_curriculum.cli import run_command
 
-COMMANDS = "mae_curriculum.commands"
+FOLDER = "mae_curriculum.commands"
 
-VERBS = {
+COMMANDS = {
     "pretrain": ("mae_curriculum.pretraining_config:PretrainConfig", "mae_curriculum.pretraining:pretrain"),
-    "plan": (f"{COMMANDS}.config:PlanConfig", f"{COMMANDS}.plan:plan"),
-    "bench": (f"{COMMANDS}.config:BenchConfig", f"{COMMANDS}.bench:bench"),
-    "knn": (f"{COMMANDS}.config:EvaluateConfig", f"{COMMANDS}.knn:evaluate"),
-    "reconstruct": (f"{COMMANDS}.config:ReconstructConfig", f"{COMMANDS}.reconstruct:reconstruct"),
-    "export": (f"{COMMANDS}.config:ExportConfig", f"{COMMANDS}.export:export"),
-    "report": (f"{COMMANDS}.config:ReportConfig", f"{COMMANDS}.report:report"),
-    "plot": (f"{COMMANDS}.config:PlotConfig", f"{COMMANDS}.plot:plot"),
-    "replay": (f"{COMMANDS}.config:ReplayConfig", f"{COMMANDS}.replay:replay"),
+    "plan": (f"{FOLDER}.config:PlanConfig", f"{FOLDER}.plan:plan"),
+    "bench": (f"{FOLDER}.config:BenchConfig", f"{FOLDER}.bench:bench"),
+    "knn": (f"{FOLDER}.config:EvaluateConfig", f"{FOLDER}.knn:evaluate"),
+    "reconstruct": (f"{FOLDER}.config:ReconstructConfig", f"{FOLDER}.reconstruct:reconstruct"),
+    "export": (f"{FOLDER}.config:ExportConfig", f"{FOLDER}.export:export"),
+    "report": (f"{FOLDER}.config:ReportConfig", f"{FOLDER}.report:report"),
+    "plot": (f"{FOLDER}.config:PlotConfig", f"{FOLDER}.plot:plot"),
+    "replay": (f"{FOLDER}.config:ReplayConfig", f"{FOLDER}.replay:replay"),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb and return its exit code; without arguments, those of the command line."""
-    return run_verb("mae_curriculum", VERBS, sys.argv[1:] if arguments is None else arguments)
+    """Run a command and return its exit code; without arguments, those of the command line."""
+    return run_command("mae_curriculum", COMMANDS, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

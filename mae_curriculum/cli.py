@@ -1,4 +1,4 @@
-"""The command line of a package: `python -m PACKAGE VERB --config FILE [--a.b value]`."""
+"""The command line of a package: `python -m PACKAGE COMMAND --config FILE [--a.b value]`."""
 
 import difflib
 import json
@@ -14,35 +14,35 @@ from mae_curriculum.terminal import configure_logging
 from mae_curriculum.version import describe_version
 
 
-def run_verb(package: str, verbs: Mapping[str, tuple[str, str]], arguments: list[str]) -> int:
-    """Run a verb and return its exit code; 2 means a user error, reported in one line.
+def run_command(package: str, commands: Mapping[str, tuple[str, str]], arguments: list[str]) -> int:
+    """Run a command and return its exit code; 2 means a user error, reported in one line.
 
-    verbs  name -> settings and function, as "module:name"; the function is imported once the settings are
+    commands  name -> settings and function, as "module:name"; the function is imported once the settings are
            known to be valid, since torch takes seconds to load.
     """
     open_streams()
     configure_logging()
     match arguments:
         case []:
-            print(_usage(package, verbs), file=sys.stderr)
+            print(_usage(package, commands), file=sys.stderr)
             return 2
         case ["-h" | "--help", *_]:
-            print(_usage(package, verbs))
+            print(_usage(package, commands))
             return 0
         case ["--version", *_]:
             print(describe_version())
             return 0
-    verb, *rest = arguments
+    command, *rest = arguments
     if "--" in rest:  # the words after it are a command, passed on unchanged
         place = rest.index("--")
         rest = [*rest[:place], "--command", json.dumps(rest[place + 1 :])]
     try:
-        if verb not in verbs:
-            near = difflib.get_close_matches(verb, verbs, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"the verbs are {', '.join(verbs)}"
-            raise ConfigError(f"{package} has no verb '{verb}'; {hint}")
-        config_class, function = verbs[verb]
-        config = load(_import(config_class), rest, prog=f"python -m {package} {verb}")
+        if command not in commands:
+            near = difflib.get_close_matches(command, commands, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"the commands are {', '.join(commands)}"
+            raise ConfigError(f"{package} has no command '{command}'; {hint}")
+        config_class, function = commands[command]
+        config = load(_import(config_class), rest, prog=f"python -m {package} {command}")
         code: int = _import(function)(config)
     except (ConfigError, OSError) as error:
         if isinstance(error, OSError) and not is_user_error(error):
@@ -52,13 +52,13 @@ def run_verb(package: str, verbs: Mapping[str, tuple[str, str]], arguments: list
     return code
 
 
-def _usage(package: str, verbs: Mapping[str, tuple[str, str]]) -> str:
-    """Format what `--help` without a verb prints: the verbs, each with what it does."""
-    width = max(map(len, verbs))
-    lines = [f"usage: python -m {package} VERB [--config FILE] [--a.b value]", ""]
-    for verb, (config_class, _) in verbs.items():
-        lines.append(f"  {verb:{width}}  {_import(config_class).__doc__.splitlines()[0]}")
-    return "\n".join([*lines, "", f"`python -m {package} VERB --help` lists the settings of a verb."])
+def _usage(package: str, commands: Mapping[str, tuple[str, str]]) -> str:
+    """Format what `--help` without a command prints: the commands, each with what it does."""
+    width = max(map(len, commands))
+    lines = [f"usage: python -m {package} COMMAND [--config FILE] [--a.b value]", ""]
+    for command, (config_class, _) in commands.items():
+        lines.append(f"  {command:{width}}  {_import(config_class).__doc__.splitlines()[0]}")
+    return "\n".join([*lines, "", f"`python -m {package} COMMAND --help` lists the settings of a command."])
 
 
 def open_streams() -> None:

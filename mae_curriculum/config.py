@@ -264,14 +264,14 @@ _REWORDINGS = (
 
 
 def _one_line(text: str, config_class: type) -> str:
-    """Format a parser's message as one line, with the nearest key if one was misspelt."""
+    """Format a parser's message as one line, with the nearest key if one was misspelled."""
     for pattern, replacement in _REWORDINGS:
         text = re.sub(pattern, replacement, text, flags=re.DOTALL)
     lines = [line.strip().removeprefix("- ") for line in text.splitlines() if line.strip()]
     message = " ".join(line if line.endswith(":") else f"{line};" for line in lines).rstrip(";")
-    misspelt = re.search(r"(?:arguments: --|option ')([\w.]+)", message, re.IGNORECASE)
-    if misspelt is None:
+    misspelled = re.search(r"(?:arguments: --|option ')([\w.]+)", message, re.IGNORECASE)
+    if misspelled is None:
         return message
     allowed = {name.rsplit(".", 1)[-1] for name, _ in _keys(config_class)}
-    near = difflib.get_close_matches(misspelt[1].rsplit(".", 1)[-1], allowed, n=1)
+    near = difflib.get_close_matches(misspelled[1].rsplit(".", 1)[-1], allowed, n=1)
     return message + (f"; did you mean '{near[0]}'?" if near else "; --help lists the keys")

@@ -79,7 +79,7 @@ def format_size(size: Sequence[int] | None) -> str:
 
 def format_share(share: float | None) -> str:
     """Format a share in [0, 1] as a percentage."""
-    return format_or_dash(share, "{:.1f} %", scale=100)
+    return format_or_dash(share, "{:.1f}%", scale=100)
 
 
 def format_count(count: float | None) -> str:

@@ -1,10 +1,10 @@
-"""The verbs of `python -m slurm`."""
+"""The commands of `python -m slurm`."""
 
 import sys
 
-from mae_curriculum.cli import run_verb
+from mae_curriculum.cli import run_command
 
-VERBS = {
+COMMANDS = {
     "submit": ("slurm.submit:SubmitConfig", "slurm.submit:submit"),
     "pipeline": ("slurm.pipeline_config:PipelineConfig", "slurm.pipeline:pipeline"),
     "status": ("slurm.status:StatusConfig", "slurm.status:status"),
@@ -13,8 +13,8 @@ VERBS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run a verb and return its exit code; the words after `--` are the command to submit."""
-    return run_verb("slurm", VERBS, arguments)
+    """Run a command and return its exit code; the words after `--` are the command to submit."""
+    return run_command("slurm", COMMANDS, arguments)
 
 
 if __name__ == "__main__":

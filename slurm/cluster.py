@@ -98,7 +98,7 @@ def make_executor(config: ClusterConfig, name: str, folder: Path, **parameters: 
     parameters  further parameters of submitit.
     Raises      ConfigError if SLURM is not installed here.
     """
-    import submitit  # only now: the other verbs do without
+    import submitit  # only now: the other commands do without
 
     if shutil.which("srun") is None:
         raise ConfigError("SLURM is not installed here (no srun); use --local, or a login node of a cluster")

@@ -30,7 +30,7 @@ class Job:
     package: str
     """mae_curriculum or finetune."""
     arguments: Sequence[str]
-    """Verb and settings."""
+    """Command and settings."""
     max_requeues: int
     """How often the job may be requeued."""
 

@@ -20,7 +20,7 @@ from slurm.job import Job
 from slurm.pipeline_config import PipelineConfig, PipelineRun, TaskSpec, expand_runs, variant_name
 from slurm.result_table import format_result_table
 from slurm.status import read_queue
-from slurm.submit import run_command
+from slurm.submit import run_in_process
 
 
 def pipeline(config: PipelineConfig) -> int:
@@ -41,9 +41,9 @@ def pipeline(config: PipelineConfig) -> int:
 def run_here(groups: Sequence[Sequence[PipelineRun]]) -> int:
     """Run what has not finished, one after the other; returns the exit code of the first that fails or is stopped."""
     for run in (run for group in groups for run in group if not run.result.exists()):
-        package, verb, *arguments = run.task.command
-        print(f"{run.folder}: {package} {verb}", flush=True)
-        code = run_command(package, verb, [*arguments, *run.flags])
+        package, subcommand, *arguments = run.task.command
+        print(f"{run.folder}: {package} {subcommand}", flush=True)
+        code = run_in_process(package, subcommand, [*arguments, *run.flags])
         if code:
             return code
     return 0
@@ -101,12 +101,12 @@ def submit_array(config: PipelineConfig, runs: Sequence[PipelineRun], dependency
     array_parallelism = config.at_once or len(runs)
     executor = make_executor(cluster, f"{config.folder.name}-{label}", folder, array_parallelism=array_parallelism)
     copy_code(folder)
-    package, verb = task.command[:2]
+    package, subcommand = task.command[:2]
     jobs = []
     for index, run in enumerate(runs):
         frozen = folder / f"settings-{index}.yaml"
         frozen.write_text(dump(run.settings))
-        jobs.append(Job(package, (verb, "--config", str(frozen)), cluster.requeues))
+        jobs.append(Job(package, (subcommand, "--config", str(frozen)), cluster.requeues))
     submit_jobs(executor, jobs, [run.folder for run in runs])
 
 

@@ -20,13 +20,13 @@ class TaskSpec:
     """A command of the pipeline."""
 
     command: tuple[str, ...]
-    """Package, verb and settings; the pipeline adds `--run`, `--checkpoint` and the values of `vary`."""
+    """Package, command and settings; the pipeline adds `--run`, `--checkpoint` and the values of `vary`."""
     vary: dict[str, list[Any]] = field(default_factory=dict)
     """Settings and the values to try for each; every combination is a separate run."""
     cluster: dict[str, Any] = field(default_factory=dict)
     """Settings that override the pipeline's `cluster` for these jobs; `folder` has no effect."""
     name: str | None = None
-    """Name of its run folders; null for the verb."""
+    """Name of its run folders; null for the command's."""
 
     def __post_init__(self) -> None:
         validate_command(self.command)
@@ -108,8 +108,8 @@ class PipelineRun:
     @cached_property
     def settings(self) -> Any:
         """Settings of its command; raises ConfigError if they are invalid."""
-        package, verb, *arguments = self.task.command
-        return resolve_settings(package, verb, [*arguments, *self.flags])
+        package, subcommand, *arguments = self.task.command
+        return resolve_settings(package, subcommand, [*arguments, *self.flags])
 
     @property
     def result(self) -> Path:

@@ -20,7 +20,7 @@ class SubmitConfig(ClusterConfig):
     """Submit a command: `python -m slurm submit [settings] -- mae_curriculum pretrain ...`."""
 
     command: tuple[str, ...] = ()
-    """Package, verb and settings: everything after `--`."""
+    """Package, command and settings: everything after `--`."""
     name: str | None = None
     """Name of the job; null for the name of its run folder."""
     dry_run: bool = False
@@ -39,30 +39,30 @@ class SubmitConfig(ClusterConfig):
 
 def submit(config: SubmitConfig) -> int:
     """Check the command, freeze its settings and submit it; returns the exit code."""
-    package, verb, *arguments = config.command
-    settings = resolve_settings(package, verb, arguments)
+    package, subcommand, *arguments = config.command
+    settings = resolve_settings(package, subcommand, arguments)
     if config.local:
-        return run_command(package, verb, arguments)
+        return run_in_process(package, subcommand, arguments)
     run = getattr(settings, "run", None)
-    name = config.name or (run.name if run else verb)
+    name = config.name or (run.name if run else subcommand)
     folder = new_job_folder(config, name)
     executor = make_executor(config, name, folder)
     if config.dry_run:
         print(executor._make_submission_file_text(executor._submitit_command_str, "job"))
         print(describe_resources(config))
-        print(describe_cost(settings, config) if verb == "pretrain" else f"# no cost estimate for {verb}")
+        print(describe_cost(settings, config) if subcommand == "pretrain" else f"# no cost estimate for {subcommand}")
         return 0
     copy_code(folder)
     frozen = folder / "settings.yaml"
     frozen.write_text(dump(settings))
-    (job,) = submit_jobs(executor, [Job(package, (verb, "--config", str(frozen)), config.requeues)], [run])
-    print(f"job {job}: {package} {verb}, run folder {run}; logs in {folder}")
+    (job,) = submit_jobs(executor, [Job(package, (subcommand, "--config", str(frozen)), config.requeues)], [run])
+    print(f"job {job}: {package} {subcommand}, run folder {run}; logs in {folder}")
     return 0
 
 
-def run_command(package: str, verb: str, arguments: Sequence[str]) -> int:
+def run_in_process(package: str, subcommand: str, arguments: Sequence[str]) -> int:
     """Run a command in this process; returns its exit code."""
-    code: int = import_module(f"{package}.__main__").main([verb, *arguments])
+    code: int = import_module(f"{package}.__main__").main([subcommand, *arguments])
     return code
 
 
@@ -92,7 +92,7 @@ def describe_cost(settings: Any, config: SubmitConfig) -> str:
         kept += settings.epochs // saving.keep_every_epochs
     return (
         f"# {facts['steps']:,} steps, {hours:.3g} h at {config.rate:g} images/s at full size: "
-        f"{hours * processes:.3g} {unit}-hours, without curriculum {facts['baseline_hours'] * processes:.3g}\n"
+        f"{hours * processes:.3g} {unit}-hours, without a curriculum {facts['baseline_hours'] * processes:.3g}\n"
         f"# at least {requeues} requeues at {config.time} per start; a checkpoint takes "
         f"{facts['checkpoint_bytes'] / 1e9:.3g} GB, and up to {kept} are kept"
     )
@@ -109,14 +109,14 @@ def validate_command(command: Sequence[str]) -> None:
     """Raise ConfigError if this is not a command of this project."""
     if len(command) < 2 or command[0] not in PACKAGES:
         raise ConfigError(
-            f"the command follows `--`: one of {', '.join(PACKAGES)}, a verb, its settings; got '{' '.join(command)}'"
+            f"after `--`, name a package ({', '.join(PACKAGES)}), its command and settings; got '{' '.join(command)}'"
         )
 
 
-def resolve_settings(package: str, verb: str, arguments: Sequence[str]) -> Any:
+def resolve_settings(package: str, subcommand: str, arguments: Sequence[str]) -> Any:
     """Load a command's settings as the command itself would; raises ConfigError for what it would refuse."""
-    verbs = import_module(f"{package}.__main__").VERBS
-    if verb not in verbs:
-        raise ConfigError(f"{package} has no verb '{verb}'; it has {', '.join(verbs)}")
-    module, name = verbs[verb][0].split(":")
-    return load(getattr(import_module(module), name), arguments, prog=f"python -m {package} {verb}")
+    commands = import_module(f"{package}.__main__").COMMANDS
+    if subcommand not in commands:
+        raise ConfigError(f"{package} has no command '{subcommand}'; it has {', '.join(commands)}")
+    module, name = commands[subcommand][0].split(":")
+    return load(getattr(import_module(module), name), arguments, prog=f"python -m {package} {subcommand}")

@@ -5,6 +5,8 @@ They are forked from a server that has imported the packages, for which a new in
 
 import multiprocessing
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +58,41 @@ class Process:
         self.wait(timeout)
         with self._folder, self.stderr:
             return self._stdout.read_text(), self.stderr.read()
+
+    def kill(self) -> None:
+        """Send SIGKILL to the process and its children."""
+        os.killpg(self.pid, signal.SIGKILL)
+
+
+class Ranks:
+    """Two processes of one run, with the environment that torchrun gives to its processes."""
+
+    def __init__(self, program: str, *arguments: object) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        self.ranks = [Process(program, *arguments, **shared, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code of the first rank that did not end with 0, else 0; None while one runs."""
+        codes = [rank.returncode for rank in self.ranks]
+        return None if None in codes else next(filter(None, codes), 0)
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while one runs."""
+        return self.returncode
+
+    def communicate(self) -> tuple[str, str]:
+        """Wait for the end; returns the ranks' stdout, and what was not read of their stderr."""
+        stdout, stderr = zip(*(rank.communicate() for rank in self.ranks), strict=True)
+        return "".join(stdout), "".join(stderr)
+
+    def kill(self) -> None:
+        """Send SIGKILL to all processes."""
+        for rank in self.ranks:
+            rank.kill()
 
 
 def _become(words: list[str], environment: dict[str, str], out: Path, err: Path) -> None:

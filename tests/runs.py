@@ -14,7 +14,7 @@ from PIL import Image
 
 from mae_curriculum.run.checkpoint import load_state
 from mae_curriculum.run.folder import RunFolder
-from tests.processes import ROOT, Process, run_python
+from tests.processes import ROOT, Process, Ranks
 
 Finished = subprocess.CompletedProcess[str]
 
@@ -62,23 +62,23 @@ def command(*arguments: object, package: str = "mae_curriculum", **environment: 
     return finish(Process(package, *arguments, **environment))
 
 
-def finish(process: Process) -> Finished:
-    """Wait for a process."""
+def two_processes(*arguments: object, package: str = "mae_curriculum") -> Finished:
+    """Run a command as two processes to their end."""
+    return finish(Ranks(package, *arguments))
+
+
+def finish(process: Process | Ranks) -> Finished:
+    """Wait for a process, or for several."""
     stdout, stderr = process.communicate()
-    return Finished([], process.wait(), stdout, stderr)
+    return Finished([], process.returncode or 0, stdout, stderr)
 
 
-def torchrun(*arguments: object, package: str = "mae_curriculum") -> Finished:
-    """Run a command as two processes."""
-    return run_python([*TORCHRUN, "-m", package, "--", *map(str, arguments)])
-
-
-def start_torchrun(*arguments: object) -> subprocess.Popen[str]:
-    """Start `mae_curriculum` as two processes; the launcher leads a process group of its own."""
+def torchrun(*arguments: object) -> subprocess.Popen[str]:
+    """Start `mae_curriculum` by torchrun as two processes; the launcher leads a process group of its own."""
     return subprocess.Popen(
         [sys.executable, *TORCHRUN, "-m", "mae_curriculum", "--", *map(str, arguments)],
         cwd=ROOT,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -1,7 +1,7 @@
 """A program like `python -m mae_curriculum`, on the last rank of which one training step goes wrong.
 
-`python tests/spoiled.py loss|spike|weight STEP VERB ...`: the step's loss is infinite, with a finite gradient, or nine
-times too large, or one weight is NaN from that step on.
+`python tests/spoiled.py loss|spike|weight STEP COMMAND ...`: the step's loss is infinite, with a finite gradient, or
+nine times too large, or one weight is NaN from that step on.
 """
 
 import math

@@ -12,7 +12,7 @@ import pytest
 import finetune.__main__
 import mae_curriculum.__main__
 import slurm.__main__
-from mae_curriculum.cli import run_verb
+from mae_curriculum.cli import run_command
 from mae_curriculum.config import ConfigError
 from mae_curriculum.terminal import LOGGERS, TerminalHandler, configure_logging
 from mae_curriculum.version import __version__
@@ -42,60 +42,60 @@ def fail(config: Config) -> int:
     raise OSError(config.errno, "the system's words", "a/file")
 
 
-VERBS = {"fail": ("tests.test_cli:Config", "tests.test_cli:fail"), "plot": ("tests.test_cli:Config", "none:none")}
+COMMANDS = {"fail": ("tests.test_cli:Config", "tests.test_cli:fail"), "plot": ("tests.test_cli:Config", "none:none")}
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_verb("tests", VERBS, ["fail"]) == 2
+    assert run_command("tests", COMMANDS, ["fail"]) == 2
     assert capsys.readouterr().err == "error: epochs must be at least 1, got 0\n"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS])
 def test_a_system_error_that_the_user_can_fix_is_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_verb("tests", VERBS, ["fail", "--errno", str(number)]) == 2
+    assert run_command("tests", COMMANDS, ["fail", "--errno", str(number)]) == 2
     assert capsys.readouterr().err == f"error: [Errno {number}] the system's words: 'a/file'\n"
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EIO, errno.ECONNRESET, errno.EMFILE])
 def test_any_other_system_error_keeps_its_traceback(number: int) -> None:
     with pytest.raises(OSError, match="the system's words"):
-        run_verb("tests", VERBS, ["fail", "--errno", str(number)])
+        run_command("tests", COMMANDS, ["fail", "--errno", str(number)])
 
 
-def test_an_unknown_verb_is_one_line_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_verb("tests", VERBS, ["fial"]) == 2
-    assert capsys.readouterr().err == "error: tests has no verb 'fial'; did you mean 'fail'?\n"
-    assert run_verb("tests", VERBS, ["xyz"]) == 2
-    assert capsys.readouterr().err == "error: tests has no verb 'xyz'; the verbs are fail, plot\n"
+def test_an_unknown_command_is_one_line_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("tests", COMMANDS, ["fial"]) == 2
+    assert capsys.readouterr().err == "error: tests has no command 'fial'; did you mean 'fail'?\n"
+    assert run_command("tests", COMMANDS, ["xyz"]) == 2
+    assert capsys.readouterr().err == "error: tests has no command 'xyz'; the commands are fail, plot\n"
 
 
-def test_help_lists_each_verb_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_verb("tests", VERBS, ["--help"]) == 0
+def test_help_lists_each_command_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("tests", COMMANDS, ["--help"]) == 0
     output = capsys.readouterr()
     assert "\n  fail  Raise an error.\n" in output.out
     assert "Not the first line" not in output.out
-    assert run_verb("tests", VERBS, []) == 2
+    assert run_command("tests", COMMANDS, []) == 2
     assert capsys.readouterr().err == output.out
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_each_package_lists_its_verbs_and_its_version(package: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main, verbs = PACKAGES[package].main, PACKAGES[package].VERBS
+def test_each_package_lists_its_commands_and_its_version(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main, commands = PACKAGES[package].main, PACKAGES[package].COMMANDS
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert f"usage: python -m {package} VERB" in out
-    assert all(f"\n  {verb} " in out for verb in verbs)
+    assert f"usage: python -m {package} COMMAND" in out
+    assert all(f"\n  {command} " in out for command in commands)
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith(f"mae-curriculum {__version__}")
 
 
-def test_a_misspelt_verb_of_the_project_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelled_command_of_the_project_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert mae_curriculum.__main__.main(["pretrian"]) == 2
-    assert capsys.readouterr().err == "error: mae_curriculum has no verb 'pretrian'; did you mean 'pretrain'?\n"
+    assert capsys.readouterr().err == "error: mae_curriculum has no command 'pretrian'; did you mean 'pretrain'?\n"
 
 
-def test_settings_of_every_verb_load_without_torch() -> None:
-    modules = {entry[0].split(":")[0] for package in PACKAGES.values() for entry in package.VERBS.values()}
+def test_settings_of_every_command_load_without_torch() -> None:
+    modules = {entry[0].split(":")[0] for package in PACKAGES.values() for entry in package.COMMANDS.values()}
     code = f"import sys, {', '.join(sorted(modules))}; print({{'torch', 'timm', 'torchvision'}} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

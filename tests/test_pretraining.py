@@ -148,10 +148,11 @@ def test_a_stopped_run_resumes_to_the_same_weights(workers: int, finished: Path,
 
 def test_two_processes_see_the_same_images_and_masks_and_end_with_the_same_loss(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = torchrun("pretrain", *options(run, micro_batch=20))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("kNN accuracy") == 1
-    assert "Warning" not in done.stderr
+    process = torchrun("pretrain", *options(run, micro_batch=20))
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert stdout.count("kNN accuracy") == 1
+    assert "Warning" not in stderr
     both = [[row["loss"] for row in rows(path, "step")] for path in (finished, run)]
     assert both[0] == pytest.approx(both[1], abs=1e-4)
     knn = [json.loads((path / "summary.json").read_text())["knn"] for path in (finished, run)]

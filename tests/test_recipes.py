@@ -8,34 +8,38 @@ import pytest
 import yaml
 
 from finetune.config import FinetuneConfig, LinprobeConfig
-from mae_curriculum.__main__ import VERBS as MAE_CURRICULUM
+from mae_curriculum.__main__ import COMMANDS as MAE_CURRICULUM
 from mae_curriculum.config import ConfigError, dump, load, load_file
 from mae_curriculum.curriculum.schedule import Curriculum
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.recipes import FOLDERS, find_file, list_recipes
-from slurm.__main__ import VERBS as SLURM
+from slurm.__main__ import COMMANDS as SLURM
 from tests.processes import ROOT
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted((CONFIGS / "pretrain").glob("*.yaml"))
-VERBS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "linprobe": LinprobeConfig}
-DOWNSTREAM = [(verb, path) for verb in ("finetune", "linprobe") for path in sorted((CONFIGS / verb).glob("*.yaml"))]
+COMMANDS = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "linprobe": LinprobeConfig}
+DOWNSTREAM = [
+    (command, path) for command in ("finetune", "linprobe") for path in sorted((CONFIGS / command).glob("*.yaml"))
+]
 
 
-@pytest.mark.parametrize(("verb", "path"), DOWNSTREAM, ids=lambda part: part if isinstance(part, str) else part.stem)
+@pytest.mark.parametrize(("command", "path"), DOWNSTREAM, ids=lambda part: part if isinstance(part, str) else part.stem)
 def test_a_downstream_recipe_loads_and_states_command_hardware_time_and_result(
-    verb: str, path: Path, tmp_path: Path
+    command: str, path: Path, tmp_path: Path
 ) -> None:
-    config: Any = load(VERBS[verb], ["--config", str(path), "--checkpoint", "RUN"])
+    config: Any = load(COMMANDS[command], ["--config", str(path), "--checkpoint", "RUN"])
     (tmp_path / "again.yaml").write_text(dump(config))
-    assert load_file(VERBS[verb], tmp_path / "again.yaml") == config
+    assert load_file(COMMANDS[command], tmp_path / "again.yaml") == config
     words = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
-    assert f"python -m finetune {verb} --config {path.stem} --checkpoint" in words
+    assert f"python -m finetune {command} --config {path.stem} --checkpoint" in words
     assert all(word in words for word in ("Hardware:", "Time:", "Result:"))
 
 
 def test_each_pretraining_recipe_has_downstream_recipes() -> None:
-    names = {verb: {path.stem for other, path in DOWNSTREAM if other == verb} for verb in ("finetune", "linprobe")}
+    names = {
+        command: {path.stem for other, path in DOWNSTREAM if other == command} for command in ("finetune", "linprobe")
+    }
     published = {"vit_b16_in1k", "vit_l16_in1k", "vit_h14_in1k"}
     assert names["finetune"] == names["linprobe"] == {"digits", "cifar10", "imagenette128"} | published
 

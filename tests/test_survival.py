@@ -18,10 +18,21 @@ from mae_curriculum.__main__ import main
 from mae_curriculum.run.checkpoint import steps_of
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.tracking.journal import IDEMPOTENT_EVENTS
-from tests.processes import Process
-from tests.runs import command, equal, newest_state, options, rows, start_torchrun, stop_midway, torchrun, weights
+from tests.processes import Process, Ranks
+from tests.runs import (
+    command,
+    equal,
+    finish,
+    newest_state,
+    options,
+    rows,
+    stop_midway,
+    torchrun,
+    two_processes,
+    weights,
+)
 
-Running = Process | subprocess.Popen[str]
+Running = Process | Ranks | subprocess.Popen[str]
 
 
 def wait_for(fact: Callable[[], Any], process: Running, seconds: float = 60) -> None:
@@ -33,7 +44,7 @@ def wait_for(fact: Callable[[], Any], process: Running, seconds: float = 60) -> 
         time.sleep(0.02)
 
 
-def processes_of(process: Running) -> list[int]:
+def processes_of(process: subprocess.Popen[str]) -> list[int]:
     """List the processes that a launcher started: each in a session of its own."""
     return [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
@@ -42,7 +53,7 @@ def steps_reported(run: Path) -> list[int]:
     return [row["steps_done"] for row in rows(run, "step")] if (run / "journal.jsonl").exists() else []
 
 
-def kill_until_done(start: Callable[[], Running], run: Path, *, kills: int, seed: int) -> int:
+def kill_until_done(start: Callable[[], Process | Ranks], run: Path, *, kills: int, seed: int) -> int:
     """Kill a command and all its processes by SIGKILL at random moments, start it again, let it end; counts kills."""
     chance = random.Random(seed)
     for killed in range(kills):
@@ -52,19 +63,15 @@ def kill_until_done(start: Callable[[], Running], run: Path, *, kills: int, seed
             wait_for(lambda before=reported: len(steps_reported(run)) > before + 1, process)  # type: ignore[misc]
             time.sleep(chance.random() * 0.3)
         except AssertionError:
-            if process.wait() == 0:
+            if process.returncode == 0:
                 return killed
             raise
         finally:
             if process.poll() is None:
-                ranks = [] if isinstance(process, Process) else processes_of(process)
-                os.killpg(process.pid, signal.SIGKILL)
-                for rank in ranks:
-                    os.kill(rank, signal.SIGKILL)
+                process.kill()
             process.communicate()
-    process = start()
-    output = process.communicate()[1]
-    assert process.returncode == 0, output
+    done = finish(start())
+    assert done.returncode == 0, done.stderr
     return kills
 
 
@@ -87,9 +94,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(finished: Path, 
 
 def test_two_processes_killed_together_end_with_the_same_bits(tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert torchrun("pretrain", *options(whole)).returncode == 0
+    assert two_processes("pretrain", *options(whole)).returncode == 0
     arguments = options(run, saving__every_minutes=1e-9, tracking__every_steps=2)
-    assert kill_until_done(partial(start_torchrun, "pretrain", *arguments), run, kills=1, seed=1) == 1
+    assert kill_until_done(partial(Ranks, "mae_curriculum", "pretrain", *arguments), run, kills=1, seed=1) == 1
     assert [row["steps_done"] for row in rows(run, "start")][1] in range(1, 67)  # it was really cut short, and went on
     assert equal(weights(run), weights(whole))
 
@@ -125,14 +132,15 @@ def test_a_run_stopped_during_its_final_evaluation_finishes_after_a_restart(fini
 
 def test_two_processes_stop_at_the_same_step_whichever_gets_the_signal(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start_torchrun("pretrain", *options(run, epochs=15, tracking__every_steps=5))
+    flags = options(run, epochs=15, tracking__every_steps=5)
+    process = Ranks("mae_curriculum", "pretrain", *flags)
     wait_for(lambda: steps_reported(run), process)
-    os.kill(processes_of(process)[1], signal.SIGTERM)
+    os.kill(process.ranks[1].pid, signal.SIGTERM)
     output = process.communicate()[1]
     assert "SIGTERM: saved and stopped at step" in output
     stopped = rows(run, "stop")[0]["steps_done"]
     assert stopped == steps_of(RunFolder(run).checkpoints[-1])
-    assert torchrun("pretrain", *options(run, epochs=15, tracking__every_steps=5)).returncode == 0
+    assert two_processes("pretrain", *flags).returncode == 0
     assert [row["steps_done"] for row in rows(run, "start")] == [0, stopped]
 
 
@@ -226,7 +234,7 @@ def test_checkpoints_of_chosen_epochs_are_kept(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start_torchrun("pretrain", *options(run, epochs=400))
+    process = torchrun("pretrain", *options(run, epochs=400))
     wait_for(lambda: steps_reported(run), process)
     os.kill(processes_of(process)[1], signal.SIGKILL)
     start_time = time.monotonic()
@@ -239,7 +247,7 @@ def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path: Path) -> 
 def test_a_run_resumes_with_another_world_size_and_the_same_images(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     stop_midway(run, "pretrain", *options(run))
-    assert torchrun("pretrain", *options(run)).returncode == 0
+    assert two_processes("pretrain", *options(run)).returncode == 0
     losses = {row["steps_done"]: row["loss"] for row in rows(run, "step")}
     alone = {row["steps_done"]: row["loss"] for row in rows(finished, "step")}
     assert losses[67] == pytest.approx(alone[67], abs=1e-4)

@@ -120,7 +120,7 @@ def format_plan(facts: dict[str, Any]) -> str:
     head = "{model}: {equivalent_epochs} equivalent epochs ({real_epochs:.1f} real) of {images_per_epoch:,} images"
     totals = (
         "total: {images:,} images, {steps:,} steps, {flops:.3g} FLOPs; "
-        "without curriculum {baseline_flops:.3g}: speed-up {speedup:.2f}x"
+        "without a curriculum {baseline_flops:.3g}: speed-up {speedup:.2f}x"
     )
     hours = (
         "at {rate:g} images/s at full size: {hours:.3g} h of training instead of {baseline_hours:.3g} h; "

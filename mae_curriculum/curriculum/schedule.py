@@ -187,7 +187,7 @@ class Clock:
         """Compute the stages' steps.
 
         Stages end at the whole step nearest to their share, so that a run paced by images has exactly as many steps as
-        the run without curriculum. Batches continue across the end of an epoch: no image is dropped.
+        the run without a curriculum. Batches continue across the end of an epoch: no image is dropped.
 
         Raises  ConfigError if a stage would be shorter than a step.
         """

@@ -16,9 +16,9 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def format_percent(figures: dict[str, Any]) -> str:
-    """Format the `spread` of shares: 83.5 %, or 83.5 ± 0.2 %."""
+    """Format the `spread` of shares: 83.5%, or 83.5 ± 0.2%."""
     deviation = "" if figures["std"] is None else f" ± {100 * figures['std']:.1f}"
-    return f"{100 * figures['mean']:.1f}{deviation} %"
+    return f"{100 * figures['mean']:.1f}{deviation}%"
 
 
 def record(command: str, result: dict[str, Any], config: Any, *, run: Path | None, checkpoint: Path | None) -> None:

@@ -21,7 +21,7 @@ def summarize_costs(
 ) -> dict[str, Any]:
     """Return what a finished run cost, and what its baseline would have cost.
 
-    baseline          the clock of the same run without curriculum.
+    baseline          the clock of the same run without a curriculum.
     baseline_seconds  measured training seconds of one of its steps.
     """
     own_flops, baseline_flops = run_flops(clock, flops), run_flops(baseline, flops)

@@ -104,7 +104,7 @@ def draw_plan(
 
     samples         an image (c, h, w), 0 (black) to 1 (white), as the encoder sees it at some moments; may be empty.
     flops           training FLOPs of an image.
-    baseline_flops  FLOPs of the whole run without curriculum.
+    baseline_flops  FLOPs of the whole run without a curriculum.
     lr              learning rate as a function of progress and batch size.
     """
     randaug = clock.curriculum.augmentation.randaug
@@ -159,9 +159,9 @@ def _draw_lr(axis: Any, clock: Clock, lr: Callable[[float, int], float]) -> None
 
 def _draw_compute(axis: Any, clock: Clock, costs: list[float]) -> None:
     totals = [0.0, *accumulate(costs)]
-    axis.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="without curriculum")
+    axis.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="without a curriculum")
     axis.plot(_edges(clock), totals, color="tab:orange", label="this run, with the share of each stage")
-    axis.set(ylabel="compute,\nshare of the run\nwithout curriculum", ylim=(0, None))
+    axis.set(ylabel="compute,\nshare of the run\nwithout a curriculum", ylim=(0, None))
     axis.legend(loc="upper left", fontsize=8)
     for span, cost, total in zip(clock.spans, costs, totals[1:], strict=True):
         center = float(span.start + span.end) / 2, total - cost / 2

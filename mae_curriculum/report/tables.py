@@ -138,7 +138,7 @@ def cost_table(runs: Sequence[RunData]) -> Table:
     grams_per_joule = GRAMS_PER_KWH / JOULES_PER_KWH
     rows = [
         ["FLOPs", *(format_flops(run.newest.get("flops")) for run in runs)],
-        ["FLOPs without curriculum", *(format_flops(run.newest.get("baseline_flops")) for run in runs)],
+        ["FLOPs without a curriculum", *(format_flops(run.newest.get("baseline_flops")) for run in runs)],
         ["device hours (processes × hours)", *(f"{_device_hours(run):,.3g}" for run in runs)],
         ["images/s, waiting included", *(format_or_dash(_images_per_second(run), "{:,.0f}") for run in runs)],
         ["GPU energy, kWh", *(format_or_dash(energy, "{:.3g}", scale=1 / JOULES_PER_KWH) for energy in joules)],

@@ -25,7 +25,7 @@ from finetune.mixing import mix
 from finetune.repeat import config_per_seed
 from mae_curriculum.__main__ import main as mae_curriculum
 from mae_curriculum.config import load
-from tests.runs import as_flags, equal, newest_state, picture_folder, rows, stop_midway, torchrun, weights
+from tests.runs import as_flags, equal, newest_state, picture_folder, rows, stop_midway, two_processes, weights
 
 DIGITS: dict[str, Any] = {"data.source": "digits", "data.mean": "[0.305]", "data.std": "[0.376]"}
 
@@ -183,7 +183,7 @@ def test_two_processes_train_on_the_same_batches_and_evaluate_every_image_once(
     changes = {"mixup": 0.8, "cutmix": 1.0, "epochs": 2, "evaluation_batch": 50}
     single, double = tmp_path / "single", tmp_path / "double"
     assert main(["finetune", *tuning(pretrained, single, **changes)]) == 0
-    done = torchrun("finetune", *tuning(pretrained, double, **changes, micro_batch=14), package="finetune")
+    done = two_processes("finetune", *tuning(pretrained, double, **changes, micro_batch=14), package="finetune")
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     summaries = [summary(run) for run in (single, double)]
@@ -401,7 +401,7 @@ def test_two_processes_train_a_network_with_batch_norm_to_one_state(tmp_path: Pa
     changes = {"data__source": labeled(tmp_path / "pictures"), "model__name": "resnet10t", "model__image_size": 32}
     run = tmp_path / "run"
     flags = tuning(None, run, **changes, batch_size=8, epochs=1, average_decay=0.5)
-    done = torchrun("finetune", *flags, package="finetune")
+    done = two_processes("finetune", *flags, package="finetune")
     assert done.returncode == 0, done.stderr
     state = newest_state(run)
     statistics = [key for key in state["model"] if key.endswith("running_mean")]

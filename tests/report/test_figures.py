@@ -16,7 +16,7 @@ from mae_curriculum.evaluation.reconstruction import Reconstruction
 from mae_curriculum.report.figures import draw_reconstructions, drawable
 from mae_curriculum.report.runs import read_runs
 from mae_curriculum.run.folder import RunFolder
-from tests.runs import command, equal, options, picture_folder, pictures, rows, stop_midway, torchrun, weights
+from tests.runs import command, equal, options, picture_folder, pictures, rows, stop_midway, two_processes, weights
 
 ODD_NAMES = ["plain.jpg", "$x_$ 100% \\frac{", "two\nlines", "\udcff\udc80.png", "😀 文字.jpg", "x" * 300, "", "%s {0}"]
 
@@ -96,7 +96,7 @@ def test_resumed_run_has_the_same_pictures_and_weights(run_with_pictures: Path, 
 
 def test_only_one_process_draws(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = torchrun("pretrain", *options(run, tracking__pictures=2))
+    done = two_processes("pretrain", *options(run, tracking__pictures=2))
     assert done.returncode == 0, done.stderr
     assert "no picture" not in done.stderr
     assert len(RunFolder(run).pictures) == 3

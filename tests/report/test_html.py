@@ -190,10 +190,10 @@ def test_results_of_different_checkpoints_and_heads_are_listed_separately(tmp_pa
             journal.write(json.dumps(row) + "\n")
     (run_data,) = read_runs([run])
     assert results_of(run_data) == {
-        "kNN on digits": "94.0 %",
-        "kNN after 30 epochs on digits": "86.0 %",
-        "linear probe on digits": "97.0 %",
-        "attentive probe on digits": "98.0 %",
+        "kNN on digits": "94.0%",
+        "kNN after 30 epochs on digits": "86.0%",
+        "linear probe on digits": "97.0%",
+        "attentive probe on digits": "98.0%",
     }
 
 
@@ -207,7 +207,7 @@ def test_classifiers_are_compared_by_their_own_accuracy(tmp_path: Path) -> None:
     run, baseline = read_runs(paths)
     table = comparison_table([run], baseline)
     assert table.head[-2:] == ["accuracy", "baseline accuracy"]
-    assert [row[-2:] for row in table.rows] == [["50.0 %", "75.0 %"]] * 2
+    assert [row[-2:] for row in table.rows] == [["50.0%", "75.0%"]] * 2
     assert "Validation loss" in text_of(report(*paths))
 
 

@@ -84,7 +84,7 @@ def test_a_local_pipeline_ends_at_the_first_command_that_fails(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"evaluate": [{"command": ["mae_curriculum", "cook"]}]}, "has no verb 'cook'"),
+        ({"evaluate": [{"command": ["mae_curriculum", "cook"]}]}, "has no command 'cook'"),
         ({"evaluate": [{"command": ["mae_curriculum", "knn", "--knn.neighbuors", "3"]}]}, "neighbors"),
         ({"evaluate": [{"command": ["mae_curriculum", "knn"]}] * 2}, "two tasks are called 'knn'"),
         ({"evaluate": [{"command": ["mae_curriculum", "knn"], "at": [0]}]}, "at least 1, got 0"),

@@ -16,8 +16,8 @@ from mae_curriculum.run.checkpoint import steps_of
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.version import code_version
 from slurm.__main__ import main
-from tests.processes import ROOT
-from tests.runs import equal, options, rows, start_torchrun, weights
+from tests.processes import ROOT, Ranks
+from tests.runs import equal, options, rows, weights
 from tests.slurm_cluster import Cluster
 
 
@@ -111,7 +111,7 @@ def test_a_job_that_is_preempted_loses_a_node_and_reaches_its_time_limit_ends_wi
     signal_all(lost, signal.SIGKILL)  # those on the lost node: nothing else could reach them
 
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=2")  # less than the 150 s: the signal is due
-    undisturbed = start_torchrun("pretrain", *options(whole, **changes))
+    undisturbed = Ranks("mae_curriculum", "pretrain", *options(whole, **changes))
     wait_for(lambda: rows(run, "stop")[-1]["reason"] == "SIGUSR2", folder)
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     wait_for((run / "summary.json").exists, folder)
@@ -217,8 +217,8 @@ def test_the_script_contains_what_was_requested(
 
 
 MISTAKES = {
-    "the command follows `--`": ["--nodes", "2"],
-    "mae_curriculum has no verb 'pretrian'; it has": ["--", "mae_curriculum", "pretrian"],
+    "after `--`, name a package (mae_curriculum, finetune)": ["--nodes", "2"],
+    "mae_curriculum has no command 'pretrian'; it has": ["--", "mae_curriculum", "pretrian"],
     "did you mean 'epochs'?": ["--", "mae_curriculum", "pretrain", "--epohcs", "3"],
     "nodes must be at least 1": ["--nodes", "0", "--", "mae_curriculum", "pretrain"],
     "did you mean 'partition'?": ["--partitoin", "gpu", "--", "mae_curriculum", "pretrain"],

@@ -77,8 +77,8 @@ def test_offline_a_run_with_two_restarts_is_one_run_and_one_curve_without_secret
     home = tmp_path / "home"
     home.symlink_to(tmp_path, target_is_directory=True)
     environment = {"WANDB_API_KEY": KEY, "SECRET": "hush-hush", "HOME": str(home)}
-    changes = {"saving__every_minutes": 0.01, "knn__every_epochs": 10, "tracking__pictures": 1}
-    flags = options(home / "run", epochs=40, tracking__wandb="offline", data__cache=tmp_path / "cache", **changes)
+    changes = {"saving__every_minutes": 0.01, "knn__every_epochs": 5, "tracking__pictures": 1}
+    flags = options(home / "run", epochs=20, tracking__wandb="offline", data__cache=tmp_path / "cache", **changes)
     stop_midway(run, "pretrain", *flags, **environment)
     kill_with_wandb(run, *flags, **environment)
     finished = command("pretrain", *flags, **environment)
@@ -113,7 +113,7 @@ def test_offline_a_run_with_two_restarts_is_one_run_and_one_curve_without_secret
 
 def test_online_a_run_is_one_curve_whatever_the_server_received(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = options(run, epochs=40, tracking__wandb="online", saving__every_minutes=0.01)
+    flags = options(run, epochs=20, tracking__wandb="online", saving__every_minutes=0.01)
     with serve() as server:
         environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "SECRET": "hush-hush"}
         stop_midway(run, "pretrain", *flags, **environment)

@@ -11,8 +11,8 @@ from mae_curriculum.report.tables import problems
 from mae_curriculum.run.checkpoint import load_state, steps_of
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.training.anomalies import CAPTURE, is_spike
-from tests.processes import Process, run_python
-from tests.runs import TORCHRUN, command, finish, options, picture_folder, pictures, rows, weights
+from tests.processes import Process, Ranks
+from tests.runs import command, finish, options, picture_folder, pictures, rows, weights
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_while_steps_are_skipped_no_checkpoint_replaces_a_good_one(tmp_path: Pat
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_a_step_skipped_by_all(tmp_path: Path) -> None:
     flags = options(tmp_path / "run", epochs=1)
-    done = run_python([*TORCHRUN, "--", "tests/spoiled.py", "loss", "7", "pretrain", *flags])
+    done = finish(Ranks("tests/spoiled.py", "loss", "7", "pretrain", *flags))
     assert done.returncode == 0
     (warning,) = (line for line in done.stderr.splitlines() if "not finite" in line)
     assert warning.startswith("warning: step 7 in stage 1 is skipped, 1 so far: the loss of rank 1 was not finite")
@@ -94,7 +94,7 @@ def test_a_stage_that_waits_for_data_is_logged_with_the_setting_to_change(tmp_pa
     for index in range(64):  # large and incompressible: reading one takes longer than training on it
         pixels = generator.integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(images / f"{index}.png", compress_level=1)
-    seen = {"curriculum": "configs/curriculum/none.yaml", "epochs": 12}
+    seen = {"curriculum": "configs/curriculum/none.yaml", "epochs": 6}
     flags = options(tmp_path / "run", **pictures(images, **seen), tracking__every_steps=1)
     done = command("pretrain", *flags)
     assert done.returncode == 0
