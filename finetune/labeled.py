@@ -30,7 +30,7 @@ def open_labeled(data: DataConfig, world: World) -> tuple[LabeledImages, Labeled
     Raises  ConfigError if there are fewer than two classes, or if a class has no training image.
     """
     world.on_main(lambda: download(data))
-    train, val = hold_out(*open_images(data))
+    train, val = hold_out(*open_images(data, world.log))
     if train.labels is None or val.labels is None:
         raise ConfigError(f"data.source: {data.source} needs one folder per class, at least two, under train/ and val/")
     counts = np.bincount(train.labels, minlength=len(train.classes))

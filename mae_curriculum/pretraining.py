@@ -31,11 +31,6 @@ from mae_curriculum.training.run import run_training
 from mae_curriculum.training.session import RunSession, try_drawing
 from mae_curriculum.training.step import ImageCost, Training, seconds_per_step
 
-DIGITS_NOTE = (
-    "note: digits have 8 x 8 pixels, so they show that everything works and what it costs; whether a curriculum keeps "
-    "the accuracy only larger images can show"
-)
-
 Measure = Callable[[MaskedAutoencoder], float | None]
 """Returns the kNN accuracy of an encoder, 0 to 1; None where it cannot be computed."""
 
@@ -81,7 +76,7 @@ def pretrain_in(world: World, config: PretrainConfig) -> PretrainResult:
     """Pretrain in the processes that are connected already."""
     with watch_for_stop(config) as stop:
         world.on_main(lambda: download(config.data))
-        images, val = open_images(config.data)
+        images, val = open_images(config.data, world.log)
         training = set_up(config, world, images)
         hooks = partial(build_hooks, training, config, val)
         summary = run_training(training, command="pretrain", stop=stop, build_hooks=hooks)
@@ -205,8 +200,6 @@ def describe(config: PretrainConfig, result: PretrainResult) -> str:
     lines = [f"pretrained {config.model.name} on {source}, {config.epochs} equivalent epochs", describe_costs(summary)]
     if result.accuracy is not None:
         lines.append(f"kNN accuracy {result.accuracy:.4f}, untrained {summary['knn_untrained']:.4f}")
-    if source == "digits":
-        lines.append(DIGITS_NOTE)
     if config.tracking.pictures:
         lines.append(f"reconstructions: {run / 'pictures'}")
     recipe = f" --config {source}" if source in ("digits", "cifar10") else ""

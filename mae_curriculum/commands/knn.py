@@ -18,7 +18,7 @@ def evaluate(config: EvaluateConfig) -> int:
         weights = read_together(config.checkpoint, world, heads=config.heads)
         model = build_encoder(weights, config.checkpoint).to(world.device)
         world.on_main(lambda: download(data))
-        train, val = open_images(data)
+        train, val = open_images(data, world.log)
         if why := why_no_knn(train, val, config.knn):
             raise ConfigError(f"no kNN accuracy: {why}")
         inference = Inference(world, data, config.precision, config.knn.batch_images)

@@ -45,7 +45,7 @@ class DataConfig:
             raise ConfigError(f"data.workers must be at least 0, got {self.workers}")
         if self.image_count is not None and self.image_count < 1:
             raise ConfigError(f"data.image_count must be at least 1, got {self.image_count}")
-        if self.std is not None and min(self.std, default=0) <= 0:
+        if self.std is not None and not (self.std and all(value > 0 for value in self.std)):
             raise ConfigError(f"data.std must be above 0, got {list(self.std)}")
 
     def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -6,7 +6,10 @@ them; transparency is dropped.
 """
 
 import io
+import struct
 import warnings
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +17,29 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base as Tag
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2", ".npy"}
-)
-"""Suffixes, in lower case, of the files that count as images."""
+MAX_PIXELS = 89_478_485
+"""Number of pixels above which an image is refused: Pillow's own limit, 1/4 GB of RGB."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
+
+ROTATIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to turn an image for each value of EXIF's Orientation."""
 
 
 class BrokenImageError(Exception):
@@ -70,18 +88,85 @@ def _decode(content: bytes, suffix: str, channels: int) -> Tensor:
 
 def _pixels(content: bytes, *, gray: bool) -> NDArray[Any]:
     """Decode an image file to (h, w) gray or (h, w, 3) RGB values."""
-    image: Image.Image = Image.open(io.BytesIO(content))
-    if image.format == "JPEG" and image.mode in ("L", "RGB") and image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "GRAY" if gray else "RGB")
-        return pixels
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255 instead of scaling
-        image = Image.fromarray(_to_uint8(np.asarray(image)))
+    image = _open(content)
+    rotation = _rotation(image)
+    if image.format == "JPEG" and image.mode in ("L", "RGB") and rotation is None:
+        with suppress(ValueError):  # it refuses stray bytes, past which Pillow reads
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "GRAY" if gray else "RGB")
+            return pixels
+    if image.mode.startswith("I"):  # which Pillow would clip at 255 instead of scaling
+        image = Image.fromarray(_scale_integers(image))
+    if rotation is not None:
+        image = image.transpose(rotation)
     if image.mode == "F":
         raise ValueError("floating-point pixels of unknown range")
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image.convert("L" if gray else "RGB"))
+
+
+def _open(content: bytes) -> Image.Image:
+    """Open an image file; a PNG file that Pillow refuses, without the chunks that do not matter for its pixels."""
+    try:
+        image: Image.Image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MAX_PIXELS:
+            raise BrokenImageError(f"{image.width}x{image.height} is above the limit of {MAX_PIXELS:,} pixels")
+        if image.format == "PNG":
+            image.load()
+    except BrokenImageError:
+        raise
+    except Exception:  # its parser raises almost anything
+        if content.startswith(TIFF_SIGNATURES):
+            kind = _describe_tiff(content)
+            raise ValueError(f"a TIFF file of {kind} cannot be read: store it as a .npy array") from None
+        if not content.startswith(PNG_SIGNATURE):
+            raise
+        image = Image.open(io.BytesIO(_pixel_chunks(content)))
+    return image
+
+
+def _describe_tiff(content: bytes) -> str:
+    """Return the number of bands of a TIFF file, and of bits of each."""
+    directory, file = ImageFileDirectory_v2(content[:8]), io.BytesIO(content)
+    file.seek(directory.next)
+    directory.load(file)
+    return f"{directory.get(Tag.SamplesPerPixel, 1)} bands of {directory.get(Tag.BitsPerSample, (1,))[0]} bits"
+
+
+def _pixel_chunks(png: bytes) -> bytes:
+    """Return a PNG file without comments, color profiles and other chunks that its pixels do not need."""
+    kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while start + 12 <= len(png):
+        (length,) = struct.unpack_from(">I", png, start)
+        chunk = png[start : start + 12 + length]
+        name, checksum = chunk[4:8], chunk[-4:]
+        is_critical = name[:1].isupper()
+        is_intact = struct.pack(">I", zlib.crc32(chunk[4:-4])) == checksum
+        if is_critical or (name in (b"tRNS", b"eXIf") and is_intact):
+            kept.append(chunk)
+        start += len(chunk)
+    return b"".join(kept)
+
+
+def _rotation(image: Image.Image) -> Image.Transpose | None:
+    """Return how to turn an image as its EXIF data asks; None if it is upright, or if they cannot be read."""
+    try:
+        return ROTATIONS.get(image.getexif().get(Tag.Orientation, 1))
+    except Exception:  # its parser raises almost anything for odd tags
+        return None
+
+
+def _scale_integers(image: Image.Image) -> NDArray[np.uint8]:
+    """Scale gray values of 16 bits, or of 32 in TIFF files, to 0..255, as a viewer shows them."""
+    tags = getattr(image, "tag_v2", {})
+    values = np.asarray(image)
+    if tags.get(Tag.BitsPerSample, (16,))[0] == 32:
+        if tags.get(Tag.SampleFormat, (1,))[0] != 1:
+            raise ValueError("signed 32-bit pixels of unknown range")
+        values = values.astype(np.int32).view(np.uint32) >> 16
+    scaled = _to_uint8(values)
+    white_is_zero = tags.get(Tag.PhotometricInterpretation) == 0
+    return 255 - scaled if white_is_zero else scaled
 
 
 def _from_array(array: NDArray[Any]) -> Tensor:

@@ -1,8 +1,8 @@
 """Data sets of images with random access: a named one, or a folder."""
 
 import hashlib
-import os
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from importlib.metadata import distribution
@@ -17,7 +17,12 @@ from torch import Tensor
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, IMAGENETTE, DataConfig
-from mae_curriculum.data.decode import EXTENSIONS, read_image, to_channels
+from mae_curriculum.data.decode import read_image, to_channels
+from mae_curriculum.data.folders import find_classes, find_parts, label_images, list_images
+
+logger = logging.getLogger(__name__)
+
+Log = Callable[[str], None]
 
 
 class Images(Protocol):
@@ -94,8 +99,12 @@ class FileImages:
         """Return a hash of the paths, sizes and modification times."""
         state = hashlib.sha256()
         for path in self.paths:
-            stat = path.stat()
-            state.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+            try:
+                stat = path.stat()
+                size, time = stat.st_size, stat.st_mtime_ns
+            except FileNotFoundError:  # a link to nothing
+                size = time = -1
+            state.update(f"{path}\0{size}\0{time}\0".encode(errors="surrogateescape"))
         return state.hexdigest()
 
 
@@ -154,9 +163,10 @@ def download(config: DataConfig) -> None:
         raise ConfigError(f"data.source: cannot download {config.source} to {config.cache}: {error}") from error
 
 
-def open_images(config: DataConfig) -> tuple[Images, Images | None]:
+def open_images(config: DataConfig, log: Log = logger.warning) -> tuple[Images, Images | None]:
     """Open the training images and, if the source has any, the validation images; `download` must have run before.
 
+    log     takes a line about files that are left out.
     Raises  ConfigError if the source is missing or empty, or if its number of images is not `image_count`.
     """
     train: Images
@@ -167,11 +177,11 @@ def open_images(config: DataConfig) -> tuple[Images, Images | None]:
         case "cifar10":
             train, val = _cifar10(config.cache, train=True), _cifar10(config.cache, train=False)
         case "imagenette":
-            train, val = _open_folder(config.cache / IMAGENETTE)
+            train, val = _open_folder(config.cache / IMAGENETTE, log)
             if len(train) != IMAGE_COUNTS["imagenette"]:
                 raise ConfigError(f"{config.cache / IMAGENETTE} is incomplete; remove it to download it again")
         case folder:
-            train, val = _open_folder(Path(folder))
+            train, val = _open_folder(Path(folder), log)
     if config.image_count not in (None, len(train)):
         raise ConfigError(f"data.image_count is {config.image_count}, but {config.source} has {len(train)}; set null")
     return train, val
@@ -204,54 +214,20 @@ def _cifar10(cache: Path, *, train: bool) -> ArrayImages:
     return ArrayImages(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
 
 
-def _open_folder(folder: Path) -> tuple[FileImages, FileImages | None]:
+def _open_folder(folder: Path, log: Log) -> tuple[FileImages, FileImages | None]:
     if not folder.is_dir():
         raise ConfigError(f"data.source: '{folder}' is neither a folder nor one of {', '.join(IMAGE_COUNTS)}")
-    if not (folder / "train").is_dir():
-        return _open_tree(folder), None
-    train = _open_tree(folder / "train")
-    for val in (folder / "val", folder / "test"):
-        if val.is_dir():
-            return train, _open_tree(val, train.classes)
-    return train, None
+    train_folder, val_folder = find_parts(folder)
+    train = _open_tree(train_folder, None, log)
+    return train, _open_tree(val_folder, train.classes, log) if val_folder else None
 
 
-def _open_tree(folder: Path, train_classes: Sequence[str] | None = None) -> FileImages:
+def _open_tree(folder: Path, train_classes: Sequence[str] | None, log: Log) -> FileImages:
     """Open the images of a tree; their classes are its top folders, numbered as in `train_classes` if given."""
-    paths = list_images(folder)
-    own_classes = _find_classes(folder, paths)
-    classes = own_classes if train_classes is None else train_classes
-    unknown = [name for name in own_classes if name not in classes]
-    if classes and unknown:
-        raise ConfigError(f"data.source: {folder} has classes that train/ lacks: {', '.join(unknown[:10])}")
-    numbers = {name: number for number, name in enumerate(classes)}
-    tops = [path.relative_to(folder).parts[0] for path in paths]
-    if not all(top in numbers for top in tops):
-        return FileImages(paths, None)
-    return FileImages(paths, [numbers[top] for top in tops], classes)
-
-
-def _find_classes(folder: Path, paths: Sequence[Path]) -> Sequence[str]:
-    """Return the top folders, empty ones too, if every image is in one of at least two; else nothing."""
-    parts = [path.relative_to(folder).parts for path in paths]
-    tops = {top for top, *_ in parts}
-    if len(tops) < 2 or min(map(len, parts)) < 2:
-        return ()
-    folders = {child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
-    return tuple(sorted(tops | folders))
-
-
-def list_images(folder: Path) -> list[Path]:
-    """List the images of a tree, sorted by path; symbolic links are followed, but no folder is entered twice."""
-    paths: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        stat = Path(parent).stat()
-        if (stat.st_dev, stat.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
-        paths += [Path(parent) / name for name in names if Path(name).suffix.lower() in EXTENSIONS]
-    if not paths:
-        raise ConfigError(f"data.source: no images in {folder}; image files end in {' '.join(sorted(EXTENSIONS))}")
-    return sorted(paths)
+    listing = list_images(folder)
+    paths = listing.paths
+    if listing.left_out:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
+        log(f"left out, since they cannot be read: {counts} files in {folder}")
+    classes = find_classes(folder, paths) if train_classes is None else train_classes
+    return FileImages(paths, label_images(folder, paths, classes) if classes else None, classes)

@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader
 
 from mae_curriculum.config import load_part
 from mae_curriculum.data.config import DataConfig
+from mae_curriculum.data.folders import list_images
 from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages
 from mae_curriculum.data.preprocess import normalize
-from mae_curriculum.data.sources import FileImages, list_images
+from mae_curriculum.data.sources import FileImages
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.weights.build import build_encoder
 from mae_curriculum.weights.read import read_weights
@@ -97,7 +98,7 @@ def embed(
                   image that cannot be decoded is left out.
     Raises        ConfigError if there are no images.
     """
-    model, paths = encoder.model, list_images(Path(folder))
+    model, paths = encoder.model, list_images(Path(folder)).paths
     device = next(encoder.parameters()).device
     images = EvaluationImages(FileImages(paths, labels=None), model.image_size, model.channels)
     names: list[str] = []

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mae_curriculum.data.decode import BrokenImageError, read_image, to_channels
+from mae_curriculum.data.decode import MAX_PIXELS, BrokenImageError, read_image, to_channels
 
 
 def gradient(height: int = 40, width: int = 60) -> NDArray[np.uint8]:
@@ -122,3 +124,98 @@ def test_the_error_says_why_an_image_is_unusable(tmp_path: Path) -> None:
         read_image(write(tmp_path / "b.png", Image.new("RGB", (4, 4))), 5)
     with pytest.raises(BrokenImageError, match="2 channels, model.channels is 3"):
         to_channels(torch.zeros(2, 4, 4, dtype=torch.uint8), 3)
+
+
+def exif(*tags: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF data of (tag, type, count, value), as a camera writes it."""
+    entries, values = b"", b""
+    start = 8 + 2 + 12 * len(tags) + 4
+    for tag, kind, count, value in tags:
+        place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", start + len(values))
+        values += b"" if len(value) <= 4 else value
+        entries += struct.pack("<HHI", tag, kind, count) + place
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + values
+
+
+ODD_TAGS = {
+    "a negative resolution": (0x11A, 5, 1, struct.pack("<iI", -1, 0)),
+    "two resolutions": (0x11A, 5, 2, struct.pack("<IIII", 72, 1, 72, 1)),
+    "text for a number": (0x100, 2, 5, b"wide\0"),
+    "a value beyond the end": (0x10F, 2, 10**6, struct.pack("<I", 10**6)),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TAGS)
+def test_rotation_holds_beside_odd_tags(kind: str, tmp_path: Path) -> None:
+    data = exif((0x112, 3, 1, struct.pack("<H", 6)), ODD_TAGS[kind])
+    path = write(tmp_path / "a.jpg", Image.fromarray(gradient()), exif=data, quality=95)
+    assert close_to(read_image(path, 3), np.rot90(gradient(), k=-1), within=3)
+
+
+def test_a_jpeg_with_stray_bytes_is_read_as_viewers_do(tmp_path: Path) -> None:
+    content = encoded("JPEG")
+    start = content.index(b"\xff\xdb")
+    before_marker = content[:start] + b"\0\0" + content[start:]
+    before_end = content[:-2] + b"\x11\x22" + content[-2:]
+    for number, stray in enumerate((before_marker, before_end)):
+        (tmp_path / f"{number}.jpg").write_bytes(stray)
+        assert close_to(read_image(tmp_path / f"{number}.jpg", 3), gradient(200, 200), within=3)
+
+
+def chunk(name: bytes, data: bytes, checksum: int | None = None) -> bytes:
+    """A chunk of a PNG file."""
+    crc = zlib.crc32(name + data) if checksum is None else checksum
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
+
+
+EXTRA_CHUNKS = {
+    "a large comment": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3_000_000))),
+    "a large color profile": chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(3_000_000))),
+    "a bad checksum of a comment": chunk(b"tEXt", b"Comment\0text", checksum=1),
+    "a bad checksum of a resolution": chunk(b"pHYs", bytes(9), checksum=1),
+}
+
+
+@pytest.mark.parametrize("kind", EXTRA_CHUNKS)
+def test_chunks_of_a_png_that_do_not_matter_do_not_break_it(kind: str, tmp_path: Path) -> None:
+    content = encoded("PNG")
+    for number, place in enumerate((content.index(b"IDAT") - 4, content.index(b"IEND") - 4)):
+        (tmp_path / f"{number}.png").write_bytes(content[:place] + EXTRA_CHUNKS[kind] + content[place:])
+        assert close_to(read_image(tmp_path / f"{number}.png", 3), gradient(200, 200), within=0.01)
+
+
+def tiff(values: NDArray[Any], photometric: int, sample_format: int = 1) -> bytes:
+    """A TIFF file (h, w) or (h, w, bands), in one strip."""
+    height, width = values.shape[:2]
+    bands, bits = values.size // (height * width), 8 * values.itemsize
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 277: bands, 278: height, 339: sample_format}
+    tags |= {273: 8 + 2 + 12 * 10 + 4, 279: values.nbytes}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + values.tobytes()
+
+
+@pytest.mark.parametrize(("dtype", "photometric", "scale"), [("<u2", 1, 257), ("<u2", 0, 257), ("<u4", 1, 16843009)])
+def test_wide_tiff_files_are_scaled_and_white_may_be_zero(
+    dtype: str, photometric: int, scale: int, tmp_path: Path
+) -> None:
+    gray = gradient()[..., 1]
+    shown = gray if photometric else 255 - gray
+    (tmp_path / "a.tif").write_bytes(tiff((shown.astype(np.uint64) * scale).astype(dtype), photometric))
+    assert close_to(read_image(tmp_path / "a.tif", 1), gray[..., None], within=0.5)
+
+
+@pytest.mark.parametrize(("bands", "dtype", "bits"), [(5, np.uint8, 8), (13, np.uint8, 8), (1, np.uint64, 64)])
+def test_a_tiff_that_is_no_picture_is_refused_with_what_to_do(
+    bands: int, dtype: type, bits: int, tmp_path: Path
+) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff(np.zeros((8, 8, bands), dtype), photometric=1))
+    message = f"a TIFF file of {bands} bands of {bits} bits cannot be read: store it as a .npy array"
+    with pytest.raises(BrokenImageError, match=message):
+        read_image(tmp_path / "a.tif", 3)
+
+
+def test_an_image_above_the_limit_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
+    side = int(MAX_PIXELS**0.5) + 1
+    path = write(tmp_path / "a.png", Image.new("1", (side, side)))
+    with pytest.raises(BrokenImageError, match=f"{side}x{side} is above the limit of 89,478,485 pixels"):
+        read_image(path, 3)

@@ -1,0 +1,164 @@
+"""Find the images of a folder: its training and validation parts, its classes, its files."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mae_curriculum.config import ConfigError
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
+    | {".jp2", ".avif", ".npy"}
+)
+"""Suffixes, in lower case, of the files that count as images."""
+
+UNREADABLE = frozenset(
+    {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".psd", ".svg", ".exr", ".tga", ".dcm"}
+)
+"""Suffixes, in lower case, of images that are left out, and counted."""
+
+PARTS = {
+    "training": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""Names, in any case, of the folders that hold the parts of a data set."""
+
+SYSTEM = frozenset({"__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information"})
+"""Names, in lower case, of folders that operating systems and archives add."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a tree."""
+
+    paths: Sequence[Path]
+    """Sorted."""
+    left_out: Mapping[str, int]
+    """Numbers of files that are images of a kind that is not read, by suffix."""
+
+
+def find_parts(folder: Path) -> tuple[Path, Path | None]:
+    """Return the folders of the training and of the validation images, if there is one; a test set is never used.
+
+    Names are understood in any case, also if the parts are one level down. A folder without parts is for training.
+
+    Raises  ConfigError for several folders of a part, a part without training images, and a train/ beside other folders
+            of images, which may be a class.
+    """
+    folders = _visible_folders(folder)
+    parts = {part: [child for child in folders if child.name.lower() in names] for part, names in PARTS.items()}
+    for part, found in parts.items():
+        if len(found) > 1:
+            names = " and ".join(f"{child.name}/" for child in found)
+            raise ConfigError(f"data.source: {folder} has several {part} folders, {names}; keep one of them there")
+    train, val, test = (found[0] if found else None for found in parts.values())
+    if train:
+        others = [child for child in folders if child not in (train, val, test)]
+        if not val and not test and any(any(_walk(child)) for child in others):
+            raise ConfigError(
+                f"data.source: {folder} has {train.name}/ beside {_names(others)}: if it holds the training images, "
+                f"give {train} as data.source; if it is a class, rename it"
+            )
+        return train, val
+    if lonely := val or test:
+        raise ConfigError(f"data.source: {folder} has {lonely.name}/ but no train/; add it, or rename that folder")
+    nested = [child for child in folders if _has_training(child)]
+    if nested and (len(folders) > 1 or any(_is_image(path) for path in _files(folder))):
+        raise ConfigError(f"data.source: {folder} holds several data sets, {_names(folders)}; give one of them")
+    return find_parts(nested[0]) if nested else (folder, None)
+
+
+def find_classes(folder: Path, paths: Sequence[Path]) -> Sequence[str]:
+    """Return the top folders, empty ones too, if every image is in one of at least two; else nothing.
+
+    Raises  ConfigError if a few images, at most 1%, lie beside the folders.
+    """
+    tops = {path.relative_to(folder).parts[0] for path in paths if path.parent != folder}
+    beside = [path.name for path in paths if path.parent == folder]
+    if len(tops) < 2:
+        return ()
+    if 0 < len(beside) <= len(paths) / 100:
+        names = ", ".join(sorted(beside)[:5])
+        raise ConfigError(f"data.source: {folder} has images beside its class folders: {names}; move them elsewhere")
+    return () if beside else tuple(sorted(tops | {child.name for child in _visible_folders(folder)}))
+
+
+def label_images(folder: Path, paths: Sequence[Path], classes: Sequence[str]) -> list[int]:
+    """Return the class numbers of images, which lie in folders named as the classes; ConfigError if one does not."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    tops = [path.relative_to(folder).parts[0] for path in paths]
+    unknown = sorted({top for top in tops if top not in numbers})
+    if unknown:
+        raise ConfigError(
+            f"data.source: {folder} has {', '.join(unknown[:5])}, not among the {len(classes)} classes of training "
+            f"({', '.join(classes[:3])}, ...); sort its images into folders of these names, or give the training "
+            "folder alone as data.source"
+        )
+    return [numbers[top] for top in tops]
+
+
+def list_images(folder: Path) -> Listing:
+    """List the images of a tree: regular files, and links to them or to nothing, that have an image's suffix.
+
+    Hidden and system files are left out; links to folders are followed, but no folder is entered twice.
+
+    Raises  ConfigError if there are no images.
+    """
+    paths, left_out = [], Counter[str]()
+    for path in _walk(folder):
+        if _is_image(path):
+            paths.append(path)
+        elif path.suffix.lower() in UNREADABLE:
+            left_out[path.suffix.lower()] += 1
+    if not paths:
+        raise ConfigError(f"data.source: no images in {folder}; image files end in {' '.join(sorted(EXTENSIONS))}")
+    return Listing(sorted(paths), left_out)
+
+
+def _has_training(folder: Path) -> bool:
+    """Return whether a folder holds a training folder; only common spellings are tried, to list no large folder."""
+    names = (spelled for name in PARTS["training"] for spelled in (name, name.capitalize(), name.upper()))
+    return any((folder / name).is_dir() for name in names)
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths[:5])
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS
+
+
+def _visible_folders(folder: Path) -> list[Path]:
+    """List the folders in a folder that are neither hidden nor the operating system's."""
+    with os.scandir(folder) as entries:
+        return sorted(Path(entry) for entry in entries if entry.is_dir() and _is_visible(entry.name))
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in SYSTEM
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield a folder's own files: regular ones, and links to them or to nothing."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry)
+            if _is_visible(entry.name) and (entry.is_file() or (entry.is_symlink() and not path.exists())):
+                yield path
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files of a tree, in no order; no folder is entered twice."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        parent = waiting.pop()
+        stat = parent.stat()
+        if (stat.st_dev, stat.st_ino) not in seen:
+            seen.add((stat.st_dev, stat.st_ino))
+            yield from _files(parent)
+            waiting += _visible_folders(parent)
