@@ -39,9 +39,13 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_temporary(temporary: Path, write: Callable[[IO[bytes]], T]) -> T:
-    """Write a file with `write`, flush it to disk, and return the result of `write`; a failure leaves no file."""
+    """Write a new file with `write`, flush it to disk, and return the result of `write`; a failure leaves no file.
+
+    What is there under its name is removed, and not followed if it is a link: a run folder may come from elsewhere.
+    """
     try:
-        with temporary.open("wb") as stream:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as stream:
             result = write(stream)
             stream.flush()
             os.fsync(stream.fileno())

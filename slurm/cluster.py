@@ -87,7 +87,7 @@ def copy_code(folder: Path) -> None:
     """Copy the code, the recipes and the version to a job's folder, so that later edits do not affect queued jobs."""
     for name in COPIED:
         if (ROOT / name).exists():
-            shutil.copytree(ROOT / name, folder / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, folder / "code" / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     if version := code_version():
         (folder / "code" / VERSION).write_text(version)
 

@@ -27,3 +27,12 @@ def test_a_failed_write_keeps_the_old_content_and_leaves_no_temporary_file(tmp_p
         write_json(path, 2)
     assert caught.value.filename == str(path)
     assert read_json(path) == 1
+
+
+def test_a_link_under_the_temporary_name_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("precious")
+    path = tmp_path / "a.json"
+    temporary_name(path).symlink_to(elsewhere)
+    write_json(path, 1)
+    assert (elsewhere.read_text(), read_json(path), path.is_symlink()) == ("precious", 1, False)

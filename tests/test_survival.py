@@ -101,12 +101,14 @@ def test_two_processes_killed_together_end_with_the_same_bits(tmp_path: Path) ->
     assert equal(weights(run), weights(whole))
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP])
 def test_signals_of_schedulers_save_and_stop_a_run_between_reports(number: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = Process("mae_curriculum", "pretrain", *options(run, epochs=30, tracking__every_steps=100))
     wait_for(lambda: (run / "journal.jsonl").exists() and rows(run, "stage"), process)
-    os.kill(process.pid, number)
+    for repeated in (number, number, signal.SIGTERM):  # by a scheduler, by the launcher, to the group
+        os.kill(process.pid, repeated)
+        time.sleep(0.01)
     output = process.communicate()[1]
     assert process.returncode == 75
     assert f"{number.name}: saved and stopped at step" in output
@@ -259,3 +261,19 @@ def test_a_missing_summary_is_written_after_a_restart(finished: Path, tmp_path: 
     (run / "summary.json").unlink()
     assert main(["pretrain", *options(run)]) == 0
     assert json.loads((run / "summary.json").read_text())["knn"] is not None
+
+
+def test_a_run_goes_on_while_its_folder_is_away_and_makes_its_checkpoints_folder_again(
+    finished: Path, tmp_path: Path
+) -> None:
+    run, away = tmp_path / "run", tmp_path / "away"
+    process = Process("mae_curriculum", "pretrain", *options(run, saving__every_minutes=1e-9))
+    wait_for(lambda: steps_reported(run), process)
+    run.rename(away)
+    time.sleep(1)
+    away.rename(run)
+    shutil.rmtree(run / "checkpoints")
+    output = process.communicate()[1]
+    assert process.returncode == 0, output
+    assert equal(weights(run), weights(finished))
+    assert steps_reported(run)[-1] == 67

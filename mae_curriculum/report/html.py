@@ -109,11 +109,13 @@ def curve_table(run: RunData) -> Table:
 
 def pictures_of(run: RunData, *, max_bytes: int) -> Iterator[Picture]:
     """Choose pictures of a run, newest first, and shrink them; unreadable files are left out."""
-    paths = sorted((run.folder.path / "pictures").glob("*.png"), reverse=True)
+    folder = run.folder.path / "pictures"
+    own = [path for path in folder.glob("*.png") if not path.is_symlink()]  # a link may lead to somebody's own files
+    paths = sorted([] if folder.is_symlink() else own, reverse=True)
     for index in np.unique(np.linspace(0, len(paths) - 1, min(MAX_PICTURES, len(paths))).astype(int)):
         content = io.BytesIO()
         try:
-            with Image.open(paths[index]) as image:
+            with Image.open(paths[index], formats=["PNG"]) as image:
                 image.thumbnail((MAX_PICTURE_WIDTH, 10 * MAX_PICTURE_WIDTH))
                 image.save(content, "WEBP", quality=80)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow raises all of these

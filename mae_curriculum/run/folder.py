@@ -127,6 +127,7 @@ class RunFolder:
         Raises        OSError if it cannot be written; earlier checkpoints are kept.
         """
         folder = self.path / "checkpoints"
+        folder.mkdir(exist_ok=True)  # somebody may have removed it
         temporary = folder / ".checkpoint.tmp"  # always the same: the next save overwrites what a kill left
         checksum = write_temporary(temporary, partial(write_state, state))
         path = folder / f"step-{state['steps_done']:08d}.{checksum}.pt"

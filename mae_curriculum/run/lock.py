@@ -6,7 +6,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -34,18 +34,17 @@ def hold(path: Path, *, on_takeover: Callable[[dict[str, Any]], object]) -> Iter
     over = Event()
 
     def check() -> None:
-        if _read(path).get("id") != own["id"]:
+        holder = _read(path)  # empty if a file system fails to deliver it for a moment
+        if holder.get("id", own["id"]) != own["id"]:
             raise ConfigError(f"{path}: another job has taken over this run, so this one ends without saving")
 
     def beat() -> None:
         count = 0
         while not over.wait(BEAT_SECONDS):
             count += 1
-            if _read(path).get("id") == own["id"]:
-                try:
+            with suppress(OSError):  # a full disk, or a folder that is away: retried at the next beat
+                if _read(path).get("id") == own["id"] or not path.exists():
                     write_atomic(path, _encode({**own, "beat": count}))
-                except OSError:  # a full disk: retried at the next beat
-                    continue
 
     heart = Thread(target=beat, daemon=True)
     heart.start()
@@ -55,7 +54,7 @@ def hold(path: Path, *, on_takeover: Callable[[dict[str, Any]], object]) -> Iter
         over.set()
         heart.join()
         if _read(path).get("id") == own["id"]:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def lock_holder(path: Path) -> dict[str, Any] | None:
@@ -94,7 +93,8 @@ def _acquire(path: Path, own: dict[str, Any], on_takeover: Callable[[dict[str, A
 
 def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
     """Return whether a lock's holder is alive: by its process on this machine, else by waiting for a heartbeat."""
-    if _place().items() <= holder.items() and "pid" in holder:
+    is_here = all(holder.get(key) == value for key, value in _place().items())
+    if is_here and isinstance(holder.get("pid"), int):
         return bool(_start_of_process(holder["pid"]) == holder.get("start"))
     until = time.monotonic() + SILENCE_SECONDS
     while time.monotonic() < until:
@@ -127,11 +127,12 @@ def _start_of_process(pid: int) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Read a lock file; empty if it cannot be read, or if it is none."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def _encode(content: dict[str, Any]) -> bytes:

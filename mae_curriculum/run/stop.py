@@ -2,6 +2,7 @@
 
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,8 +12,11 @@ from types import FrameType
 
 from mae_curriculum.config import ConfigError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""Ctrl-C, and what schedulers send before they kill."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C, a closed terminal, and what schedulers send before they kill."""
+
+PATIENCE = 3.0
+"""Seconds after which a second Ctrl-C ends a run at once."""
 
 EXIT_RESUMABLE = 75
 """Exit code of a run that was asked to stop and can be resumed (EX_TEMPFAIL of sysexits.h)."""
@@ -26,7 +30,7 @@ class Stop:
     """Whether a run should stop, and why."""
 
     deadline: float = float("inf")
-    """When the time limit is reached, in seconds since 1970."""
+    """When the time limit is reached, in seconds of time.monotonic(), which no change of the clock affects."""
     signal_name: str | None = None
     """The signal that was received, such as SIGTERM; None for none."""
 
@@ -35,34 +39,43 @@ class Stop:
 
         needed_seconds  time until the next call of this method, and then to stop.
         """
-        if self.signal_name is None and time.time() > self.deadline - MIN_MARGIN - needed_seconds:
+        if self.signal_name is None and time.monotonic() > self.deadline - MIN_MARGIN - needed_seconds:
             return "time limit"
         return self.signal_name
 
 
 @contextmanager
 def catch_signals(deadline: float | None = None) -> Iterator[Stop]:
-    """Catch the signals that ask a run to stop for as long as the context lasts; a second one acts as before.
+    """Catch the signals that ask a run to stop for as long as the context lasts.
 
-    Outside the main thread, where Python cannot catch signals, only the deadline stops a run.
+    Schedulers and launchers send a signal more than once: repeated ones change nothing, but for a Ctrl-C in a terminal
+    a while after the first signal. A SIGHUP that nohup has disabled stays so. Outside the main thread, where Python
+    cannot catch signals, only the deadline stops a run.
 
     deadline  when the time limit is reached, in seconds since 1970; None for no limit.
     """
-    stop = Stop() if deadline is None else Stop(deadline)
+    stop = Stop() if deadline is None else Stop(time.monotonic() + deadline - time.time())
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    if handlers[signal.SIGHUP] == signal.SIG_IGN:
+        del handlers[signal.SIGHUP]
+    first = float("inf")
 
     def restore() -> None:
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
     def catch(number: int, _frame: FrameType | None) -> None:
-        stop.signal_name = signal.Signals(number).name
-        restore()
+        nonlocal first
+        if stop.signal_name is None:
+            stop.signal_name, first = signal.Signals(number).name, time.monotonic()
+        elif number == signal.SIGINT and sys.stdin.isatty() and time.monotonic() - first > PATIENCE:
+            restore()
+            signal.raise_signal(number)
 
-    for number in SIGNALS:
+    for number in handlers:
         signal.signal(number, catch)
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a job's launcher blocks them until then
     try:

@@ -17,6 +17,10 @@ IDEMPOTENT_EVENTS = ("step", "stage", "evaluation", "pictures", "skipped", "spik
 """Events that depend on the step alone: a job that repeats steps after a kill does not write them again."""
 
 
+NUMBERS = frozenset({"time", "steps_done", "total_steps", "stages", "stage", "last_beat", "share", "knn"})
+"""Facts that are numbers in every row; in the row of a step, all but its size are."""
+
+
 @dataclass
 class Journal:
     """An append-only file of events, one JSON object per line; None, as on all ranks but the first, writes nothing."""
@@ -73,12 +77,29 @@ def finite_or_none(value: SupportsFloat | None) -> float | None:
 
 
 def as_row(line: str) -> dict[str, Any] | None:
-    """Parse a line of a journal; None for a line cut off by a kill or a full disk."""
+    """Parse a line of a journal; None for a line cut off by a kill or a full disk, and for one that is no row."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and "event" in row else None
+    return row if isinstance(row, dict) and _is_row(row) else None
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    """Return whether what readers of journals rely on is there and of the right type; a journal may be damaged."""
+    event = row.get("event")
+    needed = {"time", "steps_done"} if event in (*IDEMPOTENT_EVENTS, "start", "save", "stop") else {"time"}
+    numbers = row.keys() - {"event", "size"} if event == "step" else row.keys() & NUMBERS
+    return (
+        isinstance(event, str)
+        and needed <= row.keys()
+        and all(row[key] is None or _is_number(row[key]) for key in numbers)
+        and isinstance(row.get("size", []), list)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def append_whole(path: Path, content: bytes) -> None:

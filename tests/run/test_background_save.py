@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -66,12 +67,12 @@ def test_a_second_save_has_its_own_values_whether_or_not_memory_is_reused(
 def test_a_failure_is_returned_once_and_the_next_save_works(folder: SlowFolder) -> None:
     folder.allowed.set()
     saver = BackgroundSaver(folder, keep=1)
-    (folder.path / "checkpoints").rmdir()
+    shutil.rmtree(folder.path)
     saver.start({"steps_done": 1}, lambda _: False)
     saver.wait()
     assert isinstance(saver.failure(), FileNotFoundError)
     assert saver.failure() is None
-    (folder.path / "checkpoints").mkdir()
+    folder.path.mkdir()
     saver.start({"steps_done": 2}, lambda _: False)
     saver.wait()
     assert saver.failure() is None

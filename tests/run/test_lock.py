@@ -83,3 +83,43 @@ def test_a_job_whose_lock_was_taken_over_gets_an_error_and_leaves_the_lock(tmp_p
         with pytest.raises(ConfigError, match="another job has taken over this run"):
             check()
     assert json.loads(path.read_text())["id"] == "x"
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", '{"id"', "null", '"text"'])
+def test_a_lock_that_cannot_be_read_for_a_moment_is_not_taken_for_another_jobs(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "lock.json"
+    with hold(path, on_takeover=print) as check:
+        own = path.read_text()
+        path.write_text(content)
+        check()
+        path.unlink()
+        check()
+        path.write_text(own)
+    assert not path.exists()
+
+
+def test_a_lock_comes_back_after_its_folder_was_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
+    run = tmp_path / "run"
+    run.mkdir()
+    with hold(run / "lock.json", on_takeover=print) as check:
+        run.rename(tmp_path / "away")
+        time.sleep(0.3)
+        check()
+        (tmp_path / "away" / "lock.json").unlink()
+        (tmp_path / "away").rename(run)
+        time.sleep(0.3)
+        assert json.loads((run / "lock.json").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("pid", ["12", None, [1], 10**30])
+def test_a_lock_with_an_odd_process_is_taken_over_once_it_is_silent(
+    pid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "SILENCE_SECONDS", 1.0)
+    path = tmp_path / "lock.json"
+    with hold(path, on_takeover=print):
+        content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"pid": pid}))
+    with hold(path, on_takeover=lambda _: None):
+        assert json.loads(path.read_text())["pid"] == os.getpid()

@@ -1,10 +1,13 @@
+import io
 import os
 import signal
+import sys
 import time
 
 import pytest
 
 from mae_curriculum.config import ConfigError
+from mae_curriculum.run import stop as run_stop
 from mae_curriculum.run.stop import SIGNALS, catch_signals, parse_duration
 
 
@@ -15,8 +18,41 @@ def test_a_signal_requests_a_stop_and_the_handlers_are_restored(number: signal.S
         assert stop.reason(needed_seconds=0) is None
         os.kill(os.getpid(), number)
         assert stop.reason(needed_seconds=0) == number.name
-        assert signal.getsignal(number) == before  # a second one acts as before
+        for repeated in SIGNALS:  # as schedulers and launchers do
+            os.kill(os.getpid(), repeated)
+        assert stop.reason(needed_seconds=0) == number.name
     assert signal.getsignal(number) == before
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once_in_a_terminal_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdin", terminal)
+    with catch_signals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal_name == "SIGTERM"
+        monkeypatch.setattr(run_stop, "PATIENCE", 0.0)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_hang_up_that_nohup_has_disabled_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with catch_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.reason(needed_seconds=0) is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_time_limit_holds_if_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    with catch_signals(time.time() + 60) as stop:
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        assert stop.reason(needed_seconds=54) is None
+        assert stop.reason(needed_seconds=56) == "time limit"
 
 
 def test_a_run_stops_five_seconds_and_the_time_it_needs_before_the_time_limit() -> None:

@@ -38,12 +38,12 @@ def test_a_stopwatch_continues_from_its_saved_seconds() -> None:
 
 def test_rows_are_appended_and_read_back(tmp_path: Path) -> None:
     for step in (1, 2):
-        Journal(tmp_path / "journal.jsonl").write("step", steps_done=step, name="broken \udcff name")
+        Journal(tmp_path / "journal.jsonl").write("stage", steps_done=step, name="broken \udcff name")
     Journal(tmp_path / "journal.jsonl").write("save", steps_done=2)
     with (tmp_path / "journal.jsonl").open("a") as stream:
         stream.write('{"event": "step", "steps_done": 3, "lo')  # a line cut by a kill
     rows = Journal(tmp_path / "journal.jsonl").rows()
-    assert [(row["event"], row["steps_done"]) for row in rows] == [("step", 1), ("step", 2), ("save", 2)]
+    assert [(row["event"], row["steps_done"]) for row in rows] == [("stage", 1), ("stage", 2), ("save", 2)]
 
 
 def test_steps_repeated_after_a_kill_are_not_written_again(tmp_path: Path) -> None:
@@ -103,3 +103,27 @@ def test_lines_that_do_not_fit_on_a_full_disk_are_written_later(
         "step",
         "end",
     ]
+
+
+DAMAGED = [
+    "[1]",
+    "{}",
+    "null",
+    '{"event": ["step"], "time": 1, "steps_done": 1}',
+    '{"event": "step", "time": 1}',
+    '{"event": "step", "time": 1, "steps_done": "9"}',
+    '{"event": "step", "time": 1, "steps_done": 9, "loss": "low"}',
+    '{"event": "step", "time": 1, "steps_done": 9, "loss": NaN}',
+    '{"event": "step", "time": 1, "steps_done": 9, "size": 24}',
+    '{"event": "start", "time": {}, "steps_done": 0}',
+    '{"event": "start", "time": 1, "steps_done": 0, "total_steps": []}',
+    '{"event": "stage", "time": 1, "steps_done": 0, "stage": "first"}',
+    "[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=lambda line: line[:40])
+def test_lines_with_facts_of_a_wrong_type_are_left_out(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(f'{line}\n{{"event": "step", "time": 1, "steps_done": 9, "loss": null}}\n')
+    assert [row["steps_done"] for row in Journal(path).rows()] == [9]

@@ -96,7 +96,7 @@ def test_the_loop_trains_to_the_end_evaluates_and_saves(tmp_path: Path) -> None:
 def test_a_stop_is_saved_and_the_run_resumes_after_it(tmp_path: Path) -> None:
     training = training_of(tmp_path / "run")
     end = training.clock.spans[0].end_step
-    assert train(training, Stop(deadline=time.time() - 1), Hooks(lambda *_: {})) == (False, 1)
+    assert train(training, Stop(deadline=time.monotonic() - 1), Hooks(lambda *_: {})) == (False, 1)
     stop = Stop()
 
     def ask_to_stop(_: int) -> None:
