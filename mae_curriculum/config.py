@@ -7,6 +7,7 @@ module loads such a class, writes it as YAML, and compares two of them.
 import difflib
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -52,9 +53,20 @@ _UniqueKeyLoader.add_implicit_resolver(
 )
 
 
+MAX_YAML_ITEMS = 100_000
+"""Number of values in a YAML file above which it is refused."""
+
+
 def read_yaml(stream: str | IO[str]) -> Any:
-    """Parse YAML; raises yaml.YAMLError, also for a repeated key."""
-    return yaml.load(stream, Loader=_UniqueKeyLoader)
+    """Parse YAML; raises yaml.YAMLError, also for a repeated key and for anchors that multiply its size."""
+    tree = yaml.load(stream, Loader=_UniqueKeyLoader)
+    waiting, size = [tree], 0
+    while waiting:
+        item, size = waiting.pop(), size + 1
+        if size > MAX_YAML_ITEMS:
+            raise yaml.YAMLError(f"more than {MAX_YAML_ITEMS:,} items; do its anchors repeat or contain each other?")
+        waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return tree
 
 
 set_loader("yaml_unique", read_yaml, exceptions=(yaml.YAMLError,))
@@ -101,7 +113,9 @@ def _build(config_class: type[C], prog: str, parse: Callable[[ArgumentParser], A
         namespace = parse(parser)
         _refuse_nulls(namespace, config_class)
         values = parser.instantiate(namespace)
-        return config_class(**{f.name: values[f.name] for f in fields(config_class)})  # type: ignore[arg-type]
+        config = config_class(**{f.name: values[f.name] for f in fields(config_class)})  # type: ignore[arg-type]
+        _refuse_infinite(config)
+        return config
     except ConfigError:
         raise
     except Exception as error:  # jsonargparse raises ArgumentError, TypeError and ValueError for user errors
@@ -163,6 +177,14 @@ def _refuse_nulls(namespace: Any, config_class: type) -> None:
             raise ConfigError(
                 f"{key}: needs a value, got null (an empty one in YAML); leave the key out for its default"
             )
+
+
+def _refuse_infinite(config: Any) -> None:
+    """Refuse .nan and .inf, which comparisons with a limit let pass."""
+    for key, value in leaves(plain(config)):
+        numbers = value if isinstance(value, list) else [value]
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise ConfigError(f"{key}: must be finite, got {value}")
 
 
 def _resolve(arguments: Sequence[str], config_class: type[Any]) -> list[str]:
@@ -272,6 +294,15 @@ def _one_line(text: str, config_class: type) -> str:
     misspelled = re.search(r"(?:arguments: --|option ')([\w.]+)", message, re.IGNORECASE)
     if misspelled is None:
         return message
-    allowed = {name.rsplit(".", 1)[-1] for name, _ in _keys(config_class)}
-    near = difflib.get_close_matches(misspelled[1].rsplit(".", 1)[-1], allowed, n=1)
-    return message + (f"; did you mean '{near[0]}'?" if near else "; --help lists the keys")
+    near = _nearest_keys(misspelled[1].rpartition(".")[2], [key for key, _ in _keys(config_class)])
+    return message + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "; --help lists the keys")
+
+
+def _nearest_keys(word: str, keys: Sequence[str]) -> list[str]:
+    """Return the dotted keys that end in a word, or have it as a part, or are spelled most like it; at most three."""
+    names = {key: key.rpartition(".")[2] for key in keys}
+    close = difflib.get_close_matches(word, names.values(), n=1)
+    for fits in (lambda name: name == word, lambda name: word in name.split("_"), lambda name: name in close):
+        if found := [key for key, name in names.items() if fits(name)]:
+            return found[:3]
+    return []

@@ -110,10 +110,12 @@ def test_a_number_may_have_an_exponent(folder: Path) -> None:
     assert load(Config, ["--config", write(folder / "a.yaml", "rate: 1e-3\n")]).rate == 0.001
 
 
+MULTIPLYING = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join(8 * [f'*a{n - 1}'])}]\n" for n in range(1, 12))
+
 ERRORS = {
     "epoch: 4": "'epoch' is not accepted; did you mean 'epochs'",
-    "part: {paces: images}": "part.*paces.*did you mean 'pace'",
-    "part: {stages: [{share: 1.0, sizes: 3}]}": "part.stages: Option 'sizes' is not accepted; did you mean 'size'",
+    "part: {paces: images}": "part.*paces.*did you mean 'part.pace'",
+    "part: {stages: [{share: 1.0, sizes: 3}]}": "Option 'sizes' is not accepted; did you mean 'part.stages.size'",
     "epochs: 1.5": "epochs: Expected a int. Got value: 1.5",
     "epochs: true": "epochs: Expected a int. Got value: True",
     "part: {stages: [{share: 1.0, size: 8.5}]}": "part.stages: size: Expected a int. Got value: 8.5",
@@ -126,6 +128,10 @@ ERRORS = {
     "epochs:": "epochs: needs a value, got null",
     "part: {pace: null}": "part.pace: needs a value, got null",
     "? [a, b]\n: 3": "a.yaml: while constructing a mapping",
+    "rate: .nan": "rate: must be finite, got nan",
+    "part: {ends: [0, .inf]}": r"part.ends: must be finite, got \[0.0, inf\]",
+    "part: &p {again: *p}": "a.yaml: more than 100,000 items; do its anchors repeat or contain each other",
+    MULTIPLYING: "a.yaml: more than 100,000 items",
     "- 3": r"a.yaml: a config file holds `key: value` lines; this one holds \[3\]",
 }
 
@@ -141,7 +147,8 @@ def test_an_error_in_a_file_is_one_line_that_names_it(text: str, folder: Path) -
     ("arguments", "message"),
     [
         ("--epoch 4", "unrecognized arguments: --epoch 4; did you mean 'epochs'"),
-        ("--part.pase images", "--part.pase images; did you mean 'pace'"),
+        ("--part.pase images", "--part.pase images; did you mean 'part.pace'"),
+        ("--pace images", "--pace images; did you mean 'part.pace'"),
         ("--epochs 1.5", "epochs: Expected a int. Got value: 1.5"),
         ("--epochs", "epochs"),
         ("--config none.yaml", "cannot read 'none.yaml'"),

@@ -273,7 +273,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "model.mask_ratio must be above 0 and below 1, got 1": {"model__mask_ratio": 1},
     "batch_size must be at least 1, got 0": {"batch_size": 0},
     "would have 4314 images, fewer than one step": {"batch_size": 100000, "curriculum": "configs/curriculum/none.yaml"},
-    "did you mean 'mask_ratio'": {"model__mask_ration": 0.5},
+    "did you mean 'model.mask_ratio'": {"model__mask_ration": 0.5},
     "epochs: Expected a int. Got value: 1.5": {"epochs": 1.5},
     "data.std has 1 values, model.channels is 3": {"model__channels": 3, "data__mean": "null"},
     "curriculum.augmentation.randaug needs 1 or 3 channels, not 4": {

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from mae_curriculum.config import ConfigError, differences, load_part
+from mae_curriculum.config import ConfigError, differences, load_part, read_yaml
 from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
 from mae_curriculum.run.folder import run_and_epochs
 
@@ -27,7 +27,12 @@ def resolve_source(data: DataConfig, checkpoint: Path | None) -> DataConfig:
 
 
 def run_settings(path: Path) -> dict[str, Any]:
-    """Read the settings of a run folder; empty if `path` is not one."""
+    """Read the settings of a run folder; empty if `path` is not one. Raises ConfigError if they cannot be read."""
     config = run_and_epochs(path)[0].config
-    settings: dict[str, Any] = yaml.safe_load(config.read_text()) if config.exists() else {}
+    try:
+        settings = read_yaml(config.read_text()) if config.exists() else {}
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{config}: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{config}: a run's settings are `key: value` lines; this file holds {settings!r:.80}")
     return settings
