@@ -27,18 +27,8 @@ from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.run.stop import SIGNALS
 from tests.processes import ROOT
 from tests.runs import options
+from tests.small import SMALL
 
-MODEL = mc.ModelConfig(
-    name="vit_tiny_patch16_224",
-    image_size=32,
-    patch_size=8,
-    width=48,
-    depth=2,
-    heads=3,
-    decoder_width=32,
-    decoder_depth=1,
-    decoder_heads=2,
-)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 PIXELS = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -47,8 +37,8 @@ PIXELS = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.G
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a checkpoint, and statistics of its own."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
-    folder.claim(mc.PretrainConfig(model=MODEL, data=mc.DataConfig(mean=MEAN, std=STD)), command="pretrain")
-    folder.save({"steps_done": 7, "model": build_model(MODEL, seed=0).state_dict()}, keep=1)
+    folder.claim(mc.PretrainConfig(model=SMALL, data=mc.DataConfig(mean=MEAN, std=STD)), command="pretrain")
+    folder.save({"steps_done": 7, "model": build_model(SMALL, seed=0).state_dict()}, keep=1)
     return folder.path
 
 
@@ -120,7 +110,7 @@ def test_the_low_frequency_crop_keeps_means() -> None:
 
 def test_a_plan_has_the_speed_up_before_anything_runs() -> None:
     config = mc.PretrainConfig(
-        model=MODEL,
+        model=SMALL,
         data=mc.DataConfig(image_count=1000),
         curriculum=mc.Curriculum.preset("efficienttrain"),
         batch_size=100,

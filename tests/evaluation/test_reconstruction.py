@@ -19,22 +19,13 @@ from mae_curriculum.evaluation.reconstruction import (
     unpatchify,
     why_no_reconstruction,
 )
-from mae_curriculum.model.config import ModelConfig, Target
+from mae_curriculum.model.config import Target
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
 from mae_curriculum.model.masking import mask_noise, patchify, split_by_noise
 from mae_curriculum.model.targets import PIXEL_TARGETS, make_target, target_pixels
+from tests.small import SMALL
 
-SMALL = ModelConfig(
-    "vit_tiny_patch16_224",
-    image_size=(32, 48),
-    patch_size=8,
-    width=48,
-    depth=1,
-    heads=3,
-    decoder_width=32,
-    decoder_depth=1,
-    decoder_heads=2,
-)
+WIDE = replace(SMALL, image_size=(32, 48), depth=1)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 32, 48), np.uint8))
 
@@ -59,7 +50,7 @@ def reconstruct(model: MaskedAutoencoder, size: tuple[int, int] = (32, 48), pixe
 @pytest.mark.parametrize("target", PIXEL_TARGETS)
 @pytest.mark.parametrize("size", [(32, 48), (16, 24)])
 def test_exact_prediction_reconstructs_the_input(target: Target, size: tuple[int, int]) -> None:
-    model: Any = build_model(replace(SMALL, target=target), seed=0)
+    model: Any = build_model(replace(WIDE, target=target), seed=0)
     shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
     model.decoder = Oracle(low_frequency_crop((PIXELS / 255 - shift) / scale, size), target)
     found = reconstruct(model, size)
@@ -68,7 +59,7 @@ def test_exact_prediction_reconstructs_the_input(target: Target, size: tuple[int
 
 
 def test_visible_patches_are_copied_without_error() -> None:
-    found = reconstruct(build_model(SMALL, seed=0))
+    found = reconstruct(build_model(WIDE, seed=0))
     visible = ~found.hidden.expand_as(found.seen)
     assert torch.equal(found.completed[visible], found.seen[visible])
     assert torch.equal(found.masked[visible], found.seen[visible])
@@ -80,7 +71,7 @@ def test_visible_patches_are_copied_without_error() -> None:
 
 
 def test_zero_prediction_shows_the_mean_of_each_masked_patch() -> None:
-    model = build_model(SMALL, seed=0)
+    model = build_model(WIDE, seed=0)
     torch.nn.init.zeros_(model.decoder.pred.weight)
     found = reconstruct(model)
     for image in range(len(PIXELS)):
@@ -102,7 +93,7 @@ def test_error_is_the_root_mean_square_over_channels() -> None:
 
 
 def test_masks_depend_only_on_seed_position_and_grid() -> None:
-    first, second = (build_model(SMALL, seed=seed) for seed in (0, 1))
+    first, second = (build_model(WIDE, seed=seed) for seed in (0, 1))
     assert torch.equal(reconstruct(first).hidden, reconstruct(second).hidden)
     assert torch.equal(reconstruct(first, (16, 24)).hidden, reconstruct(second, (16, 24)).hidden)
     assert torch.equal(reconstruct(first, pixels=PIXELS[:1]).hidden, reconstruct(first).hidden[:1])
@@ -119,7 +110,7 @@ def test_smaller_grid_has_the_noise_of_the_nearest_patches() -> None:
 
 
 def test_reconstruction_has_no_side_effects() -> None:
-    model = build_model(SMALL, seed=0)
+    model = build_model(WIDE, seed=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     drawn = []
     for action in (lambda: None, lambda: reconstruct(model)):

@@ -16,18 +16,9 @@ from mae_curriculum.model.shape import PLAIN_VITS, plain_vit_shape, visible_coun
 from mae_curriculum.model.targets import make_target
 from mae_curriculum.weights.names import decoder_to_mae
 from tests.plain_mae import plain_mae_loss, sincos
+from tests.small import SMALL
 
-SMALL = ModelConfig(
-    name="vit_tiny_patch16_224",
-    image_size=32,
-    patch_size=8,
-    width=48,
-    depth=2,
-    heads=3,
-    decoder_width=32,
-    decoder_depth=2,
-    decoder_heads=4,
-)
+DEEPER = replace(SMALL, decoder_depth=2, decoder_heads=4)
 CPU = torch.device("cpu")
 
 
@@ -38,7 +29,7 @@ def noise(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("target", ["pixels", "norm_pixels"])
 @pytest.mark.parametrize("mask_ratio", [0.75, 0.5])
 def test_the_loss_is_that_of_an_independent_plain_mae(target: Any, mask_ratio: float) -> None:
-    model = build_model(replace(SMALL, target=target), seed=0)
+    model = build_model(replace(DEEPER, target=target), seed=0)
     state = model.state_dict()
     images, order = noise(3, 3, 32, 32), noise(3, 16)
     expected = plain_mae_loss(
@@ -57,7 +48,7 @@ def test_the_loss_is_that_of_an_independent_plain_mae(target: Any, mask_ratio: f
 
 
 def test_the_encoder_sees_nothing_of_masked_patches() -> None:
-    model = build_model(replace(SMALL, target="pixels"), seed=0)
+    model = build_model(replace(DEEPER, target="pixels"), seed=0)
     images, order = noise(1, 3, 32, 32), noise(1, 16)
     ids_keep, ids_mask = split_by_noise(order, 4)
     patches = patchify(images, (8, 8))
@@ -71,7 +62,7 @@ def test_the_encoder_sees_nothing_of_masked_patches() -> None:
 
 
 def test_every_trained_weight_has_a_gradient() -> None:
-    model = build_model(SMALL, seed=0)
+    model = build_model(DEEPER, seed=0)
     model(noise(2, 3, 32, 32), noise(2, 16), 0.75).mean().backward()
     still = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not still
@@ -79,7 +70,7 @@ def test_every_trained_weight_has_a_gradient() -> None:
 
 @pytest.mark.parametrize("size", [(8, 16), (16, 16), (24, 24), (40, 40)])
 def test_images_smaller_or_larger_than_the_full_size_run(size: tuple[int, int]) -> None:
-    model = build_model(SMALL, seed=0)
+    model = build_model(DEEPER, seed=0)
     loss = model(noise(2, 3, *size), noise(2, size[0] * size[1] // 64), 0.75)
     assert loss.shape == (2,)
     assert loss.isfinite().all()
@@ -87,7 +78,7 @@ def test_images_smaller_or_larger_than_the_full_size_run(size: tuple[int, int]) 
 
 @pytest.mark.parametrize("channels", [1, 4, 16])
 def test_rectangles_and_other_channel_counts_run(channels: int) -> None:
-    model = build_model(replace(SMALL, image_size=(16, 48), channels=channels), seed=0)
+    model = build_model(replace(DEEPER, image_size=(16, 48), channels=channels), seed=0)
     assert model.full_grid == (2, 6)
     assert model(noise(2, channels, 16, 48), noise(2, 12), 0.75).isfinite().all()
 
@@ -102,13 +93,13 @@ def test_rectangles_and_other_channel_counts_run(channels: int) -> None:
     ],
 )
 def test_plain_vits_of_timm_run_whatever_their_prefix_tokens(name: str) -> None:
-    model = build_model(replace(SMALL, name=name), seed=0)
+    model = build_model(replace(DEEPER, name=name), seed=0)
     assert model(noise(1, 3, 32, 32), noise(1, 16), 0.75).isfinite().all()
     assert model.features(noise(1, 3, 32, 32)).shape == (1, len(model.pools), 48)
 
 
 def test_the_encoder_alone_is_timms_model_of_that_name() -> None:
-    model = build_model(SMALL, seed=0).eval()
+    model = build_model(DEEPER, seed=0).eval()
     shape: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
     timms: Any = timm.create_model("vit_tiny_patch16_224", num_classes=0, global_pool="", **shape).eval()
     timms.load_state_dict(model.encoder.state_dict(), strict=True)
@@ -119,7 +110,7 @@ def test_the_encoder_alone_is_timms_model_of_that_name() -> None:
 
 
 def test_inside_autocast_tokens_stay_float32_between_blocks() -> None:
-    model = build_model(SMALL, seed=0)
+    model = build_model(DEEPER, seed=0)
     seen: list[torch.dtype] = []
     for block in (model.encoder.blocks[-1], model.decoder.blocks[-1]):
         block.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
@@ -133,14 +124,14 @@ def test_inside_autocast_tokens_stay_float32_between_blocks() -> None:
 
 def test_weights_depend_on_the_seed_alone_and_leave_the_random_state() -> None:
     before = torch.get_rng_state()
-    first, second, other = (build_model(SMALL, seed=seed).state_dict() for seed in (1, 1, 2))
+    first, second, other = (build_model(DEEPER, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["mask_token"], other["mask_token"])
 
 
 def test_initialisation_is_that_of_mae() -> None:
-    model = build_model(replace(SMALL, width=384, heads=6), seed=0)
+    model = build_model(replace(DEEPER, width=384, heads=6), seed=0)
     qkv = model.encoder.blocks[0].attn.qkv.weight  # Xavier-uniform over the fused matrix: sqrt(6 / (384 + 1152))
     assert qkv.abs().max().item() == pytest.approx(0.0625, rel=0.01)
     projection = model.encoder.patch_embed.proj.weight  # over the flattened patch: sqrt(6 / (192 + 384))
@@ -238,5 +229,5 @@ MISTAKES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("message", MISTAKES)
 def test_what_cannot_be_is_refused_in_one_line(message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")) as caught:
-        build_model(replace(SMALL, **MISTAKES[message]), seed=0)
+        build_model(replace(DEEPER, **MISTAKES[message]), seed=0)
     assert "\n" not in str(caught.value)

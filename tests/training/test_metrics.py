@@ -1,17 +1,7 @@
 import pytest
 
-from mae_curriculum.curriculum.schedule import Clock, Curriculum, Stage
 from mae_curriculum.training.metrics import area, area_left, describe_moment, images_by_stage
-
-CLOCK = Clock(
-    Curriculum(stages=(Stage(0.5, 112), Stage(0.5, 224))),
-    image_size=(16, 16),
-    patch_size=(4, 4),
-    images_per_epoch=8,
-    epochs=4,
-    batch_images=4,
-)
-"""4 steps of 4 images at 8 px, then 4 at 16 px."""
+from tests.small import CLOCK
 
 
 def test_images_are_counted_by_stage() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, Stage, View
+from mae_curriculum.curriculum.schedule import Augmentation, View
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.loader import Batch, TrainingImages
 from mae_curriculum.data.preprocess import preprocess
@@ -17,17 +17,9 @@ from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import OptimConfig, TrainingConfig
 from mae_curriculum.training.inputs import MaskedInputs
 from mae_curriculum.training.step import Training, update_, update_ratio
+from tests.small import CLOCK
 
 WORLD = World(0, 1, torch.device("cpu"))
-CLOCK = Clock(
-    Curriculum(stages=(Stage(0.5, 112), Stage(0.5, 224))),
-    image_size=(16, 16),
-    patch_size=(4, 4),
-    images_per_epoch=8,
-    epochs=4,
-    batch_images=4,
-    mask_ratio=0.75,
-)
 
 
 class Line(nn.Module):

@@ -21,18 +21,9 @@ from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.weights.build import build_encoder, load_into_
 from mae_curriculum.weights.names import decoder_from_mae, decoder_to_mae
 from mae_curriculum.weights.read import Weights, read_weights
+from tests.small import SMALL
 
-MODEL = ModelConfig(
-    name="vit_tiny_patch16_224",
-    image_size=32,
-    patch_size=8,
-    width=128,
-    depth=2,
-    heads=2,
-    decoder_width=64,
-    decoder_depth=1,
-    decoder_heads=2,
-)
+MODEL = replace(SMALL, width=128, heads=2, decoder_width=64)
 IMAGES = torch.rand((2, 3, 32, 32), generator=torch.Generator().manual_seed(0))
 NOISE = torch.rand((2, 16), generator=torch.Generator().manual_seed(1))
 
