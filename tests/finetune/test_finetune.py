@@ -417,9 +417,7 @@ def labeled(folder: Path, *, classes: int = 2, count: int = 40) -> Path:
 
 
 BAD_FOLDERS: dict[str, Callable[[Path], object]] = {
-    "classes that train/ lacks: class7": lambda folder: shutil.copytree(
-        folder / "val" / "class0", folder / "val" / "class7"
-    ),
+    "has class7, not among the": lambda folder: shutil.copytree(folder / "val" / "class0", folder / "val" / "class7"),
     "no training images of class empty": lambda folder: shutil.copytree(
         folder / "val", folder / "train" / "empty", ignore=lambda _, names: names
     ),

@@ -234,6 +234,8 @@ def test_plot_needs_losses_and_flops(finished: Path, tmp_path: Path, capsys: pyt
     assert "has logged no loss yet" in capsys.readouterr().err
     assert main(["plot", "--runs", "[]"]) == 2
     assert "runs: got none; name one or more run folders" in capsys.readouterr().err
-    (run / "journal.jsonl").write_text(f'{start}{{"event": "step", "step": 1, "loss": 0.5, "flops": null}}\n')
+    (run / "journal.jsonl").write_text(
+        f'{start}{{"event": "step", "time": 1, "steps_done": 1, "loss": 0.5, "flops": null}}\n'
+    )
     assert main(["plot", str(run)]) == 2
     assert "has logged no FLOPs; plot takes runs of pretraining and fine-tuning" in capsys.readouterr().err

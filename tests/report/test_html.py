@@ -186,7 +186,8 @@ def test_results_of_different_checkpoints_and_heads_are_listed_separately(tmp_pa
             ("linprobe", "run", "attentive", 0.98),
         ):
             accuracy = {"mean": share, "std": None, "values": [share]}
-            row = {"event": event, "checkpoint": checkpoint, "head": head, "source": "digits", "accuracy": accuracy}
+            facts = {"checkpoint": checkpoint, "head": head, "source": "digits", "accuracy": accuracy}
+            row = {"event": event, "time": START + 99, **facts}
             journal.write(json.dumps(row) + "\n")
     (run_data,) = read_runs([run])
     assert results_of(run_data) == {
