@@ -49,19 +49,10 @@ def find_parts(folder: Path) -> tuple[Path, Path | None]:
             of images, which may be a class.
     """
     folders = _visible_folders(folder)
-    parts = {part: [child for child in folders if child.name.lower() in names] for part, names in PARTS.items()}
-    for part, found in parts.items():
-        if len(found) > 1:
-            names = " and ".join(f"{child.name}/" for child in found)
-            raise ConfigError(f"data.source: {folder} has several {part} folders, {names}; keep one of them there")
-    train, val, test = (found[0] if found else None for found in parts.values())
+    train, val, test = (_part(folder, folders, name) for name in PARTS)
     if train:
-        others = [child for child in folders if child not in (train, val, test)]
-        if not val and not test and any(any(_walk(child)) for child in others):
-            raise ConfigError(
-                f"data.source: {folder} has {train.name}/ beside {_names(others)}: if it holds the training images, "
-                f"give {train} as data.source; if it is a class, rename it"
-            )
+        if not val and not test:
+            _refuse_images(folder, train, [child for child in folders if child != train])
         return train, val
     if lonely := val or test:
         raise ConfigError(f"data.source: {folder} has {lonely.name}/ but no train/; add it, or rename that folder")
@@ -116,6 +107,24 @@ def list_images(folder: Path) -> Listing:
     if not paths:
         raise ConfigError(f"data.source: no images in {folder}; image files end in {' '.join(sorted(EXTENSIONS))}")
     return Listing(sorted(paths), left_out)
+
+
+def _part(folder: Path, folders: Sequence[Path], part: str) -> Path | None:
+    """Return the folder of a part, if there is one; raises ConfigError for several."""
+    found = [child for child in folders if child.name.lower() in PARTS[part]]
+    if len(found) > 1:
+        names = " and ".join(f"{child.name}/" for child in found)
+        raise ConfigError(f"data.source: {folder} has several {part} folders, {names}; keep one of them there")
+    return found[0] if found else None
+
+
+def _refuse_images(folder: Path, train: Path, others: Sequence[Path]) -> None:
+    """Raise ConfigError if folders beside train/ have images: then train/ may be a class of that name."""
+    if any(_is_image(path) for child in others for path in _walk(child)):
+        raise ConfigError(
+            f"data.source: {folder} has {train.name}/ beside {_names(others)}: if it holds the training images, "
+            f"give {train} as data.source; if it is a class, rename it"
+        )
 
 
 def _has_training(folder: Path) -> bool:
