@@ -48,7 +48,7 @@ def test_the_wheel_has_a_console_script(installed: Path) -> None:
 
 def test_an_installed_package_finds_its_recipes_by_name(installed: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "mae_curriculum", "pretrain", "--config", "digits", "--curriculum", "none"]
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
         [*words, "--print_config"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

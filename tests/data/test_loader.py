@@ -253,6 +253,7 @@ def test_a_folder_may_contain_multi_channel_arrays(tmp_path: Path) -> None:
     assert (image.shape, int(image.max()), broken) == ((5, 8, 8), 2, {})
 
 
+@pytest.mark.slow  # it starts an interpreter
 def test_workers_do_not_outlive_an_error_in_the_training_process() -> None:
     program = """
 import numpy, torch
