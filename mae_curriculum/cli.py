@@ -18,7 +18,7 @@ def run_command(package: str, commands: Mapping[str, tuple[str, str]], arguments
     """Run a command and return its exit code; 2 means a user error, reported in one line.
 
     commands  name -> settings and function, as "module:name"; the function is imported once the settings are
-           known to be valid, since torch takes seconds to load.
+              known to be valid, since torch takes seconds to load.
     """
     open_streams()
     configure_logging()

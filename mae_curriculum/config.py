@@ -114,7 +114,7 @@ def _build(config_class: type[C], prog: str, parse: Callable[[ArgumentParser], A
         _refuse_nulls(namespace, config_class)
         values = parser.instantiate(namespace)
         config = config_class(**{f.name: values[f.name] for f in fields(config_class)})  # type: ignore[arg-type]
-        _refuse_infinite(config)
+        _refuse_infinite(plain(config))
         return config
     except ConfigError:
         raise
@@ -179,12 +179,16 @@ def _refuse_nulls(namespace: Any, config_class: type) -> None:
             )
 
 
-def _refuse_infinite(config: Any) -> None:
+def _refuse_infinite(tree: Any, key: str = "") -> None:
     """Refuse .nan and .inf, which comparisons with a limit let pass."""
-    for key, value in leaves(plain(config)):
-        numbers = value if isinstance(value, list) else [value]
-        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
-            raise ConfigError(f"{key}: must be finite, got {value}")
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            _refuse_infinite(value, f"{key}.{name}" if key else name)
+    elif isinstance(tree, list):
+        for item in tree:
+            _refuse_infinite(item, key)
+    elif isinstance(tree, float) and not math.isfinite(tree):
+        raise ConfigError(f"{key}: must be finite, got {tree}")
 
 
 def _resolve(arguments: Sequence[str], config_class: type[Any]) -> list[str]:

@@ -273,6 +273,9 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "model.mask_ratio must be above 0 and below 1, got 1": {"model__mask_ratio": 1},
     "batch_size must be at least 1, got 0": {"batch_size": 0},
     "would have 4314 images, fewer than one step": {"batch_size": 100000, "curriculum": "configs/curriculum/none.yaml"},
+    "curriculum.stages.share: must be finite, got nan": {
+        "curriculum__stages": "[{share: .nan, size: 112}, {share: 1.0, size: 224}]"
+    },
     "did you mean 'model.mask_ratio'": {"model__mask_ration": 0.5},
     "epochs: Expected a int. Got value: 1.5": {"epochs": 1.5},
     "data.std has 1 values, model.channels is 3": {"model__channels": 3, "data__mean": "null"},

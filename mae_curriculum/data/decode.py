@@ -108,12 +108,8 @@ def _pixels(content: bytes, *, gray: bool) -> NDArray[Any]:
 def _open(content: bytes) -> Image.Image:
     """Open an image file; a PNG file that Pillow refuses, without the chunks that do not matter for its pixels."""
     try:
-        image: Image.Image = Image.open(io.BytesIO(content))
-        if image.width * image.height > MAX_PIXELS:
-            raise BrokenImageError(f"{image.width}x{image.height} is above the limit of {MAX_PIXELS:,} pixels")
-        if image.format == "PNG":
-            image.load()
-    except BrokenImageError:
+        return _open_bounded(content)
+    except (BrokenImageError, Image.DecompressionBombError):
         raise
     except Exception:  # its parser raises almost anything
         if content.startswith(TIFF_SIGNATURES):
@@ -121,7 +117,16 @@ def _open(content: bytes) -> Image.Image:
             raise ValueError(f"a TIFF file of {kind} cannot be read: store it as a .npy array") from None
         if not content.startswith(PNG_SIGNATURE):
             raise
-        image = Image.open(io.BytesIO(_pixel_chunks(content)))
+    return _open_bounded(_pixel_chunks(content))
+
+
+def _open_bounded(content: bytes) -> Image.Image:
+    """Open an image file of at most `MAX_PIXELS`; a PNG file is decoded, as its last chunks may break it too."""
+    image: Image.Image = Image.open(io.BytesIO(content))
+    if image.width * image.height > MAX_PIXELS:
+        raise BrokenImageError(f"{image.width}x{image.height} is above the limit of {MAX_PIXELS:,} pixels")
+    if image.format == "PNG":
+        image.load()
     return image
 
 

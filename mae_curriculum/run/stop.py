@@ -1,8 +1,8 @@
 """Turn signals and time limits into a request to stop, which the training loop honors between two steps."""
 
+import os
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def catch_signals(deadline: float | None = None) -> Iterator[Stop]:
         nonlocal first
         if stop.signal_name is None:
             stop.signal_name, first = signal.Signals(number).name, time.monotonic()
-        elif number == signal.SIGINT and sys.stdin.isatty() and time.monotonic() - first > PATIENCE:
+        elif number == signal.SIGINT and os.isatty(0) and time.monotonic() - first > PATIENCE:
             restore()
             signal.raise_signal(number)
 

@@ -217,5 +217,9 @@ def test_a_tiff_that_is_no_picture_is_refused_with_what_to_do(
 def test_an_image_above_the_limit_is_refused_before_it_takes_memory(tmp_path: Path) -> None:
     side = int(MAX_PIXELS**0.5) + 1
     path = write(tmp_path / "a.png", Image.new("1", (side, side)))
-    with pytest.raises(BrokenImageError, match=f"{side}x{side} is above the limit of 89,478,485 pixels"):
-        read_image(path, 3)
+    content = path.read_bytes()
+    place = content.index(b"IDAT") - 4
+    (tmp_path / "b.png").write_bytes(content[:place] + EXTRA_CHUNKS["a large comment"] + content[place:])
+    for name in ("a.png", "b.png"):
+        with pytest.raises(BrokenImageError, match=f"{side}x{side} is above the limit of 89,478,485 pixels"):
+            read_image(tmp_path / name, 3)

@@ -14,21 +14,10 @@ from mae_curriculum.data.decode import BrokenImageError
 from mae_curriculum.data.sources import ArrayImages
 from mae_curriculum.distributed import World
 from mae_curriculum.evaluation.features import Inference
-from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
+from tests.small import SMALL
 
-TINY = ModelConfig(
-    "vit_tiny_patch16_224",
-    image_size=16,
-    patch_size=8,
-    channels=1,
-    width=24,
-    depth=1,
-    heads=3,
-    decoder_width=16,
-    decoder_depth=1,
-    decoder_heads=2,
-)
+TINY = replace(SMALL, image_size=16, channels=1, width=24, depth=1, decoder_width=16)
 COUNT = 7
 
 

@@ -1,7 +1,5 @@
-import io
 import os
 import signal
-import sys
 import time
 
 import pytest
@@ -25,9 +23,7 @@ def test_a_signal_requests_a_stop_and_the_handlers_are_restored(number: signal.S
 
 
 def test_a_second_ctrl_c_ends_a_run_at_once_in_a_terminal_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True  # type: ignore[method-assign]
-    monkeypatch.setattr(sys, "stdin", terminal)
+    monkeypatch.setattr(os, "isatty", lambda _: True)
     with catch_signals() as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)

@@ -94,7 +94,7 @@ def test_a_stage_that_waits_for_data_is_logged_with_the_setting_to_change(tmp_pa
     for index in range(64):  # large and incompressible: reading one takes longer than training on it
         pixels = generator.integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(images / f"{index}.png", compress_level=1)
-    seen = {"curriculum": "configs/curriculum/none.yaml", "epochs": 6}
+    seen = {"curriculum": "configs/curriculum/none.yaml", "epochs": 9}
     flags = options(tmp_path / "run", **pictures(images, **seen), tracking__every_steps=1)
     done = command("pretrain", *flags)
     assert done.returncode == 0
