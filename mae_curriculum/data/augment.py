@@ -1,5 +1,6 @@
 """Augment one image: random crop, flip, RandAugment. Both strength and random seed are arguments."""
 
+import math
 import random
 from functools import lru_cache
 
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import RandAugment, rand_augment_transform
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, RandomErasing, RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomErasing
 from torchvision.transforms.v2 import functional as F
 
 from mae_curriculum.data.config import GRAY_MEAN, GRAY_STD
@@ -34,19 +35,35 @@ def augment(
     position   integers, at least 0; all random choices are a function of these alone.
     Returns    (c, height, width) uint8.
     """
-    seeds = [int(seed) for seed in np.random.SeedSequence(position).generate_state(4)]
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seeds[0])
-        aspect = size[1] / size[0]
-        box = RandomResizedCrop.get_params(image, scale=[min_area, 1.0], ratio=[3 / 4 * aspect, 4 / 3 * aspect])
-        mirrored = flip and bool(torch.rand(()) < 0.5)
-        erased = bool(torch.rand(()) < erasing)
+    generator = np.random.default_rng(position)
+    box = random_box(generator, (image.shape[1], image.shape[2]), min_area=min_area, aspect=size[1] / size[0])
     image = F.resized_crop(image, *box, size=list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
-    if mirrored:
+    if flip and generator.random() < 0.5:
         image = F.horizontal_flip(image)
     if magnitude is not None:
-        image = _rand_augment(image, magnitude, seeds[1:3])
-    return _erase(image, seeds[3]) if erased else image
+        image = _rand_augment(image, magnitude, generator)
+    return _erase(image, generator) if erasing and generator.random() < erasing else image
+
+
+def random_box(
+    generator: np.random.Generator, size: tuple[int, int], *, min_area: float, aspect: float
+) -> tuple[int, int, int, int]:
+    """Return a random part of an image of `size` (height, width): top, left, height and width, pixels.
+
+    As torchvision's RandomResizedCrop draws it, without the cost of torch's generator: a share `min_area` to 1 of the
+    image's area, with a width by height of `aspect` times 3:4 to 4:3; after ten boxes that do not fit, the largest
+    that does, from the center.
+    """
+    height, width = size
+    low, high = 3 / 4 * aspect, 4 / 3 * aspect
+    for _ in range(10):
+        area = height * width * generator.uniform(min_area, 1.0)
+        ratio = math.exp(generator.uniform(math.log(low), math.log(high)))
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            return int(generator.integers(height - h + 1)), int(generator.integers(width - w + 1)), h, w
+    h, w = min(height, round(width / low)), min(width, round(height * high))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def resize_and_crop(image: Tensor, size: tuple[int, int], *, crop: float = 1.0) -> Tensor:
@@ -64,21 +81,21 @@ def resize_and_crop(image: Tensor, size: tuple[int, int], *, crop: float = 1.0) 
     return cropped
 
 
-def _erase(image: Tensor, seed: int) -> Tensor:
+def _erase(image: Tensor, generator: np.random.Generator) -> Tensor:
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(_seed(generator))
         top, left, height, width, noise = RandomErasing.get_params(image.float(), (0.02, 1 / 3), (0.3, 1 / 0.3))
     noise = (255 * (GRAY_MEAN + GRAY_STD * noise)).round().clamp(0, 255).to(torch.uint8)
     erased: Tensor = F.erase(image, top, left, height, width, noise)
     return erased
 
 
-def _rand_augment(image: Tensor, magnitude: float, seeds: list[int]) -> Tensor:
+def _rand_augment(image: Tensor, magnitude: float, generator: np.random.Generator) -> Tensor:
     policy = _policy(magnitude)
     picture = F.to_pil_image(image.expand(3, -1, -1))
     python_state, numpy_state = random.getstate(), np.random.get_state()  # timm draws from these global states
-    random.seed(seeds[0])
-    np.random.seed(seeds[1])
+    random.seed(_seed(generator))
+    np.random.seed(_seed(generator))
     try:
         augmented = F.pil_to_tensor(policy(picture))
     finally:
@@ -86,6 +103,10 @@ def _rand_augment(image: Tensor, magnitude: float, seeds: list[int]) -> Tensor:
         np.random.set_state(numpy_state)
     result: Tensor = augmented if len(image) == 3 else F.rgb_to_grayscale(augmented)
     return result
+
+
+def _seed(generator: np.random.Generator) -> int:
+    return int(generator.integers(2**32))
 
 
 @lru_cache(maxsize=16)

@@ -24,7 +24,7 @@ class OptimConfig:
     warmup: float = 0.05
     """Fraction of the run spent in linear warm-up, at least 0 and below 1."""
     weight_decay: float = 0.05
-    """Weight decay for weight matrices; biases, normalization parameters and tokens are not decayed."""
+    """Weight decay of matrices, class token and mask token; biases and normalization parameters are not decayed."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's betas: decay rates of its two moment estimates."""
     clip_norm: float | None = None

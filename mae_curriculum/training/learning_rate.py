@@ -19,6 +19,8 @@ def scaled_lr(base_lr: float, batch_images: int) -> float:
 def learning_rate(progress: float, *, peak: float, warmup: float, floor: float = 0.0) -> float:
     """Return the learning rate: linear warm-up from 0 to `peak`, then half a cosine down to `floor` at progress 1.
 
+    It is continuous. EfficientTrain++'s scripts round stages to whole epochs, so that theirs jumps where the size
+    changes, by up to 0.6% of the peak (DeiT, 100 epochs).
     progress  share of the run that is done, 0 to 1.
     warmup    share of the run with warm-up, at least 0 and below 1.
     """

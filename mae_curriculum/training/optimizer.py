@@ -9,15 +9,14 @@ from mae_curriculum.training.config import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
-    """Return AdamW over the trained parameters; vectors and tokens (1, n, d) have no weight decay."""
+    """Return AdamW over the trained parameters; those of one dimension, biases and norms, have no weight decay.
+
+    The class token and the mask token, (1, 1, d), are decayed, as in facebookresearch/mae.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    is_matrix = [parameter.ndim > 1 and parameter.shape[0] > 1 for parameter in trained]
     groups = [
-        {
-            "params": [p for p, matrix in zip(trained, is_matrix, strict=True) if matrix],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for p, matrix in zip(trained, is_matrix, strict=True) if not matrix], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return build_adamw(groups, config)
 

@@ -4,8 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ks_2samp
+from torchvision.transforms import RandomResizedCrop
 
-from mae_curriculum.data.augment import augment, resize_and_crop
+from mae_curriculum.data.augment import augment, random_box, resize_and_crop
 
 IMAGE = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -53,6 +55,17 @@ def test_crops_are_at_least_as_large_as_the_smallest_area() -> None:
     widths = [int(i.max()) - int(i.min()) for i in (make((i,), ramp, min_area=0.5, size=(64, 64)) for i in range(100))]
     assert min(widths) > 200 * (0.5 * 3 / 4) ** 0.5 - 8
     assert min(widths) < 150
+
+
+@pytest.mark.parametrize(("size", "aspect"), [((50, 50), 1.0), ((40, 90), 1.0), ((8, 200), 2.0)])
+def test_crops_are_distributed_as_torchvisions(size: tuple[int, int], aspect: float) -> None:
+    generator, image, ratio = np.random.default_rng(0), torch.zeros(1, *size), [3 / 4 * aspect, 4 / 3 * aspect]
+    ours = np.array([random_box(generator, size, min_area=0.2, aspect=aspect) for _ in range(3000)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], ratio) for _ in range(3000)])
+    for side in range(4):
+        assert ks_2samp(ours[:, side], theirs[:, side]).pvalue > 0.001
 
 
 def test_crops_have_the_aspect_ratio_of_the_result() -> None:
