@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
-from mae_curriculum.data.sources import Images, download, hold_out, open_images
+from mae_curriculum.data.sources import Images, hold_out, open_together
 from mae_curriculum.distributed import World
 
 
@@ -29,8 +29,7 @@ def open_labeled(data: DataConfig, world: World) -> tuple[LabeledImages, Labeled
 
     Raises  ConfigError if there are fewer than two classes, or if a class has no training image.
     """
-    world.on_main(lambda: download(data))
-    train, val = hold_out(*open_images(data, world.log))
+    train, val = hold_out(*open_together(data, world))
     if train.labels is None or val.labels is None:
         raise ConfigError(f"data.source: {data.source} needs one folder per class, at least two, under train/ and val/")
     counts = np.bincount(train.labels, minlength=len(train.classes))

@@ -7,9 +7,11 @@ import logging
 import os
 import pickle
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ from mae_curriculum.precision import Precision
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+SILENT_WAIT = 8.0
+"""Seconds after which a process that waits for the others at the start says so."""
 
 MAX_WAIT = timedelta(hours=1)
 """How long ranks wait for one another: one may download, or retry on a full disk. Dead ones are noticed at once."""
@@ -132,29 +137,18 @@ class World:
 
 
 class Agreement:
-    """A flag per rank, combined at every step without waiting: all ranks learn of a raised flag one step later."""
+    """Exchanges a few numbers between the ranks at every step, through the CPU: it does not wait for devices."""
 
     def __init__(self, world: World) -> None:
-        """Open a process group on the CPU, which does not wait for devices."""
-        self._group: Any = dist.new_group(backend="gloo") if world.world_size > 1 else None
-        self._pending: tuple[Tensor, Any] | None = None
+        """Open a process group of its own."""
+        self._group: Any = dist.new_group(backend="gloo", timeout=MAX_WAIT) if world.world_size > 1 else None
 
-    def __call__(self, flag: bool) -> bool:
-        """Submit this rank's flag, once per step; returns whether any rank raised its flag at the previous step."""
-        if self._group is None:
-            return flag
-        raised = self.finish()
-        votes = torch.tensor(float(flag))
-        self._pending = votes, dist.all_reduce(votes, group=self._group, async_op=True)
-        return raised
-
-    def finish(self) -> bool:
-        """Wait for the last vote, and return its result."""
-        if self._pending is None:
-            return False
-        (votes, work), self._pending = self._pending, None
-        work.wait()
-        return bool(votes > 0)
+    def __call__(self, *values: float) -> list[float]:
+        """Return the largest of each value over the ranks, once all have called this."""
+        largest = torch.tensor(values, dtype=torch.float64)
+        if self._group is not None:
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._group)
+        return largest.tolist()
 
 
 def picklable(error: Exception) -> Exception:
@@ -187,7 +181,8 @@ def connect(longest_wait: timedelta = MAX_WAIT) -> Iterator[World]:
         yield World(rank, size, device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=longest_wait)
+    with announce_wait(rank, size):
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=longest_wait)
     try:
         yield World(rank, size, device)
     finally:
@@ -198,6 +193,30 @@ def job_end() -> float | None:
     """Return when the scheduler will end this job, in seconds since 1970; None if it does not say."""
     end = os.environ.get("SLURM_JOB_END_TIME")
     return float(end) if end else None
+
+
+@contextmanager
+def announce_wait(rank: int, size: int) -> Iterator[None]:
+    """Say so if the processes do not meet soon, and let Ctrl-C end the wait, in which Python does not hear it."""
+    text = f"rank {rank} waits for all {size} processes to start, at most {MAX_WAIT}"
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        text += "; a shell of `srun --pty` has only one: start the command itself with srun, or with `srun -n 1`"
+    timer = threading.Timer(SILENT_WAIT, logger.warning, [text])
+    timer.daemon = True
+    timer.start()
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL) if main else None
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
+def launcher() -> int | None:
+    """Return the process of torchrun that started this one; None for one started by anything else."""
+    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def job_facts() -> dict[str, Any]:

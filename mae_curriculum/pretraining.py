@@ -12,7 +12,7 @@ import torch
 from mae_curriculum.config import config_fingerprint
 from mae_curriculum.curriculum.schedule import View
 from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages, TrainingImages
-from mae_curriculum.data.sources import Images, download, names_fingerprint, open_images
+from mae_curriculum.data.sources import Images, names_fingerprint, open_together
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.knn import knn_of_encoder, why_no_knn
@@ -75,8 +75,7 @@ def run_pretraining(config: PretrainConfig) -> PretrainResult:
 def pretrain_in(world: World, config: PretrainConfig) -> PretrainResult:
     """Pretrain in the processes that are connected already."""
     with watch_for_stop(config) as stop:
-        world.on_main(lambda: download(config.data))
-        images, val = open_images(config.data, world.log)
+        images, val = open_together(config.data, world)
         training = set_up(config, world, images)
         hooks = partial(build_hooks, training, config, val)
         summary = run_training(training, command="pretrain", stop=stop, build_hooks=hooks)

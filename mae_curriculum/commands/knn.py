@@ -2,7 +2,7 @@
 
 from mae_curriculum.commands.config import EvaluateConfig
 from mae_curriculum.config import ConfigError
-from mae_curriculum.data.sources import download, open_images
+from mae_curriculum.data.sources import open_together
 from mae_curriculum.distributed import connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.knn import knn_of_encoder, why_no_knn
@@ -17,8 +17,7 @@ def evaluate(config: EvaluateConfig) -> int:
     with connect() as world:
         weights = read_together(config.checkpoint, world, heads=config.heads)
         model = build_encoder(weights, config.checkpoint).to(world.device)
-        world.on_main(lambda: download(data))
-        train, val = open_images(data, world.log)
+        train, val = open_together(data, world)
         if why := why_no_knn(train, val, config.knn):
             raise ConfigError(f"no kNN accuracy: {why}")
         inference = Inference(world, data, config.precision, config.knn.batch_images)

@@ -9,7 +9,7 @@ import atexit
 import multiprocessing
 import signal
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.schedule import Augmentation, Clock, Moment
@@ -26,6 +26,12 @@ from mae_curriculum.data.augment import augment, resize_and_crop
 from mae_curriculum.data.decode import BrokenImageError
 from mae_curriculum.data.sources import Images
 from mae_curriculum.run.stop import SIGNALS
+
+POLL_SECONDS = 1.0
+"""How often a loop that waits for data can look whether it should stop."""
+
+NO_IMAGE = -1
+"""Index of a broken image, or of none."""
 
 BROKEN_LIMIT = 0.01
 """Largest share of broken images: with more, something is wrong with the data as a whole, and the run stops."""
@@ -71,6 +77,16 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Delay:
+    """What a loop gets while its next micro-batch has not arrived."""
+
+    in_hand: list[int]
+    """Indices of the images that worker processes are loading."""
+    failure: str | None = None
+    """Why no more micro-batches will arrive; None if they may."""
+
+
+@dataclass(frozen=True)
 class TrainingImages(Dataset[tuple[Tensor, int, dict[str, str]]]):
     """Load and augment images on request, without state."""
 
@@ -109,11 +125,25 @@ class MicroBatches(Dataset[Batch]):
 
     items: Dataset[tuple[Tensor, int, dict[str, str]]]
     """Returns what a `Request` asks for: a tensor, the image's index, broken images with reasons."""
+    in_hand: Tensor
+    """Index of the image that each worker process is loading, shared by all of them."""
 
     def __getitem__(self, request: BatchRequest) -> Batch:
         """Return the micro-batch of a request."""
-        images, ids, broken = zip(*(self.items[item] for item in request.images), strict=True)
-        return Batch(torch.stack(images), torch.tensor(ids), request.places, request.is_last, dict(ChainMap(*broken)))
+        images, ids, broken = zip(*map(self._load, request.images), strict=True)
+        batch = torch.stack(images)
+        if get_worker_info() is not None:
+            batch.share_memory_()  # type: ignore[no-untyped-call]  # torch would do it later, where a lack of shared memory is lost in silence
+        return Batch(batch, torch.tensor(ids), request.places, request.is_last, dict(ChainMap(*broken)))
+
+    def _load(self, request: Request) -> tuple[Tensor, int, dict[str, str]]:
+        worker = get_worker_info()
+        if worker is None:
+            return self.items[request]
+        self.in_hand[worker.id] = request.image
+        item = self.items[request]
+        self.in_hand[worker.id] = NO_IMAGE
+        return item
 
 
 @dataclass(frozen=True)
@@ -153,21 +183,66 @@ def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 def training_loader(
     dataset: Dataset[Any], sampler: RequestSampler, *, workers: int, device: torch.device
 ) -> DataLoader[Batch]:
-    """Return a loader of the sampler's micro-batches, in order; worker processes load ahead of time.
+    """Return a loader of the sampler's micro-batches, in order, for `receive`; worker processes load ahead of time.
 
     dataset  returns what a `Request` asks for.
     """
     if workers:
         kill_workers_at_exit()
+    in_hand = torch.full((workers,), NO_IMAGE).share_memory_()  # type: ignore[no-untyped-call]
     return DataLoader(
-        MicroBatches(dataset),
+        MicroBatches(dataset, in_hand),
         batch_size=None,  # the sampler decides about batches
         sampler=sampler,
         num_workers=workers,
         worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
+        timeout=POLL_SECONDS if workers else 0,
     )
+
+
+def receive(loader: DataLoader[Batch]) -> Generator[Batch | Delay]:
+    """Iterate over the micro-batches of a loader; one that worker processes delay is preceded by a `Delay` a second."""
+    others = multiprocessing.active_children()
+    batches = _start(loader)
+    workers = [process for process in multiprocessing.active_children() if process not in others]
+    delayed = False
+    try:
+        while True:
+            try:
+                item: Batch | Delay = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                item = _explain(error, loader)
+            delayed = isinstance(item, Delay)
+            yield item
+    finally:
+        if delayed:  # torch would wait five seconds for each
+            for worker in workers:
+                worker.kill()
+
+
+def _start(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """Start the worker processes, without torch's handler for those that die: it raises whatever code is running."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return batches
+
+
+def _explain(error: RuntimeError, loader: DataLoader[Batch]) -> Delay:
+    """Return why a micro-batch is not there, given an error of torch's loader; raises any other error again."""
+    text, dataset = str(error), loader.dataset
+    if "timed out" in text and isinstance(dataset, MicroBatches):
+        return Delay([index for index in dataset.in_hand.tolist() if index != NO_IMAGE])
+    if "exited unexpectedly" in text:
+        return Delay([], "a process that loads images was killed, perhaps for lack of memory")
+    if "shared memory" in text:
+        return Delay([], "/dev/shm is full: enlarge it, or lower data.workers")
+    raise error
 
 
 @cache
@@ -185,10 +260,6 @@ def ignore_signals(_worker: int) -> None:
     """Keep a worker alive when a scheduler signals the whole process group: the run must save first."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-NO_IMAGE = -1
-"""Index of a broken image, or of none."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -19,10 +20,14 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, IMAGENETTE, DataConfig
 from mae_curriculum.data.decode import read_image, to_channels
 from mae_curriculum.data.folders import find_classes, find_parts, label_images, list_images
+from mae_curriculum.distributed import World
 
 logger = logging.getLogger(__name__)
 
 Log = Callable[[str], None]
+
+COMPARED_IMAGES = 8
+"""Number of images, evenly spread, whose content the ranks compare."""
 
 
 class Images(Protocol):
@@ -44,6 +49,10 @@ class Images(Protocol):
 
     def name(self, index: int) -> str:
         """Return a name for messages and the journal."""
+        ...
+
+    def content(self, index: int) -> bytes:
+        """Return what is stored of an image; raises OSError."""
         ...
 
     def fingerprint(self) -> str:
@@ -71,6 +80,11 @@ class ArrayImages:
         """Return a name for messages and the journal."""
         return f"image {index}"
 
+    def content(self, index: int) -> bytes:
+        """Return the pixels."""
+        pixels: bytes = self.pixels[index].tobytes()
+        return pixels
+
     def fingerprint(self) -> str:
         """Return a hash of the pixels."""
         return hashlib.sha256(self.pixels.tobytes()).hexdigest()
@@ -94,6 +108,10 @@ class FileImages:
     def name(self, index: int) -> str:
         """Return a name for messages and the journal."""
         return str(self.paths[index])
+
+    def content(self, index: int) -> bytes:
+        """Return the file's content; raises OSError."""
+        return self.paths[index].read_bytes()
 
     def fingerprint(self) -> str:
         """Return a hash of the paths, sizes and modification times."""
@@ -136,6 +154,10 @@ class Subset:
     def name(self, index: int) -> str:
         """Return a name for messages and the journal."""
         return self.images.name(self.ids[index])
+
+    def content(self, index: int) -> bytes:
+        """Return what is stored of an image; raises OSError."""
+        return self.images.content(self.ids[index])
 
     def fingerprint(self) -> str:
         """Return a hash of the whole data set and the indices."""
@@ -185,6 +207,42 @@ def open_images(config: DataConfig, log: Log = logger.warning) -> tuple[Images, 
     if config.image_count not in (None, len(train)):
         raise ConfigError(f"data.image_count is {config.image_count}, but {config.source} has {len(train)}; set null")
     return train, val
+
+
+def open_together(config: DataConfig, world: World) -> tuple[Images, Images | None]:
+    """Download the images if need be and open them on all ranks, as `open_images`.
+
+    Raises  ConfigError, also if ranks see other images: other names, another number, or other content of a few.
+    """
+    world.on_main(lambda: download(config))
+    opened, seen = None, ""
+    try:
+        opened = open_images(config, world.log)
+        if world.world_size > 1:
+            seen = " and ".join(describe_images(images) for images in opened if images is not None)
+    except ConfigError as error:
+        seen = str(error)
+    views = world.gather((socket.gethostname(), seen))
+    for rank, (host, other) in enumerate(views):
+        if other != views[0][1]:
+            raise ConfigError(
+                f"data.source: rank 0 on {views[0][0]} sees {views[0][1]}, rank {rank} on {host} sees {other}; "
+                f"put the same files in {config.source} on every host"
+            )
+    if opened is None:
+        raise ConfigError(seen)
+    return opened
+
+
+def describe_images(images: Images) -> str:
+    """Return the number of images, and hashes of their names and of the content of a few."""
+    state = hashlib.sha256()
+    for place in range(COMPARED_IMAGES):
+        try:
+            state.update(images.content(place * len(images) // COMPARED_IMAGES))
+        except OSError as error:
+            state.update(str(error.errno).encode())
+    return f"{names_fingerprint(images)} with content {state.hexdigest()[:12]}"
 
 
 def names_fingerprint(images: Images) -> str:

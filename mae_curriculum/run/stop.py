@@ -33,6 +33,8 @@ class Stop:
     """When the time limit is reached, in seconds of time.monotonic(), which no change of the clock affects."""
     signal_name: str | None = None
     """The signal that was received, such as SIGTERM; None for none."""
+    launcher: int | None = None
+    """Process that started this one and should outlive it; None if it may end before."""
 
     def reason(self, *, needed_seconds: float) -> str | None:
         """Return why to stop now, or None to continue.
@@ -41,11 +43,13 @@ class Stop:
         """
         if self.signal_name is None and time.monotonic() > self.deadline - MIN_MARGIN - needed_seconds:
             return "time limit"
+        if self.signal_name is None and self.launcher not in (None, os.getppid()):
+            return "the launcher has died"
         return self.signal_name
 
 
 @contextmanager
-def catch_signals(deadline: float | None = None) -> Iterator[Stop]:
+def catch_signals(deadline: float | None = None, *, launcher: int | None = None) -> Iterator[Stop]:
     """Catch the signals that ask a run to stop for as long as the context lasts.
 
     Schedulers and launchers send a signal more than once: repeated ones change nothing, but for a Ctrl-C in a terminal
@@ -53,8 +57,10 @@ def catch_signals(deadline: float | None = None) -> Iterator[Stop]:
     cannot catch signals, only the deadline stops a run.
 
     deadline  when the time limit is reached, in seconds since 1970; None for no limit.
+    launcher  that of `Stop`.
     """
-    stop = Stop() if deadline is None else Stop(time.monotonic() + deadline - time.time())
+    limit = float("inf") if deadline is None else time.monotonic() + deadline - time.time()
+    stop = Stop(limit, launcher=launcher)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -1,5 +1,7 @@
 """The training loop, whatever is trained: steps, reports, evaluations, pictures, saves, stops."""
 
+import logging
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -8,13 +10,17 @@ from functools import partial
 from typing import Any
 
 from mae_curriculum.curriculum.schedule import Clock
-from mae_curriculum.distributed import Agreement, World, job_end
+from mae_curriculum.data.loader import POLL_SECONDS, Batch, Delay
+from mae_curriculum.distributed import Agreement, World, job_end, launcher
 from mae_curriculum.run.stop import Stop, catch_signals, parse_duration
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import TrainingConfig
 from mae_curriculum.training.metrics import Reporter
 from mae_curriculum.training.session import RunSession
 from mae_curriculum.training.step import Training, is_reported, run_steps_
+
+LONG_WAIT = 10.0
+"""Seconds of waiting for data after which that is logged; again after twice the time, and so on."""
 
 
 class StoppedError(Exception):
@@ -86,36 +92,34 @@ def train_(
     """Train from a step to the end, reporting and saving on the way; returns whether the end was reached."""
     clock, config = training.clock, training.config
     reporter = Reporter(training, session.journal, stopwatch, first_step=first_step)
-    vote, stopping, done = StopVote(training.world, stop), False, first_step
+    vote, stopping, done = StepVote(training, session, stop), False, first_step
     with closing(reporter.progress):  # later messages have a line of their own
-        for step in run_steps_(training, clock, stopwatch, first_step=first_step):
+        for step in run_steps_(training, clock, stopwatch, first_step=first_step, gate=vote):
             done = step.moment.step + 1
             reporter.take(step)
             due = due_after(clock, done, config, evaluate_every_epochs=hooks.evaluate_every_epochs)
-            stopping = vote(shutdown_seconds=2 * session.saver.seconds + session.shutdown_seconds)
-            if not (due.report or stopping):
+            if not due.report:
                 continue
+            stopping = vote.stop_asked()
+            if stopping:
+                break
             with stopwatch("report"):
                 reporter.report()
-            if not stopping:
-                run_hooks(hooks, due, session, stopwatch, done)
+            run_hooks(hooks, due, session, stopwatch, done)
             with stopwatch("save"):
-                save_if_due(
-                    training,
-                    session,
-                    stopwatch,
-                    due,
-                    done,
-                    stop=stop if stopping or due.end else None,
-                    skipping=reporter.is_skipping,
-                )
-            if stopping:
-                run_hooks(hooks, due, session, stopwatch, done)  # the save was more urgent
-                break
-    vote.finish()
-    if stopping:
-        log_stop(session, training.world, vote.reason, f"saved and stopped at step {done} of {clock.total_steps}", done)
-    return not stopping
+                skipping = reporter.is_skipping
+                save_if_due(training, session, stopwatch, due, done, stop=stop, skipping=skipping)
+        if done == clock.total_steps and not stopping:
+            return True
+        with stopwatch("report"):
+            reporter.report()
+        if done > first_step:
+            with stopwatch("save"):
+                session.save_now(training, stopwatch, step=done, keep_forever=keeps(training), stop=stop)
+        if stopping:
+            run_hooks(hooks, due, session, stopwatch, done)  # the save was more urgent
+    log_stop(session, training.world, vote.reason, f"saved and stopped at step {done} of {clock.total_steps}", done)
+    return False
 
 
 def run_hooks(hooks: Hooks, due: Due, session: RunSession, stopwatch: Stopwatch, steps_done: int) -> None:
@@ -136,43 +140,96 @@ def save_if_due(
     due: Due,
     steps_done: int,
     *,
-    stop: Stop | None,
+    stop: Stop,
     skipping: bool,
 ) -> None:
-    """Save the run's state if it is time.
+    """Save the run's state if it is time: in the background, but at the end of the run until it is on disk.
 
-    stop      given if the run ends or stops here: the state must be on disk before this returns. None to save in the
-              background.
     skipping  steps are being skipped, so that the newest checkpoint should stay.
     """
     session.retry_after_failure()
-    keep = partial(completes_epochs, training.clock, every=training.config.saving.keep_every_epochs)
-    if stop is not None:
-        session.save_now(training, stopwatch, step=steps_done, keep_forever=keep, stop=stop)
+    if due.end:
+        session.save_now(training, stopwatch, step=steps_done, keep_forever=keeps(training), stop=stop)
     elif (session.save_due() and not skipping) or due.keep:
-        session.save(training, stopwatch, step=steps_done, keep_forever=keep)
+        session.save(training, stopwatch, step=steps_done, keep_forever=keeps(training))
 
 
-class StopVote:
-    """Decides after each step, on all ranks together, whether the run stops there."""
+def keeps(training: Training[Any]) -> Callable[[int], bool]:
+    """Return whether the checkpoint of a step is never deleted, as a function of the step."""
+    return partial(completes_epochs, training.clock, every=training.config.saving.keep_every_epochs)
 
-    def __init__(self, world: World, stop: Stop) -> None:
+
+class StepVote:
+    """Decides for each step, on all ranks together, whether it is made: all have its images, and nobody should stop."""
+
+    def __init__(self, training: Training[Any], session: RunSession, stop: Stop) -> None:
         """Start to measure how long steps take."""
-        self._agreement, self._stop = Agreement(world), stop
+        self._training, self._session, self._stop = training, session, stop
+        self._agreement = Agreement(training.world)
         self._last, self._longest = time.monotonic(), 0.0
+        self._waiting_since: float | None = None
+        self._next_notice = LONG_WAIT
         self.reason: str | None = None
-        """Why this rank was asked to stop, if it was."""
+        """Why this rank should stop, if it should."""
 
-    def __call__(self, *, shutdown_seconds: float) -> bool:
-        """Return whether any rank was asked to stop, or would miss its time limit by stopping a step later."""
+    def __call__(self, item: Batch | Delay) -> bool:
+        """Return whether to go on with the step, given a micro-batch or the news that none is there yet.
+
+        A rank with all its images waits for the others, which vote again and again while they wait for theirs.
+        """
+        waited = self._seconds_waited(item)
+        if isinstance(item, Batch) and not item.is_last:
+            return True
+        while True:
+            stopping, longest_wait = self._vote(item, waited)
+            if stopping:
+                return False
+            if longest_wait > self._next_notice:
+                self._log_wait(item, waited)
+            if isinstance(item, Delay):
+                return True
+            if longest_wait == 0.0:
+                self._start_step()
+                return True
+
+    def stop_asked(self) -> bool:
+        """Return whether any rank should stop before the next step; all ranks must ask together."""
+        self.reason = self._ask()
+        return bool(self._agreement(self.reason is not None)[0])
+
+    def _seconds_waited(self, item: Batch | Delay) -> float:
+        if isinstance(item, Batch):
+            self._waiting_since = None
+            return 0.0
+        now = time.monotonic()
+        self._waiting_since = self._waiting_since or now - POLL_SECONDS
+        return now - self._waiting_since
+
+    def _start_step(self) -> None:
         now = time.monotonic()
         self._last, self._longest = now, max(self._longest, now - self._last)
-        self.reason = self._stop.reason(needed_seconds=self._longest + shutdown_seconds)
-        return self._agreement(self.reason is not None)
+        self._next_notice = LONG_WAIT
 
-    def finish(self) -> None:
-        """Complete the last vote."""
-        self._agreement.finish()
+    def _vote(self, item: Batch | Delay, seconds: float) -> list[float]:
+        self.reason = item.failure if isinstance(item, Delay) and item.failure else self._ask()
+        return self._agreement(self.reason is not None, seconds)
+
+    def _ask(self) -> str | None:
+        session = self._session
+        needed = self._longest + 2 * session.saver.seconds + session.shutdown_seconds
+        return self._stop.reason(needed_seconds=needed)
+
+    def _log_wait(self, item: Batch | Delay, seconds: float) -> None:
+        """Name who has waited for data for how long, and the files that are being loaded; less and less often."""
+        world, images = self._training.world, self._training.images
+        self._next_notice *= 2
+        files = [images.name(index) for index in item.in_hand] if isinstance(item, Delay) else []
+        own = {"host": socket.gethostname(), "seconds": round(seconds), "files": files}
+        for rank, wait in enumerate(world.gather(own)):
+            if wait["seconds"]:
+                self._session.journal.write("wait", rank=rank, **wait)
+                names = ", ".join(wait["files"]) or "images"
+                world.log(f"rank {rank} on {wait['host']} has waited {wait['seconds']} s for {names}", logging.WARNING)
 
 
 def raise_if_stopped(session: RunSession, world: World, stop: Stop, *, step: int) -> None:
@@ -192,9 +249,9 @@ def log_stop(session: RunSession, world: World, reason: str | None, what: str, s
 
 @contextmanager
 def watch_for_stop(config: TrainingConfig) -> Iterator[Stop]:
-    """Watch for signals, for the time limit of the settings, and for the scheduler's."""
+    """Watch for signals, for the time limits of the settings and of the scheduler, and for the end of the launcher."""
     ends = [job_end()]
     if config.time_limit is not None:
         ends.append(time.time() + parse_duration(config.time_limit))
-    with catch_signals(min((end for end in ends if end is not None), default=None)) as stop:
+    with catch_signals(min((end for end in ends if end is not None), default=None), launcher=launcher()) as stop:
         yield stop

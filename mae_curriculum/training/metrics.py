@@ -58,7 +58,9 @@ class Reporter:
         self.progress.update(clock.images(moment.step + 1), describe_moment(clock, moment) + self._facts)
 
     def report(self) -> None:
-        """Report on the steps taken since the last report; raises ConfigError on all ranks if the run should end."""
+        """Report on the steps since the last report, if any; raises ConfigError on all ranks if the run should end."""
+        if not self._unread:
+            return
         training, steps, moment = self._training, self._unread, self._unread[-1].moment
         with self._stopwatch(f"train/{moment.stage}"):
             losses, norms = fetch_losses(steps, training.world)  # this waits for the device

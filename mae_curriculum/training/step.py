@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 
 from mae_curriculum.curriculum.schedule import Clock, Moment, View
-from mae_curriculum.data.loader import Batch, RequestSampler, training_loader
+from mae_curriculum.data.loader import Batch, Delay, RequestSampler, receive, training_loader
 from mae_curriculum.data.sources import Images
 from mae_curriculum.distributed import World
 from mae_curriculum.tracking.stopwatch import Stopwatch
@@ -26,6 +26,9 @@ from mae_curriculum.training.config import TrainingConfig
 from mae_curriculum.training.learning_rate import step_learning_rate
 
 M = TypeVar("M", bound=nn.Module)
+
+Gate = Callable[[Batch | Delay], bool]
+"""Called with each micro-batch, and with each delay before one; returns whether to go on with the step."""
 
 
 @dataclass(frozen=True)
@@ -96,23 +99,33 @@ def wrap(model: nn.Module, world: World) -> Any:
 
 
 def run_steps_(
-    training: Training[Any], clock: Clock, stopwatch: Stopwatch, *, first_step: int, zero_lr: bool = False
+    training: Training[Any],
+    clock: Clock,
+    stopwatch: Stopwatch,
+    *,
+    first_step: int,
+    gate: Gate = lambda _: True,
+    zero_lr: bool = False,
 ) -> Generator[Step]:
-    """Train step by step along a clock.
+    """Train step by step along a clock, to its end or to a step that is abandoned.
 
+    gate     decides whether a step goes on; all ranks must decide alike on its last micro-batch.
     zero_lr  keep the learning rate at 0: all the work of training, without its effect.
     """
     config, world = training.config, training.world
     sampler = RequestSampler(
         clock, first_step, config.seed, world.rank, world.world_size, config.micro_batch, training.pair_size
     )
-    batches = iter(training_loader(training.dataset, sampler, workers=config.data.workers, device=world.device))
+    loader = training_loader(training.dataset, sampler, workers=config.data.workers, device=world.device)
+    batches = receive(loader)
     for step in range(first_step, clock.total_steps):
         moment = clock.moment(step)
         lr = 0.0 if zero_lr else step_learning_rate(moment.progress, moment.batch_images, config.optim)
         reported = not zero_lr and is_reported(clock, step + 1, every_steps=config.tracking.every_steps)
         with stopwatch(f"train/{moment.stage}"):
-            done = update_(training, moment, batches, stopwatch, lr=lr, measured=reported)
+            done = update_(training, moment, batches, stopwatch, lr=lr, measured=reported, gate=gate)
+        if done is None:
+            return
         yield done
 
 
@@ -124,19 +137,28 @@ def is_reported(clock: Clock, steps_done: int, *, every_steps: int) -> bool:
 def update_(
     training: Training[Any],
     moment: Moment,
-    batches: Iterator[Batch],
+    batches: Iterator[Batch | Delay],
     stopwatch: Stopwatch,
     *,
     lr: float,
     measured: bool = False,
-) -> Step:
+    gate: Gate = lambda _: True,
+) -> Step | None:
     """Make one optimizer step; if loss or gradient is not finite, weights, moments and buffers stay as they are.
+
+    They also stay if the gate abandons the step, which then is None.
 
     measured  compute the update ratio.
     """
     buffers = list(training.model.buffers())  # of batch norm
     before = [buffer.clone() for buffer in buffers]
-    loss_share, ids, broken = accumulate_gradients_(training, moment, batches, stopwatch)
+    sums = accumulate_gradients_(training, moment, batches, stopwatch, gate)
+    if sums is None:
+        for buffer, earlier in zip(buffers, before, strict=True):
+            buffer.copy_(earlier)
+        training.optimizer.zero_grad()
+        return None
+    loss_share, ids, broken = sums
     norm, ratio = apply_gradients_(training, lr=lr, measured=measured)
     training.world.broadcast_(buffers)  # each rank saw its own images
     for buffer, earlier in zip(buffers, before, strict=True):
@@ -147,9 +169,12 @@ def update_(
 
 
 def accumulate_gradients_(
-    training: Training[Any], moment: Moment, batches: Iterator[Batch], stopwatch: Stopwatch
-) -> tuple[Tensor, list[int], dict[str, str]]:
-    """Add up the gradients of a step's micro-batches; return the rank's share of the loss, ids, broken images."""
+    training: Training[Any], moment: Moment, batches: Iterator[Batch | Delay], stopwatch: Stopwatch, gate: Gate
+) -> tuple[Tensor, list[int], dict[str, str]] | None:
+    """Add up the gradients of a step's micro-batches.
+
+    Returns  the rank's share of the loss, ids, broken images; None if the gate abandons the step.
+    """
     world = training.world
     total = torch.zeros((), device=world.device)
     ids: list[int] = []
@@ -157,7 +182,9 @@ def accumulate_gradients_(
     is_last = False
     while not is_last:
         with stopwatch(f"wait/{moment.stage}"):
-            batch = next(batches)
+            batch = next_batch(batches, gate)
+        if batch is None:
+            return None
         is_last = batch.is_last
         inputs = training.inputs(batch, moment)
         with nullcontext() if is_last or world.world_size == 1 else training.ddp_model.no_sync():
@@ -171,6 +198,16 @@ def accumulate_gradients_(
         broken |= batch.broken
         ids += batch.ids.tolist()
     return total, ids, broken
+
+
+def next_batch(batches: Iterator[Batch | Delay], gate: Gate) -> Batch | None:
+    """Wait for the next micro-batch; None if the gate abandons the step."""
+    while True:
+        item = next(batches)
+        if not gate(item):
+            return None
+        if isinstance(item, Batch):
+            return item
 
 
 def apply_gradients_(training: Training[Any], *, lr: float, measured: bool) -> tuple[Tensor, Tensor | None]:

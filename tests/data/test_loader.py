@@ -1,5 +1,11 @@
+import os
 import pickle
+import signal
+import time
+from collections.abc import Generator
 from dataclasses import replace
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +21,14 @@ from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, 
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.loader import (
     NO_IMAGE,
+    Batch,
+    Delay,
     EvaluationImages,
     Request,
     RequestSampler,
     TrainingImages,
     epoch_order,
+    receive,
     training_loader,
 )
 from mae_curriculum.data.preprocess import normalize
@@ -110,7 +119,7 @@ def test_images_do_not_depend_on_the_number_of_workers(workers: int) -> None:
     dataset = TrainingImages(images, (16, 16), 1, Augmentation(), 5)
     clock = make_clock(images_per_epoch=len(images))
     loader = training_loader(dataset, RequestSampler(clock, 530, 5, 0, 1, 4), workers=workers, device=CPU)
-    batches = [batch.images for batch in loader]
+    batches = [item.images for item in receive(loader) if isinstance(item, Batch)]
     assert len(batches) == 2 * (clock.total_steps - 530)
     expected = [dataset[request][0] for request in next(iter(RequestSampler(clock, 530, 5, 0, 1, 4))).images]
     assert torch.equal(batches[0], torch.stack(expected))
@@ -251,6 +260,42 @@ def test_a_folder_may_contain_multi_channel_arrays(tmp_path: Path) -> None:
     images, _ = open_images(DataConfig(source=str(tmp_path)))
     image, _, broken = TrainingImages(images, (8, 8), 5, Augmentation(), 0)[Request(0, 2, None, 0.5)]
     assert (image.shape, int(image.max()), broken) == ((5, 8, 8), 2, {})
+
+
+def stalled_loader(count: int = 1) -> tuple[Generator[Batch | Delay], list[BaseProcess]]:
+    """Start workers that have delivered a micro-batch and have far more to do."""
+    images, _ = open_images(DataConfig())
+    dataset = TrainingImages(images, (224, 224), 1, Augmentation(), 5)
+    clock = make_clock(batch_images=64, images_per_epoch=len(images))
+    items = receive(training_loader(dataset, RequestSampler(clock, 0, 5, 0, 1, None), workers=count, device=CPU))
+    assert any(isinstance(item, Batch) for item in items)
+    return items, [process for process in active_children() if isinstance(process, BaseProcess)]
+
+
+def test_a_loop_hears_once_a_second_that_data_is_late_and_which_image_is_in_hand() -> None:
+    items, workers = stalled_loader()
+    os.kill(workers[-1].pid or 0, signal.SIGSTOP)
+    late = next(item for item in items if isinstance(item, Delay))
+    start_time = time.monotonic()
+    again = next(items)
+    assert isinstance(again, Delay)
+    assert 0.9 < time.monotonic() - start_time < 3
+    assert late.failure is None
+    assert late.in_hand == again.in_hand
+    assert all(0 <= index < 1438 for index in late.in_hand)
+    start_time = time.monotonic()
+    items.close()  # a process that hangs is not waited for
+    assert time.monotonic() - start_time < 3
+    assert not workers[-1].is_alive()
+
+
+def test_a_loop_hears_that_a_loading_process_was_killed_and_code_in_between_is_not_disturbed() -> None:
+    items, workers = stalled_loader()
+    os.kill(workers[-1].pid or 0, signal.SIGKILL)
+    time.sleep(0.5)  # torch would raise an error here
+    last = next(item for item in items if isinstance(item, Delay) and item.failure)
+    assert last.failure == "a process that loads images was killed, perhaps for lack of memory"
+    items.close()
 
 
 @pytest.mark.slow  # it starts an interpreter

@@ -56,6 +56,9 @@ class Unlabeled:
     def name(self, index: int) -> str:
         raise NotImplementedError
 
+    def content(self, index: int) -> bytes:
+        raise NotImplementedError
+
     def fingerprint(self) -> str:
         raise NotImplementedError
 

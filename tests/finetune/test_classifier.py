@@ -300,5 +300,6 @@ def test_a_skipped_step_does_not_change_batch_norm() -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     batch = Batch(torch.zeros(8, 3, 32, 32), torch.zeros(8, dtype=torch.int64), range(8), is_last=True, broken={})
     step = update_(training, clock.moment(0), iter([batch]), Stopwatch(), lr=0.1)
+    assert step is not None
     assert not step.gradient_norm.isfinite()
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

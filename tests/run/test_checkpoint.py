@@ -11,7 +11,7 @@ import torch
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.files import write_json
 from mae_curriculum.run.checkpoint import load_state, steps_of
-from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.run.folder import FORMAT, RunFolder
 from mae_curriculum.version import __version__
 
 
@@ -56,14 +56,14 @@ def test_a_folder_left_by_a_kill_before_its_config_was_written_can_be_claimed(tm
 
 
 def test_a_run_folder_says_which_command_and_version_created_it(folder: RunFolder) -> None:
-    assert folder.info == {"command": "pretrain", "version": __version__, "format": 2}
+    assert folder.info == {"command": "pretrain", "version": __version__, "format": FORMAT}
     RunFolder(folder.path.with_name("tuned")).claim(Config(), command="finetune")
     assert RunFolder(folder.path.with_name("tuned")).info["command"] == "finetune"
 
 
 def test_a_folder_of_an_older_or_newer_format_is_refused_in_one_line(folder: RunFolder) -> None:
     info = folder.path / "run.json"
-    write_json(info, {"command": "pretrain", "version": "9.0", "format": 3})
+    write_json(info, {"command": "pretrain", "version": "9.0", "format": FORMAT + 1})
     with pytest.raises(ConfigError, match=r"was written by version 9\.0 of mae-curriculum and .* or use that version"):
         folder.claim(Config(), command="pretrain")
     info.unlink()

@@ -96,30 +96,27 @@ def test_the_loop_trains_to_the_end_evaluates_and_saves(tmp_path: Path) -> None:
 def test_a_stop_is_saved_and_the_run_resumes_after_it(tmp_path: Path) -> None:
     training = training_of(tmp_path / "run")
     end = training.clock.spans[0].end_step
-    assert train(training, Stop(deadline=time.monotonic() - 1), Hooks(lambda *_: {})) == (False, 1)
+    assert train(training, Stop(deadline=time.monotonic() - 1), Hooks(lambda *_: {})) == (False, 0)
     stop = Stop()
 
     def ask_to_stop(_: int) -> None:
         stop.signal_name = "SIGTERM"
 
-    assert train(training, stop, Hooks(lambda *_: {}, draw=ask_to_stop)) == (
-        False,
-        end + 1,
-    )  # a step later
+    assert train(training, stop, Hooks(lambda *_: {}, draw=ask_to_stop)) == (False, end)
 
 
 class StopAfter(Stop):
-    """A request to stop that arrives after some steps."""
+    """A request to stop that is there after some questions: one before each step, one before each report."""
 
-    steps = 0
+    questions = 0
 
     def reason(self, *, needed_seconds: float) -> str | None:
-        self.steps -= 1
-        return "SIGTERM" if self.steps <= 0 else None
+        self.questions -= 1
+        return "SIGTERM" if self.questions < 0 else None
 
 
 def test_a_stop_at_the_end_of_a_stage_draws_after_the_save(tmp_path: Path) -> None:
-    training = training_of(tmp_path / "run")
+    training = training_of(tmp_path / "run", tracking__every_steps=1000)
     seen = []
 
     def draw(step: int) -> None:
@@ -127,7 +124,7 @@ def test_a_stop_at_the_end_of_a_stage_draws_after_the_save(tmp_path: Path) -> No
         seen.append((step, [row["steps_done"] for row in rows if row["event"] == "save"]))
 
     stop = StopAfter()
-    stop.steps = end = training.clock.spans[0].end_step
+    stop.questions = end = training.clock.spans[0].end_step
     assert train(training, stop, Hooks(lambda *_: {}, draw=draw)) == (False, end)
     assert seen == [(end, [end])]
 
