@@ -17,35 +17,34 @@ from tests.slurm_cluster import Cluster, slurm_cluster, why_no_cluster
 torch.set_num_threads(1)  # the models of the tests are too small for more
 
 
-SLOW = {
-    "test_classifier",
-    "test_doctor",
-    "test_finetune",
-    "test_pipeline",
-    "test_pretraining",
-    "test_real_images",
+SLOW = (
     "test_slurm",
-    "test_status",
-    "test_survival",
     "test_wandb",
-    "test_anomalies",
-    "test_figures",
+    "test_survival",
+    "test_finetune",
+    "test_pretraining",
+    "test_pipeline",
     "test_html",
+    "test_figures",
+    "test_anomalies",
+    "test_doctor",
+    "test_status",
+    "test_classifier",
     "test_distributed",
-}
-"""Files whose tests start processes, clusters or browsers, or build many networks; `-m "not slow"` omits them."""
+    "test_real_images",
+)
+"""Files whose tests start processes, clusters or browsers, or build many networks; `-m "not slow"` omits them.
 
-
-LONGEST = ("test_slurm", "test_wandb", "test_survival", "test_finetune", "test_pipeline", "test_doctor")
-"""Files that come first, so that two workers finish together; those that need a cluster are apart."""
+The longest are first, so that all workers finish together; those that need a cluster are apart.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the longest files, and mark the slow ones."""
-    order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+    """Mark the slow files, and start with them."""
+    order = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(SLOW)))
     for item in items:
-        if item.path.stem in SLOW:
+        if item.path.stem in order:
             item.add_marker("slow")
 
 

@@ -38,7 +38,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 JobRequeue=1
 MpiDefault=none
-SchedulerParameters=sched_interval=1
+SchedulerParameters=sched_interval=1,batch_sched_delay=0
 AuthInfo=cred_expire=5,socket={folder}/munge.socket
 MinJobAge=3600
 MessageTimeout=60

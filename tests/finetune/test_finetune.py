@@ -165,11 +165,11 @@ def test_a_finished_fine_tuning_prints_its_results_again(
 
 
 def test_a_stopped_fine_tuning_resumes_to_the_same_weights(pretrained: Path, tmp_path: Path) -> None:
-    changes = {"average_decay": 0.9, "model__drop_path": 0.3, "mixup": 0.8, "cutmix": 1.0, "epochs": 3}
+    changes = {"average_decay": 0.9, "model__drop_path": 0.3, "mixup": 0.8, "cutmix": 1.0, "epochs": 2}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert main(["finetune", *tuning(pretrained, whole, **changes)]) == 0
     stop_midway(stopped, "finetune", *tuning(pretrained, stopped, **changes, data__workers=2), package="finetune")
-    assert newest_state(stopped)["steps_done"] < 67
+    assert newest_state(stopped)["steps_done"] < 45
     assert main(["finetune", *tuning(pretrained, stopped, **changes)]) == 0
     assert equal(weights(whole), weights(stopped))
     assert equal(*(newest_state(run)["ema"] for run in (whole, stopped)))
@@ -180,7 +180,7 @@ def test_a_stopped_fine_tuning_resumes_to_the_same_weights(pretrained: Path, tmp
 def test_two_processes_train_on_the_same_batches_and_evaluate_every_image_once(
     pretrained: Path, tmp_path: Path
 ) -> None:
-    changes = {"mixup": 0.8, "cutmix": 1.0, "epochs": 2, "evaluation_batch": 50}
+    changes = {"mixup": 0.8, "cutmix": 1.0, "epochs": 1, "evaluation_batch": 50}
     single, double = tmp_path / "single", tmp_path / "double"
     assert main(["finetune", *tuning(pretrained, single, **changes)]) == 0
     done = two_processes("finetune", *tuning(pretrained, double, **changes, micro_batch=14), package="finetune")

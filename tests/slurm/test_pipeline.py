@@ -109,9 +109,9 @@ def test_a_mistake_is_reported_before_anything_starts(
 
 
 def test_arrays_wait_for_the_pretrainings_that_they_evaluate_and_resume_alone(cluster: Cluster, tmp_path: Path) -> None:
-    task = {"command": ["mae_curriculum", "pretrain", *options(epochs=12)], "vary": {"seed": [0, 1]}}
+    task = {"command": ["mae_curriculum", "pretrain", *options(epochs=6)], "vary": {"seed": [0, 1]}}
     whole = tmp_path / "whole"
-    knn = {"command": ["mae_curriculum", "knn"], "at": [6]}
+    knn = {"command": ["mae_curriculum", "knn"], "at": [3]}
     file, study = write_pipeline(tmp_path, pretrain=task, evaluate=[knn]), tmp_path / "study"
 
     def submit(*flags: str) -> str:
@@ -121,7 +121,7 @@ def test_arrays_wait_for_the_pretrainings_that_they_evaluate_and_resume_alone(cl
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "would submit knn@6: seed=0, seed=1" in submit("--dry_run")
+    assert "would submit knn@3: seed=0, seed=1" in submit("--dry_run")
     assert not study.exists()
     assert "pending" in cells(submit())["knn"]
     numbers = {str(path.parent): read_json(path)["job"] for path in study.rglob("submission.json")}
@@ -133,7 +133,7 @@ def test_arrays_wait_for_the_pretrainings_that_they_evaluate_and_resume_alone(cl
     journal = study / "seed=0" / "pretrain" / "journal.jsonl"
     wait_for(lambda: journal.exists() and rows(journal.parent, "step") != [])
     cluster.ask("scancel", "--signal=USR1", f"{array}_0")
-    flags = options(whole, epochs=12)
+    flags = options(whole, epochs=6)
     undisturbed = Process("mae_curriculum", "pretrain", *flags)  # now: the cluster waits before a requeue
     wait_for(lambda: all((run / "results.json").exists() for run in map(Path, numbers) if run.name != "pretrain"))
     starts = [len(rows(study / f"seed={seed}" / "pretrain", "start")) for seed in (0, 1)]

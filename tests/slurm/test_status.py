@@ -89,7 +89,7 @@ def test_history_counts_lost_work_and_time_between_jobs(tmp_path: Path) -> None:
 
 def test_a_step_repeated_after_a_kill_is_in_the_journal_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = options(run, epochs=12, saving__every_minutes=100)
+    flags = options(run, epochs=5, saving__every_minutes=100)
     process = Process("mae_curriculum", "pretrain", *flags)
     while not (run / "journal.jsonl").exists() or len(rows(run, "step")) < 5:
         time.sleep(0.05)

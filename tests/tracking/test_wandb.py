@@ -33,9 +33,9 @@ AXES = ("images", "epochs", "flops", "train_seconds")
 def sync(run: Path, server: Server, pattern: str = "offline-run-*") -> None:
     """Upload W&B's folders of a run as a user does: by `wandb sync`."""
     environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
-    for folder in sorted((run / "wandb").glob(pattern)):
-        program = [sys.executable, "-m", "wandb", "sync", str(folder)]
-        subprocess.run(program, cwd=run.parent, env=environment, check=True, capture_output=True)
+    folders = sorted((run / "wandb").glob(pattern))
+    program = [sys.executable, "-m", "wandb", "sync", *map(str, folders)]
+    subprocess.run(program, cwd=run.parent, env=environment, check=True, capture_output=True)
 
 
 def synced(run: Path) -> Bucket:
@@ -61,11 +61,15 @@ def kill_with_wandb(run: Path, *flags: str, **environment: str) -> None:
     """Resume a run, and kill it by SIGKILL, W&B's processes too, once it has written and uploaded some steps."""
     before = len(rows(run, "step"))
     process = Process("mae_curriculum", "pretrain", *flags, **environment)
-    while len(rows(run, "step")) < before + 3 or not any(map(child_processes, child_processes(process.pid))):
+    while len(rows(run, "step")) < before + 3:
         time.sleep(0.01)
         assert process.poll() is None
+    os.kill(process.pid, signal.SIGSTOP)  # so that the run does not end before W&B has its first steps
+    until = time.monotonic() + 60
+    while not any(map(child_processes, child_processes(process.pid))):
+        assert time.monotonic() < until
+        time.sleep(0.01)
     time.sleep(2)  # the upload reads the journal every second
-    assert process.poll() is None
     uploads = child_processes(process.pid)
     for pid in (process.pid, *uploads, *(child for upload in uploads for child in child_processes(upload))):
         os.kill(pid, signal.SIGKILL)
@@ -77,8 +81,8 @@ def test_offline_a_run_with_two_restarts_is_one_run_and_one_curve_without_secret
     home = tmp_path / "home"
     home.symlink_to(tmp_path, target_is_directory=True)
     environment = {"WANDB_API_KEY": KEY, "SECRET": "hush-hush", "HOME": str(home)}
-    changes = {"saving__every_minutes": 0.01, "knn__every_epochs": 5, "tracking__pictures": 1}
-    flags = options(home / "run", epochs=20, tracking__wandb="offline", data__cache=tmp_path / "cache", **changes)
+    changes = {"saving__every_minutes": 0.01, "knn__every_epochs": 2, "tracking__pictures": 1}
+    flags = options(home / "run", epochs=8, tracking__wandb="offline", data__cache=tmp_path / "cache", **changes)
     stop_midway(run, "pretrain", *flags, **environment)
     kill_with_wandb(run, *flags, **environment)
     finished = command("pretrain", *flags, **environment)
@@ -113,7 +117,7 @@ def test_offline_a_run_with_two_restarts_is_one_run_and_one_curve_without_secret
 
 def test_online_a_run_is_one_curve_whatever_the_server_received(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = options(run, epochs=20, tracking__wandb="online", saving__every_minutes=0.01)
+    flags = options(run, epochs=8, tracking__wandb="online", saving__every_minutes=0.01)
     with serve() as server:
         environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "SECRET": "hush-hush"}
         stop_midway(run, "pretrain", *flags, **environment)
@@ -160,7 +164,7 @@ def test_a_server_that_disappears_does_not_end_a_run_and_gets_the_rest_later(fin
 
 def test_offline_folders_are_not_uploaded_twice_once_a_job_was_online(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    changes = {"epochs": 16, "saving__every_minutes": 0.01}
+    changes = {"epochs": 6, "saving__every_minutes": 0.01}
     with serve() as server:
         environment = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
         stop_midway(run, "pretrain", *options(run, tracking__wandb="offline", **changes))
