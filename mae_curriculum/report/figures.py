@@ -22,7 +22,7 @@ from mae_curriculum.evaluation.reconstruction import Reconstruction
 from mae_curriculum.evaluation.speedup import FlopsOfView
 from mae_curriculum.files import write_atomic
 from mae_curriculum.report.runs import RunData
-from mae_curriculum.terminal import side
+from mae_curriculum.terminal import printable, side
 
 DPI = 120  # pixels per inch
 TILE_INCHES = 1.5  # longer side of an image: 180 pixels, so that eight fit on a screen
@@ -188,6 +188,8 @@ def draw_losses(path: Path, runs: Sequence[RunData]) -> None:
         axis.set(xlabel=label, xlim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="loss (dots: start of a stage)")
+    if any(len({stage.height for stage in run.stages}) > 1 for run in runs):
+        figure.supxlabel("The loss jumps where the image size changes: it is not comparable between sizes.", fontsize=9)
     names = [drawable(run.name) for run in runs]
     legend: Any = figure.legend(axes[0].get_lines(), names, loc="outside lower center")
     for text in legend.get_texts():
@@ -197,7 +199,7 @@ def draw_losses(path: Path, runs: Sequence[RunData]) -> None:
 
 def drawable(name: str, *, max_letters: int = 120) -> str:
     """Return a file name as printable text, whatever bytes it has; of a long name, the end."""
-    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
+    text = printable(name)
     return text if len(text) <= max_letters else "…" + text[1 - max_letters :]
 
 

@@ -7,7 +7,6 @@ fine-tuning and probing differ in their model and inputs; they share these steps
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -95,13 +94,8 @@ def wrap(model: nn.Module, world: World) -> Any:
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def run_steps_(
-    training: Training[Any], clock: Clock, stopwatch: Stopwatch, *, first_step: int, zero_lr: bool = False
-) -> Generator[Step]:
-    """Train step by step along a clock.
-
-    zero_lr  keep the learning rate at 0: all the work of training, without its effect.
-    """
+def run_steps_(training: Training[Any], clock: Clock, stopwatch: Stopwatch, *, first_step: int) -> Generator[Step]:
+    """Train step by step along a clock."""
     config, world = training.config, training.world
     sampler = RequestSampler(
         clock, first_step, config.seed, world.rank, world.world_size, config.micro_batch, training.pair_size
@@ -109,8 +103,8 @@ def run_steps_(
     batches = iter(training_loader(training.dataset, sampler, workers=config.data.workers, device=world.device))
     for step in range(first_step, clock.total_steps):
         moment = clock.moment(step)
-        lr = 0.0 if zero_lr else step_learning_rate(moment.progress, moment.batch_images, config.optim)
-        reported = not zero_lr and is_reported(clock, step + 1, every_steps=config.tracking.every_steps)
+        lr = step_learning_rate(moment.progress, moment.batch_images, config.optim)
+        reported = is_reported(clock, step + 1, every_steps=config.tracking.every_steps)
         with stopwatch(f"train/{moment.stage}"):
             done = update_(training, moment, batches, stopwatch, lr=lr, measured=reported)
         yield done
@@ -203,24 +197,3 @@ def step_if_finite_(optimizer: Optimizer, norm: Tensor) -> None:
         optimizer.step()
     elif bool(norm.isfinite()):
         optimizer.step()
-
-
-def seconds_per_step(training: Training[Any], clock: Clock, spent: Stopwatch) -> float:
-    """Return the training seconds of a clock's step: from `spent` if the run had these stages, else measured.
-
-    A measurement makes a few steps with learning rate 0, after a few more to warm up.
-    """
-    if clock.spans == training.clock.spans:
-        return spent.total("train") / clock.total_steps
-    warmup, counted = min(3, clock.total_steps - 1), min(20, max(5, clock.total_steps // 20))
-    stopwatch = Stopwatch()
-    steps = run_steps_(training, clock, stopwatch, first_step=0, zero_lr=True)
-    for _ in islice(steps, warmup):
-        pass
-    training.world.synchronize()
-    stopwatch.seconds.clear()
-    measured = sum(1 for _ in islice(steps, counted))
-    steps.close()
-    with stopwatch("train"):
-        training.world.synchronize()
-    return stopwatch.total("train") / measured
