@@ -136,13 +136,16 @@ def test_a_run_killed_before_its_summary_writes_it_after_a_restart(finished: Pat
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stopped_run_resumes_to_the_same_weights(workers: int, finished: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_the_same_weights(
+    workers: int, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     assert "run the same command to resume" in stop_midway(run, "pretrain", *options(run, data__workers=workers))
     stopped_at = rows(run, "save")[-1]["steps_done"]
     assert 2 <= stopped_at < 67
     assert main(["pretrain", *options(run)]) == 0
     assert rows(run, "start")[-1]["steps_done"] == stopped_at
+    assert f"{run} continues from step {stopped_at} of 67\n" in capsys.readouterr().err
     assert equal(weights(run), weights(finished))
 
 
