@@ -176,7 +176,10 @@ def _edges(clock: Clock) -> list[float]:
 def draw_losses(path: Path, runs: Sequence[RunData]) -> None:
     """Draw the loss of runs against images, FLOPs and training seconds."""
     figure = empty_figure(12, 4.2 + 0.2 * len(runs))
-    figure.suptitle("training loss against images, FLOPs and training time")
+    title = "training loss against images, FLOPs and training time"
+    if any(len({stage.height for stage in run.stages}) > 1 for run in runs):
+        title += "\nit jumps where the image size changes, as losses at different sizes are not comparable"
+    figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, 3, sharey=True)
     for run in runs:
         known = np.isfinite(run.curves["loss"])
@@ -188,8 +191,6 @@ def draw_losses(path: Path, runs: Sequence[RunData]) -> None:
         axis.set(xlabel=label, xlim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="loss (dots: start of a stage)")
-    if any(len({stage.height for stage in run.stages}) > 1 for run in runs):
-        figure.supxlabel("The loss jumps where the image size changes: it is not comparable between sizes.", fontsize=9)
     names = [drawable(run.name) for run in runs]
     legend: Any = figure.legend(axes[0].get_lines(), names, loc="outside lower center")
     for text in legend.get_texts():
