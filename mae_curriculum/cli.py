@@ -4,6 +4,7 @@ import difflib
 import io
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Mapping
@@ -79,12 +80,12 @@ def _other_command(package: str, commands: Mapping[str, tuple[str, str]], comman
 
 def _reader_has_left() -> bool:
     """Return whether nobody reads stdout any more; what is left to print is then dropped."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    has_left = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if has_left:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return has_left
 
 
 def _usage(package: str, commands: Mapping[str, tuple[str, str]]) -> str:

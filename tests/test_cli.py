@@ -43,6 +43,11 @@ def fail(config: Config) -> int:
     raise OSError(config.errno, "the system's words", "a/file")
 
 
+def shout(config: Config) -> int:
+    print("a" * 100_000, flush=True)
+    return config.errno
+
+
 COMMANDS = {"fail": ("tests.test_cli:Config", "tests.test_cli:fail"), "plot": ("tests.test_cli:Config", "none:none")}
 
 
@@ -90,13 +95,13 @@ def test_a_command_of_another_package_names_that(words: str, hint: str, capsys: 
     assert capsys.readouterr().err == f"error: {package} has no command '{command}'; {hint}\n"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["fail", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["fail", "--help"], ["shout"]])
 def test_a_broken_pipe_ends_a_command_without_a_word(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as pipe:
         monkeypatch.setattr(sys, "stdout", pipe)
-        assert run_command("tests", COMMANDS, words) == 141
+        assert run_command("tests", COMMANDS | {"shout": (COMMANDS["fail"][0], "tests.test_cli:shout")}, words) == 141
         print("dropped", flush=True)
 
 

@@ -80,7 +80,8 @@ def test_a_run_logs_its_stages_and_prints_its_result(finished: Path) -> None:
     assert "stage 1 of 3: 24 px, 40 steps of 64 images" in text
     assert "stage 3 of 3: 32 px" in text
     assert "kNN accuracy" in text
-    assert "training seconds instead of" in text
+    assert "9.44e+09 FLOPs instead of 1.42e+10 (1.51x fewer); " in text
+    assert "by steps with and without it, timed in turn)" in text
 
 
 def test_the_loss_falls_and_the_stages_change_as_planned(finished: Path) -> None:

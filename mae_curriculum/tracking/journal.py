@@ -17,7 +17,7 @@ IDEMPOTENT_EVENTS = ("step", "stage", "evaluation", "pictures", "skipped", "spik
 """Events that depend on the step alone: a job that repeats steps after a kill does not write them again."""
 
 
-NUMBERS = frozenset({"time", "steps_done", "total_steps", "stages", "stage", "last_beat", "share", "knn", "world_size"})
+NUMBERS = frozenset({"time", "steps_done", "total_steps", "stage", "last_beat", "share", "knn", "world_size"})
 """Facts that are numbers in every row; in the row of a step, all but its size are."""
 
 NEEDED = {
