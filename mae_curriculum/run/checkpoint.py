@@ -86,6 +86,8 @@ def why_unreadable(error: Exception) -> str:
 def refuse_oversized(content: Any, path: Path) -> None:
     """Raise ConfigError for a tensor larger than its file: it repeats a few values, and its use would take the memory.
 
+    A tensor without values is refused too.
+
     content  nested dicts, lists and tuples.
     """
     import torch
@@ -94,6 +96,8 @@ def refuse_oversized(content: Any, path: Path) -> None:
     waiting, seen = [content], set()
     while waiting:
         item = waiting.pop()
+        if isinstance(item, torch.Tensor) and item.is_meta:
+            raise ConfigError(f"{path} holds a tensor without values, on torch's device meta; save one with values")
         if isinstance(item, torch.Tensor) and item.numel() * item.element_size() > limit:
             size = f"{list(item.shape)} of {item.element_size()} bytes each, in a file of {limit:,} bytes"
             raise ConfigError(f"{path} holds a tensor that is larger than the file: {size}; save a copy of it (clone)")

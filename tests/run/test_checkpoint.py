@@ -171,6 +171,10 @@ UNREADABLE = {
         "it holds torch.nn.modules.linear.Linear, which is no tensor and could run code",
     ),
     "a list": ([1], "it has no model and steps_done"),
+    "a tensor without values": (
+        {"steps_done": 1, "model": {"w": torch.zeros(3, device="meta")}},
+        "holds a tensor without values, on torch's device meta",
+    ),
     "an expanded tensor": (
         {"model": {"w": torch.zeros(1).expand(2**40)}},
         "a tensor that is larger than the file: [1099511627776] of 4 bytes each",
