@@ -6,7 +6,6 @@ with these parameters, resampled in each forward pass: gradients reach the one s
 moments stay valid.
 """
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch.func import functional_call
 from finetune.config import ClassifierConfig
 from mae_curriculum.config import ConfigError
 from mae_curriculum.model.config import TIMM_NAMES, ModelConfig
-from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
+from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, similar_names
 from mae_curriculum.model.positions import resample_bias, resample_positions
 from mae_curriculum.terminal import side
 from mae_curriculum.weights.build import load_into_
@@ -201,8 +200,8 @@ def _timm_arguments(config: ClassifierConfig, weights: Weights | None) -> tuple[
         if config.name is None:
             raise ConfigError("model.name: choose a timm model to train, or a --checkpoint")
         if not timm.is_model(config.name):
-            near = ", ".join(difflib.get_close_matches(config.name, timm.list_models(), n=3))
-            raise ConfigError(f"model.name: timm has no '{config.name}'; similar names: {near or 'none'}")
+            near = ", ".join(similar_names(config.name, timm.list_models()))
+            raise ConfigError(f"model.name: timm has no '{config.name}'; similar: {near or 'none'}")
         name = config.name
     else:
         if config.name is not None or config.options:

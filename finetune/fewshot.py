@@ -13,7 +13,7 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.distributed import connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.results import format_percent, record, spread
-from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.run.folder import RunFolder, check_checkpoint
 from mae_curriculum.terminal import format_table
 from mae_curriculum.weights.build import build_encoder, read_together
 from mae_curriculum.weights.run_settings import resolve_source
@@ -21,6 +21,7 @@ from mae_curriculum.weights.run_settings import resolve_source
 
 def fewshot(config: FewshotConfig) -> int:
     """Classify from few labels, print and record the accuracies; returns the exit code."""
+    check_checkpoint(config.checkpoint)
     config = replace(config, data=resolve_source(config.data, config.checkpoint))
     seeds = list(range(config.seed, config.seed + config.seeds))
     with connect() as world:

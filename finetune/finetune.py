@@ -28,9 +28,11 @@ from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.results import format_percent, record, spread
 from mae_curriculum.evaluation.speedup import describe_costs, summarize_costs
+from mae_curriculum.evaluation.step_times import measure_speedups
 from mae_curriculum.model.shape import TRAINING_FACTOR
+from mae_curriculum.run.folder import check_checkpoint
 from mae_curriculum.run.stop import Stop
-from mae_curriculum.terminal import format_table
+from mae_curriculum.terminal import format_or_dash, format_table
 from mae_curriculum.tracking.journal import finite_or_none
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import build_training_clock, check_channels, without_curriculum
@@ -38,7 +40,7 @@ from mae_curriculum.training.loop import Check, Hooks, watch_for_stop
 from mae_curriculum.training.optimizer import build_adamw
 from mae_curriculum.training.run import run_training
 from mae_curriculum.training.session import RunSession, try_drawing
-from mae_curriculum.training.step import ImageCost, Training, seconds_per_step
+from mae_curriculum.training.step import ImageCost, Training
 from mae_curriculum.weights.build import read_together
 from mae_curriculum.weights.names import fingerprint
 from mae_curriculum.weights.read import Weights
@@ -50,6 +52,8 @@ DEFAULT_LAYER_DECAY = 0.65
 
 def finetune(config: FinetuneConfig) -> int:
     """Fine-tune once per seed, or resume; print and record the results; returns the exit code."""
+    if config.checkpoint is not None:
+        check_checkpoint(config.checkpoint)
     config = replace(config, data=resolve_source(config.data, config.checkpoint))
     with connect() as world, watch_for_stop(config) as stop:
         weights = None if config.checkpoint is None else read_together(config.checkpoint, world, heads=config.heads)
@@ -96,9 +100,9 @@ def build_hooks(
             evaluation = evaluate(training.clock.total_steps, replace(inference, check=check))
         check()
         baseline = build_clock(without_curriculum(config), training.model, len(training.images), world)
-        seconds = seconds_per_step(training, baseline, stopwatch)
+        speedups = measure_speedups(training, baseline, check=check)
         flops = partial(training_flops, training.model)
-        costs = summarize_costs(training.clock, baseline, flops, stopwatch, baseline_seconds=seconds)
+        costs = summarize_costs(training.clock, baseline, flops, stopwatch, speedups=speedups)
         return world.on_main(lambda: costs | summarize(session, evaluation, val.classes))
 
     return Hooks(conclude, evaluate, config.evaluate_every_epochs, facts={"weights": notes})
@@ -237,7 +241,7 @@ def conclude(config: FinetuneConfig, summaries: list[dict[str, Any]]) -> None:
                 f"{summary['train_seconds']:.1f}",
                 f"{summary['flops']:.3g}",
                 f"{summary['speedup_flops']:.2f}x",
-                f"{summary['speedup_seconds']:.2f}x",
+                format_or_dash(summary["speedup_seconds"], "{:.2f}x"),
             ]
         )
     print(format_table(rows))
@@ -249,6 +253,6 @@ def conclude(config: FinetuneConfig, summaries: list[dict[str, Any]]) -> None:
         "best_accuracy": best,
         "train_seconds": spread([summary["train_seconds"] for summary in summaries]),
         "speedup_flops": summaries[0]["speedup_flops"],
-        "speedup_seconds": spread([summary["speedup_seconds"] for summary in summaries]),
+        "speedup_seconds": [summary["speedup_seconds"] for summary in summaries],
     }
     record("finetune", result, config, run=config.run, checkpoint=config.checkpoint)

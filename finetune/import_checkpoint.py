@@ -5,7 +5,8 @@ from pathlib import Path
 
 from finetune.config import ImportConfig
 from mae_curriculum.model.config import ModelConfig
-from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.run.folder import RunFolder, check_checkpoint
+from mae_curriculum.terminal import printable
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.weights.build import build_autoencoder, build_encoder
 from mae_curriculum.weights.names import decoder_from_mae
@@ -24,6 +25,7 @@ class ImportedConfig:
 
 def import_(config: ImportConfig) -> int:
     """Create the run folder; returns the exit code."""
+    check_checkpoint(config.checkpoint)
     weights = read_weights(config.checkpoint, heads=config.heads)
     build = build_autoencoder if weights.decoder else build_encoder
     build(weights, config.checkpoint)  # raises if the weights do not fit
@@ -33,5 +35,5 @@ def import_(config: ImportConfig) -> int:
     folder.save({"steps_done": 0, "model": encoder | decoder_from_mae(weights.decoder)}, keep=1)
     Journal(folder.journal).write("import", checkpoint=str(config.checkpoint), origin=weights.origin)
     parts = "encoder and decoder" if weights.decoder else "encoder"
-    print(f"{config.run}: {parts} of {config.checkpoint} ({weights.origin}), {weights.model.name}")
+    print(printable(f"{config.run}: {parts} of {config.checkpoint} ({weights.origin}), {weights.model.name}"))
     return 0

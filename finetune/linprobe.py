@@ -26,6 +26,7 @@ from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.results import format_percent, record, spread
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
+from mae_curriculum.run.folder import check_checkpoint
 from mae_curriculum.run.stop import Stop
 from mae_curriculum.terminal import format_table
 from mae_curriculum.tracking.stopwatch import Stopwatch
@@ -53,6 +54,7 @@ class FeatureRows(Dataset[tuple[Tensor, int, dict[str, str]]]):
 
 def linprobe(config: LinprobeConfig) -> int:
     """Probe once per seed, or resume; print and record the results; returns the exit code."""
+    check_checkpoint(config.checkpoint)
     config = replace(config, data=resolve_source(config.data, config.checkpoint))
     with connect() as world, watch_for_stop(config) as stop:
         weights = read_together(config.checkpoint, world, heads=config.heads)

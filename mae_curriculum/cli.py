@@ -1,8 +1,11 @@
 """The command line of a package: `python -m PACKAGE COMMAND --config FILE [--a.b value]`."""
 
 import difflib
+import io
 import json
 import os
+import select
+import signal
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -10,8 +13,11 @@ from typing import Any
 
 from mae_curriculum.config import ConfigError, load
 from mae_curriculum.files import is_user_error
-from mae_curriculum.terminal import configure_logging
+from mae_curriculum.terminal import configure_logging, printable
 from mae_curriculum.version import describe_version
+
+PACKAGES = ("mae_curriculum", "finetune", "slurm")
+"""The packages that have commands."""
 
 
 def run_command(package: str, commands: Mapping[str, tuple[str, str]], arguments: list[str]) -> int:
@@ -22,6 +28,18 @@ def run_command(package: str, commands: Mapping[str, tuple[str, str]], arguments
     """
     open_streams()
     configure_logging()
+    try:
+        try:
+            return _run(package, commands, arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        return 128 + signal.SIGPIPE  # as a shell shows a program that a broken pipe ended
+
+
+def _run(package: str, commands: Mapping[str, tuple[str, str]], arguments: list[str]) -> int:
     match arguments:
         case []:
             print(_usage(package, commands), file=sys.stderr)
@@ -38,18 +56,36 @@ def run_command(package: str, commands: Mapping[str, tuple[str, str]], arguments
         rest = [*rest[:place], "--command", json.dumps(rest[place + 1 :])]
     try:
         if command not in commands:
-            near = difflib.get_close_matches(command, commands, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"the commands are {', '.join(commands)}"
-            raise ConfigError(f"{package} has no command '{command}'; {hint}")
+            raise ConfigError(f"{package} has no command '{command}'; {_other_command(package, commands, command)}")
         config_class, function = commands[command]
         config = load(_import(config_class), rest, prog=f"python -m {package} {command}")
         code: int = _import(function)(config)
     except (ConfigError, OSError) as error:
         if isinstance(error, OSError) and not is_user_error(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     return code
+
+
+def _other_command(package: str, commands: Mapping[str, tuple[str, str]], command: str) -> str:
+    """Return what leads on from an unknown command: where it is one, else the nearest one, else all."""
+    for other in PACKAGES:
+        if other != package and command in import_module(f"{other}.__main__").COMMANDS:
+            submitted = f", or python -m slurm submit -- {other} {command}" if package == "slurm" else ""
+            return f"it is one of {other}: python -m {other} {command}{submitted}"
+    near = difflib.get_close_matches(command, commands, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"the commands are {', '.join(commands)}"
+
+
+def _reader_has_left() -> bool:
+    """Return whether nobody reads stdout any more; what is left to print is then dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    has_left = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if has_left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return has_left
 
 
 def _usage(package: str, commands: Mapping[str, tuple[str, str]]) -> str:
@@ -62,11 +98,16 @@ def _usage(package: str, commands: Mapping[str, tuple[str, str]]) -> str:
 
 
 def open_streams() -> None:
-    """Open stdin, stdout and stderr in a process that was started without them, so that no file takes their numbers."""
+    """Open stdin, stdout and stderr in a process that was started without them, so that no file takes their numbers.
+
+    File names that are not text can be printed, as stderr does by itself.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _import(name: str) -> Any:

@@ -263,8 +263,9 @@ def _read_file(name: str, config_class: Any, key: str, folder: Path = Path()) ->
     try:
         content = read_yaml(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        recipes = ", ".join(list_recipes(config_class))
-        raise ConfigError(f"{key}: cannot read '{path}': {error}" + (recipes and f"; recipes: {recipes}")) from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
+        hint = _other_flag(name, path, config_class, key)
+        raise ConfigError(f"{key}: cannot read '{path}': {reason}" + (hint and f"; {hint}")) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -274,6 +275,27 @@ def _read_file(name: str, config_class: Any, key: str, folder: Path = Path()) ->
         if is_dataclass(f.type) and isinstance(value, str):
             content[f.name] = _read_file(value, f.type, f"{path}: {f.name}", path.parent)
     return content
+
+
+def _other_flag(name: str, path: Path, config_class: Any, key: str) -> str:
+    """Return what leads on from a word that is no settings file: the flag that takes it, else the recipes."""
+    settings = {f.name: f.type for f in fields(config_class)}
+    if re.match(r"-[a-z]", name):
+        return f"flags begin with two dashes: -{name}"
+    if key != "--config":  # a part: what people give instead is its name or its source
+        named = [part for part in ("name", "source") if part in settings]
+        hints = [f"did you mean --{key}.{named[0]} {name}?"] if named else []
+    elif "command" in settings:
+        hints = ["the command to submit comes after `--`"]
+    elif path.exists():
+        taking = [flag for flag in ("checkpoint", "run") if flag in settings and (path.is_dir() or flag != "run")]
+        hints = [f"did you mean --{taking[0]} {name}?"] if taking else []
+    else:
+        parts = [part for part, kind in settings.items() if isinstance(kind, type) and name in list_recipes(kind)]
+        hints = [f"did you mean --{part} {name}?" for part in parts]
+    if recipes := ", ".join(list_recipes(config_class)):
+        hints.append(f"recipes: {recipes}")
+    return "; ".join(hints)
 
 
 _REWORDINGS = (
@@ -295,11 +317,44 @@ def _one_line(text: str, config_class: type) -> str:
         text = re.sub(pattern, replacement, text, flags=re.DOTALL)
     lines = [line.strip().removeprefix("- ") for line in text.splitlines() if line.strip()]
     message = " ".join(line if line.endswith(":") else f"{line};" for line in lines).rstrip(";")
-    misspelled = re.search(r"(?:arguments: --|option ')([\w.]+)", message, re.IGNORECASE)
+    misspelled = re.search(r"(?:arguments: --|option ')([\w.-]+)", message, re.IGNORECASE)
     if misspelled is None:
         return message
-    near = _nearest_keys(misspelled[1].rpartition(".")[2], [key for key, _ in _keys(config_class)])
+    word = misspelled[1].rpartition(".")[2].replace("-", "_")
+    keys = [key for key, _ in _keys(config_class)]
+    if word in NO_SETTINGS and "run" in keys:
+        return f"{message}; {NO_SETTINGS[word]}"
+    near = _nearest_keys(OTHER_NAMES.get(word, word), keys)
     return message + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "; --help lists the keys")
+
+
+_DEVICES = "a GPU is used if there is one; CUDA_VISIBLE_DEVICES chooses it, and torchrun starts a process for each"
+
+NO_SETTINGS = {
+    **dict.fromkeys(("device", "devices", "gpu", "gpus", "local_rank", "world_size", "distributed"), _DEVICES),
+    "resume": "the same command resumes its run",
+}
+"""Flags of other programs that need no setting here, and what to do instead."""
+
+OTHER_NAMES = {
+    "accum_iter": "micro_batch",
+    "amp": "precision",
+    "arch": "name",
+    "bf16": "precision",
+    "data_dir": "source",
+    "data_path": "source",
+    "dataset": "source",
+    "fp16": "precision",
+    "img_size": "image_size",
+    "input_size": "image_size",
+    "learning_rate": "base_lr",
+    "log_dir": "run",
+    "norm_pix_loss": "target",
+    "output_dir": "run",
+    "preset": "curriculum",
+    "schedule": "curriculum",
+}
+"""Settings of facebookresearch/mae, timm and others, and their names here."""
 
 
 def _nearest_keys(word: str, keys: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.knn import knn_of_encoder, why_no_knn
 from mae_curriculum.evaluation.reconstruction import choose_spread, reconstruct_images, why_no_reconstruction
 from mae_curriculum.evaluation.speedup import describe_costs, summarize_costs
+from mae_curriculum.evaluation.step_times import measure_speedups
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
 from mae_curriculum.pretraining_config import PretrainConfig, build_clock
 from mae_curriculum.report.figures import draw_reconstructions
@@ -29,7 +30,7 @@ from mae_curriculum.training.loop import Check, Hooks, watch_for_stop
 from mae_curriculum.training.optimizer import build_optimizer
 from mae_curriculum.training.run import run_training
 from mae_curriculum.training.session import RunSession, try_drawing
-from mae_curriculum.training.step import ImageCost, Training, seconds_per_step
+from mae_curriculum.training.step import ImageCost, Training
 
 Measure = Callable[[MaskedAutoencoder], float | None]
 """Returns the kNN accuracy of an encoder, 0 to 1; None where it cannot be computed."""
@@ -124,7 +125,7 @@ def build_hooks(
 
     def conclude(stopwatch: Stopwatch, check: Check) -> dict[str, Any]:
         final = partial(measure, inference=replace(inference, check=check))
-        return summarize(training, config, session, stopwatch, final)
+        return summarize(training, config, session, stopwatch, final, check)
 
     draw = picture_hook(training, images if val is None else val, config, session)
     return Hooks(conclude, evaluate, None if no_knn else config.knn.every_epochs, draw)
@@ -174,6 +175,7 @@ def summarize(
     session: RunSession,
     stopwatch: Stopwatch,
     measure: Measure,
+    check: Check,
 ) -> dict[str, Any]:
     """Return the summary of a finished run: the encoder's accuracy, and what the curriculum saved."""
     model, journal, total = training.model, session.journal, training.clock.total_steps
@@ -181,8 +183,8 @@ def summarize(
     with stopwatch("evaluate"):
         accuracy, accuracy_untrained = measure(model), measure(untrained)
     baseline = build_clock(without_curriculum(config), model.shape, images_per_epoch=len(training.images))
-    seconds = seconds_per_step(training, baseline, stopwatch)
-    costs = summarize_costs(training.clock, baseline, model.shape.training_flops, stopwatch, baseline_seconds=seconds)
+    speedups = measure_speedups(training, baseline, check=check)
+    costs = summarize_costs(training.clock, baseline, model.shape.training_flops, stopwatch, speedups=speedups)
     if accuracy is not None:
         journal.write("evaluation", steps_done=total, knn=accuracy)
     return costs | {

@@ -4,6 +4,7 @@ import logging
 import math
 import sys
 import time
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ class TerminalHandler(logging.Handler):
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         try:
             first = "\n" if self.below_bar and sys.stderr.isatty() else ""
-            tqdm.write(f"{first}{prefix}{self.format(record)}", file=sys.stderr)
+            tqdm.write(f"{first}{prefix}{printable(self.format(record))}", file=sys.stderr)
             sys.stderr.flush()
         except Exception:  # a closed stderr
             self.handleError(record)
@@ -44,8 +45,20 @@ def configure_logging(*, below_bar: bool = False) -> None:
         logger.addHandler(_handler)  # which logging ignores if it has it
 
 
+def printable(text: object) -> str:
+    """Return text from outside as part of one line: escape codes, newlines and bytes that are no text are spelled out.
+
+    Names in a run folder that somebody sent, and messages of libraries, could otherwise rewrite the terminal.
+    """
+    return "".join(
+        letter if letter.isprintable() or unicodedata.category(letter) == "Zs" else ascii(letter)[1:-1]
+        for letter in str(text)
+    )
+
+
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Format rows of equal length as right-aligned columns; the first row is the header."""
+    """Format rows of equal length as right-aligned columns of printable text; the first row is the header."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -62,6 +75,9 @@ def format_clock(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
 
+
+LONG_UNITS = (("h", 3600), ("min", 60))
+"""Units of durations above two of them, and their seconds."""
 
 UNKNOWN = "–"
 """Shown for unknown values."""
@@ -93,10 +109,13 @@ def format_flops(flops: float | None) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """Format a duration in seconds: 12.3 s, or H:MM:SS from two minutes."""
+    """Format a duration in the unit that fits, with three digits: 0.73 s, 12.3 min, 103 h."""
     if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
-    return f"{seconds:.1f} s" if seconds < 120 else format_clock(seconds)
+    unit, length = next(((unit, length) for unit, length in LONG_UNITS if seconds >= 2 * length), ("s", 1))
+    value = seconds / length
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:,.{decimals}f} {unit}"
 
 
 def format_date(seconds: float) -> str:

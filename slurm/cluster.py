@@ -1,5 +1,6 @@
 """What a job requests from a cluster, and how it is sent there through submitit. Knows no particular cluster."""
 
+import re
 import shlex
 import shutil
 import sys
@@ -9,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mae_curriculum.config import ConfigError
-from mae_curriculum.files import read_json, write_json
-from mae_curriculum.run.folder import SUBMISSION
+from mae_curriculum.config import ConfigError, leaves
+from mae_curriculum.files import write_json
+from mae_curriculum.run.folder import SUBMISSION, read_facts
+from mae_curriculum.terminal import printable
 from mae_curriculum.version import ROOT, VERSION, code_version
 
 COPIED = ("mae_curriculum", "finetune", "slurm", "configs")
@@ -100,11 +102,14 @@ def make_executor(config: ClusterConfig, name: str, folder: Path, **parameters: 
     """
     import submitit  # only now: the other commands do without
 
+    request = sbatch_parameters(config, folder / "code")
+    setup = request.pop("setup")
+    refuse_line_breaks({"name, or the run folder's": name, "folder": folder, **request})
     if shutil.which("srun") is None:
         raise ConfigError("SLURM is not installed here (no srun); use --local, or a login node of a cluster")
     # -P: otherwise Python would find the code in the folder of the submission before the copy
     executor = submitit.SlurmExecutor(folder, python=f"{shlex.quote(sys.executable)} -P")
-    requested = {"job_name": name, **sbatch_parameters(config, folder / "code"), **parameters}
+    requested = {"job_name": name, **request, "setup": setup, **parameters}
     executor.update_parameters(**{key: value for key, value in requested.items() if value is not None})
     return executor
 
@@ -145,7 +150,7 @@ def submit_jobs(executor: Any, jobs: Sequence[Callable[[], Any]], runs: Sequence
         with executor.batch():
             submitted += [executor.submit(job) for job in jobs]
     except FailedJobError as error:
-        raise ConfigError(f"SLURM refuses the job: {str(error).strip().splitlines()[-1]}") from error
+        raise ConfigError(f"SLURM refuses the job: {last_message(str(error))}") from error
     for job, run in zip(submitted, runs, strict=True):
         if run is not None:
             run.mkdir(parents=True, exist_ok=True)
@@ -155,6 +160,17 @@ def submit_jobs(executor: Any, jobs: Sequence[Callable[[], Any]], runs: Sequence
 
 def read_submission(run: Path) -> dict[str, str]:
     """Read the id and the log of the job last submitted for a run; empty if there is none."""
-    path = run / SUBMISSION
-    submission: dict[str, str] = read_json(path) if path.exists() else {}
-    return submission
+    return {key: value for key, value in read_facts(run / SUBMISSION).items() if isinstance(value, str)}
+
+
+def last_message(output: str) -> str:
+    """Return the last line that a command of SLURM wrote, where it sums up, without the command's name."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return re.sub(r"^(?:\w+: )?(?:error: )?", "", lines[-1]) if lines else "no reason given"
+
+
+def refuse_line_breaks(values: dict[str, Any]) -> None:
+    """Raise ConfigError for control characters in what is written into the job script, where they would start lines."""
+    for key, value in leaves(values):
+        if printable(f"{key}{value}") != f"{key}{value}":
+            raise ConfigError(f"{key}: {str(value)!r} has a line break or another control character; remove it")

@@ -19,7 +19,7 @@ from typing import Any
 
 from mae_curriculum.config import ConfigError
 from slurm.checks import JOIN_ADVICE, CheckResult, check_network, check_node, node_name
-from slurm.cluster import ClusterConfig, copy_code, make_executor, new_job_folder
+from slurm.cluster import ClusterConfig, copy_code, last_message, make_executor, new_job_folder
 
 NO_ANSWER = "SLURM does not answer"
 
@@ -106,7 +106,7 @@ def check_cluster(config: DoctorConfig) -> list[CheckResult]:
     try:
         job = executor.submit(run_task, folder, config)
     except FailedJobError as error:
-        return [CheckResult("job", "fix", str(error).split("\n")[-1], "see python -m slurm doctor --help")]
+        return [CheckResult("job", "fix", last_message(str(error)), "see python -m slurm doctor --help")]
     tasks = config.nodes * config.processes_per_node
     print(f"job {job.job_id}, tasks: {tasks}, logs: {config.folder / folder.name}; Ctrl-C cancels it", flush=True)
     state = wait_for_reports(job.job_id, folder, tasks)

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from mae_curriculum.run.stop import EXIT_RESUMABLE, SIGNALS
+from slurm.cluster import last_message
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Job:
             logger.info(f"stopped; requeuing job {job} ({starts} of at most {self.max_requeues} times)")
             refusal = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False).stderr
         time.sleep(REFUSED_SECONDS if refusal else REQUEUE_SECONDS)
-        raise RuntimeError(f"SLURM did not requeue job {job}: {refusal.strip() or 'no reason given'}")
+        raise RuntimeError(f"SLURM did not requeue job {job}: {last_message(refusal)}")
 
 
 def current_job() -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 from mae_curriculum.evaluation.results import format_percent, spread
 from mae_curriculum.files import read_json
-from mae_curriculum.run.folder import RunFolder
-from mae_curriculum.terminal import format_table
+from mae_curriculum.run.folder import RunFolder, read_facts
+from mae_curriculum.terminal import format_duration, format_flops, format_table
 from mae_curriculum.tracking.history import read_history
 from slurm.cluster import read_submission
 from slurm.pipeline_config import PipelineRun, variant_name
@@ -17,12 +17,12 @@ from slurm.status import state_and_error
 
 
 def format_result_table(groups: Sequence[Sequence[PipelineRun]], queue: Mapping[str, str]) -> str:
-    """Format the table: a row per variant, seeds together; a column per group."""
+    """Format the table: a row per variant, seeds together; a column per group, and the cost of the pretraining."""
     rows = list(dict.fromkeys(row_name(run) for run in groups[0]))
-    lines = [["variant", *(group[0].folder.name for group in groups)]]
+    lines = [["variant", *(group[0].folder.name for group in groups), "FLOPs", "training time"]]
     for row in rows:
-        cells = [format_cell([run for run in group if row_name(run) == row], queue) for group in groups]
-        lines.append([row, *cells])
+        seeds = [[run for run in group if row_name(run) == row] for group in groups]
+        lines.append([row, *(format_cell(runs, queue) for runs in seeds), *format_costs(seeds[0])])
     return format_table(lines)
 
 
@@ -39,6 +39,16 @@ def format_cell(runs: Sequence[PipelineRun], queue: Mapping[str, str]) -> str:
     for state, count in states.items():
         parts.append(f"{count} {state}" if len(runs) > 1 else state)
     return ", ".join(parts)
+
+
+def format_costs(pretrainings: Sequence[PipelineRun]) -> tuple[str, str]:
+    """Format the FLOPs and the training time of a variant's pretrainings that have finished: means over the seeds."""
+    summaries = [read_facts(run.result) for run in pretrainings]
+    flops, seconds = ([facts[key] for facts in summaries if key in facts] for key in ("flops", "train_seconds"))
+    return (
+        format_flops(fmean(flops) if flops else None),
+        format_duration(fmean(seconds) if seconds else None),
+    )
 
 
 def format_results(results: Sequence[Mapping[str, Any]]) -> str:

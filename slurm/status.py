@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.run.folder import SUBMISSION, RunFolder
-from mae_curriculum.terminal import format_clock, format_table
+from mae_curriculum.run.folder import SUBMISSION, RunFolder, no_run
+from mae_curriculum.terminal import format_clock, format_duration, format_table, printable
 from mae_curriculum.tracking.history import History, read_history, run_state
-from slurm.cluster import read_submission
+from slurm.cluster import last_message, read_submission
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ["run", "state", "stage", "progress", "left", "images/s", "restarts", "lost", "downtime"]
+
+NO_PROGRESS = ["-"] * (len(COLUMNS) - 2)
+"""The columns after the state, where nothing is known."""
 
 QUEUE_SECONDS = 20
 """Timeout of a question to SLURM."""
@@ -44,11 +47,15 @@ def status(config: StatusConfig) -> int:
     lines = [COLUMNS]
     errors = []
     for folder in folders:
-        history = read_history(folder.journal)
-        state, error = state_and_error(folder, history, queue)
-        lines.append([str(folder.path), state, *format_progress(history, state)])
+        try:
+            history = read_history(folder.journal)
+            state, error = state_and_error(folder, history, queue)
+            cells = [state, *format_progress(history, state)]
+        except Exception as odd:  # whatever somebody left there, the other runs are shown
+            cells, error = ["unreadable", *NO_PROGRESS], f"{type(odd).__name__}: {odd}"
+        lines.append([str(folder.path), *cells])
         if error:
-            errors.append(f"{folder.path}: {error}")
+            errors.append(printable(f"{folder.path}: {error}"))
     print(format_table(lines), *errors, sep="\n")
     print("lost: work redone because a kill came before it was saved; downtime: time between jobs")
     return 0
@@ -63,7 +70,7 @@ def find_runs(places: tuple[Path, ...]) -> list[RunFolder]:
     for place in places:
         here = {path.parent for name in ("journal.jsonl", SUBMISSION) for path in place.rglob(name)}
         if not here:
-            raise ConfigError(f"no run in {place}; a run folder has a journal.jsonl, a submitted one a {SUBMISSION}")
+            raise ConfigError(no_run(place))
         found |= dict.fromkeys(sorted(here))
     return [RunFolder(path) for path in found]
 
@@ -71,7 +78,7 @@ def find_runs(places: tuple[Path, ...]) -> list[RunFolder]:
 def format_progress(history: History | None, state: str) -> list[str]:
     """Format the columns of a run after its state."""
     if history is None:
-        return ["-"] * (len(COLUMNS) - 2)
+        return NO_PROGRESS
     start = history.last.start
     step = history.newest("step") or {}
     stage = history.newest("stage")
@@ -83,8 +90,8 @@ def format_progress(history: History | None, state: str) -> list[str]:
         "-" if left is None or state == "finished" else format_clock(left),
         "-" if rate is None else f"{rate:.0f}",
         str(len(history.sessions) - 1),
-        f"{history.lost_seconds / 3600:.2f} h",
-        f"{history.away_seconds / 3600:.2f} h",
+        format_duration(history.lost_seconds),
+        format_duration(history.away_seconds),
     ]
 
 
@@ -125,7 +132,7 @@ def read_queue() -> dict[str, str]:
     except subprocess.TimeoutExpired as error:
         raise ConfigError(f"SLURM does not answer within {QUEUE_SECONDS} s; try again later") from error
     except subprocess.CalledProcessError as error:
-        raise ConfigError(f"SLURM does not answer: {' '.join(error.stderr.split())}; try again later") from error
+        raise ConfigError(f"SLURM does not answer: {last_message(error.stderr)}; try again later") from error
     queue: dict[str, str] = {}
     for line in answer.stdout.splitlines():
         own_id, array_id, state, reason = line.split(maxsplit=3)

@@ -8,6 +8,7 @@ from typing import Any
 
 from mae_curriculum.config import ConfigError, dump, load
 from mae_curriculum.run.stop import parse_duration
+from mae_curriculum.terminal import format_duration
 from slurm.cluster import ClusterConfig, copy_code, make_executor, new_job_folder, submit_jobs
 from slurm.job import Job
 
@@ -83,16 +84,17 @@ def describe_cost(settings: Any, config: SubmitConfig) -> str:
     processes = config.nodes * config.processes_per_node
     own = {field.name: getattr(settings, field.name) for field in fields(settings)}
     facts = compute_plan(PlanConfig(**own, devices=processes, rate=config.rate))
-    hours = facts["hours"]
-    unit = "GPU" if config.gpus_per_node else "process"
-    requeues = max(0, math.ceil(hours * 3600 / parse_time_limit(config.time)) - 1)
+    seconds, baseline_seconds = 3600 * facts["hours"], 3600 * facts["baseline_hours"]
+    unit = "GPUs" if config.gpus_per_node else "processes"
+    requeues = max(0, math.ceil(seconds / parse_time_limit(config.time)) - 1)
     saving = settings.saving
     kept = saving.keep
     if saving.keep_every_epochs:
         kept += settings.epochs // saving.keep_every_epochs
     return (
-        f"# {facts['steps']:,} steps, {hours:.3g} h at {config.rate:g} images/s at full size: "
-        f"{hours * processes:.3g} {unit}-hours, without a curriculum {facts['baseline_hours'] * processes:.3g}\n"
+        f"# {facts['steps']:,} steps, {format_duration(seconds)} at {config.rate:g} images/s at full size; all {unit} "
+        f"together {format_duration(processes * seconds)}, without a curriculum "
+        f"{format_duration(processes * baseline_seconds)}\n"
         f"# at least {requeues} requeues at {config.time} per start; a checkpoint takes "
         f"{facts['checkpoint_bytes'] / 1e9:.3g} GB, and up to {kept} are kept"
     )
@@ -109,7 +111,8 @@ def validate_command(command: Sequence[str]) -> None:
     """Raise ConfigError if this is not a command of this project."""
     if len(command) < 2 or command[0] not in PACKAGES:
         raise ConfigError(
-            f"after `--`, name a package ({', '.join(PACKAGES)}), its command and settings; got '{' '.join(command)}'"
+            f"after `--`, name a package ({', '.join(PACKAGES)}), its command and settings, as in "
+            f"`-- mae_curriculum pretrain --config digits`; got '{' '.join(command)}'"
         )
 
 

@@ -184,7 +184,7 @@ def test_a_path_that_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("not weights")
     for name, message in {
-        "missing": "missing: no such file or folder",
+        "missing": "missing does not exist",
         "empty": r"neither a run folder \(config.yaml\) nor a Hugging Face one",
         "notes.txt": "cannot be read",
     }.items():

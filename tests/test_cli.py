@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ def fail(config: Config) -> int:
     raise OSError(config.errno, "the system's words", "a/file")
 
 
+def shout(config: Config) -> int:
+    print("a" * 100_000, flush=True)
+    return config.errno
+
+
 COMMANDS = {"fail": ("tests.test_cli:Config", "tests.test_cli:fail"), "plot": ("tests.test_cli:Config", "none:none")}
 
 
@@ -67,6 +73,46 @@ def test_an_unknown_command_is_one_line_with_the_nearest_one(capsys: pytest.Capt
     assert capsys.readouterr().err == "error: tests has no command 'fial'; did you mean 'fail'?\n"
     assert run_command("tests", COMMANDS, ["xyz"]) == 2
     assert capsys.readouterr().err == "error: tests has no command 'xyz'; the commands are fail, plot\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("mae_curriculum finetune", "it is one of finetune: python -m finetune finetune"),
+        ("mae_curriculum import", "it is one of finetune: python -m finetune import"),
+        ("finetune knn", "it is one of mae_curriculum: python -m mae_curriculum knn"),
+        ("mae_curriculum status", "it is one of slurm: python -m slurm status"),
+        (
+            "slurm pretrain",
+            "it is one of mae_curriculum: python -m mae_curriculum pretrain, or python -m slurm submit -- "
+            "mae_curriculum pretrain",
+        ),
+    ],
+)
+def test_a_command_of_another_package_names_that(words: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    package, command = words.split()
+    assert PACKAGES[package].main([command, "--checkpoint", "runs/a"]) == 2
+    assert capsys.readouterr().err == f"error: {package} has no command '{command}'; {hint}\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["fail", "--help"], ["shout"]])
+def test_a_broken_pipe_ends_a_command_without_a_word(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert run_command("tests", COMMANDS | {"shout": (COMMANDS["fail"][0], "tests.test_cli:shout")}, words) == 141
+        print("dropped", flush=True)
+
+
+def test_another_broken_pipe_is_not_hidden() -> None:
+    with pytest.raises(BrokenPipeError):
+        run_command("tests", COMMANDS, ["fail", "--errno", str(errno.EPIPE)])
+
+
+def test_escape_codes_in_an_error_are_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("tests", COMMANDS, ["\x1b[2J\n"]) == 2
+    assert "no command '\\x1b[2J\\n'" in capsys.readouterr().err
 
 
 def test_help_lists_each_command_with_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,8 @@ from typing import Literal
 import pytest
 
 from mae_curriculum.config import ConfigError, config_fingerprint, differences, dump, exempt, load, load_file
+from mae_curriculum.pretraining_config import PretrainConfig
+from slurm.submit import SubmitConfig
 
 
 @dataclass(frozen=True)
@@ -249,3 +251,72 @@ def test_a_missing_file_of_a_part_is_named_with_the_file_that_names_it(folder: P
     write(folder / "a.yaml", "part: none.yaml\n")
     with pytest.raises(ConfigError, match=r"^a.yaml: part: cannot read 'none.yaml'"):
         load(Config, ["--config", "a.yaml"])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where something comes from."""
+
+    source: str = "digits"
+    """Its name."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command on a checkpoint."""
+
+    run: Path = Path("runs/x")
+    """Its folder."""
+    checkpoint: Path | None = None
+    """Its checkpoint."""
+    data: Source = Source()
+    """Its data."""
+    mask_ratio: float = 0.75
+    """Its ratio."""
+    precision: str = "auto"
+    """Its precision."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ("--mask-ratio 0.5", "--mask-ratio 0.5; did you mean 'mask_ratio'?"),
+        (
+            "--device cuda",
+            "--device cuda; a GPU is used if there is one; CUDA_VISIBLE_DEVICES chooses it, and torchrun",
+        ),
+        ("--resume a", "--resume a; the same command resumes its run"),
+        ("--fp16", "--fp16; did you mean 'precision'?"),
+        ("--data_path a", "--data_path a; did you mean 'data.source'?"),
+        ("--output_dir a", "--output_dir a; did you mean 'run'?"),
+        ("--data folder", "data: cannot read 'folder': Is a directory; did you mean --data.source folder?"),
+        ("folder", "--config: cannot read 'folder': Is a directory; did you mean --checkpoint folder?"),
+        (
+            "weights.pt",
+            "--config: cannot read 'weights.pt': it is not a text file; did you mean --checkpoint weights.pt?",
+        ),
+        ("-lr 3", "--config: cannot read '-lr': No such file or directory; flags begin with two dashes: --lr"),
+    ],
+)
+def test_a_flag_of_other_programs_or_a_misplaced_word_leads_on(arguments: str, hint: str, folder: Path) -> None:
+    (folder / "folder").mkdir()
+    (folder / "weights.pt").write_bytes(b"\x80\x02")
+    with pytest.raises(ConfigError) as caught:
+        load(Verb, arguments.split())
+    assert hint in str(caught.value)
+
+
+def test_a_recipe_of_a_part_names_the_flag_that_takes_it() -> None:
+    with pytest.raises(ConfigError, match="did you mean --curriculum efficienttrain"):
+        load(PretrainConfig, ["--config", "efficienttrain"])
+    assert len(load(PretrainConfig, ["--curriculum", "efficienttrain"]).curriculum.stages) == 3
+
+
+def test_a_name_given_as_a_part_leads_to_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean --model.name vit_base_patch16_224\?"):
+        load(PretrainConfig, ["--model", "vit_base_patch16_224"])
+
+
+def test_the_words_to_submit_come_after_two_dashes() -> None:
+    with pytest.raises(ConfigError, match="the command to submit comes after `--`"):
+        load(SubmitConfig, ["mae_curriculum", "pretrain"])

@@ -80,7 +80,8 @@ def test_a_run_logs_its_stages_and_prints_its_result(finished: Path) -> None:
     assert "stage 1 of 3: 24 px, 40 steps of 64 images" in text
     assert "stage 3 of 3: 32 px" in text
     assert "kNN accuracy" in text
-    assert "training seconds instead of" in text
+    assert "9.44e+09 FLOPs instead of 1.42e+10 (1.51x fewer); " in text
+    assert "by steps with and without it, timed in turn)" in text
 
 
 def test_the_loss_falls_and_the_stages_change_as_planned(finished: Path) -> None:
@@ -136,13 +137,16 @@ def test_a_run_killed_before_its_summary_writes_it_after_a_restart(finished: Pat
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stopped_run_resumes_to_the_same_weights(workers: int, finished: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_to_the_same_weights(
+    workers: int, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     assert "run the same command to resume" in stop_midway(run, "pretrain", *options(run, data__workers=workers))
     stopped_at = rows(run, "save")[-1]["steps_done"]
     assert 2 <= stopped_at < 67
     assert main(["pretrain", *options(run)]) == 0
     assert rows(run, "start")[-1]["steps_done"] == stopped_at
+    assert f"{run} continues from step {stopped_at} of 67\n" in capsys.readouterr().err
     assert equal(weights(run), weights(finished))
 
 

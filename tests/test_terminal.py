@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mae_curriculum.terminal import LOGGERS, configure_logging, format_duration
+from mae_curriculum.terminal import LOGGERS, configure_logging, format_duration, format_table, printable
 
 
 @pytest.fixture
@@ -26,11 +26,25 @@ def test_messages_appear_once_on_stderr_and_warnings_say_so(capsys: pytest.Captu
     assert capsys.readouterr() == ("", "saved\nwarning: no space\n")
 
 
-def test_durations_are_seconds_up_to_two_minutes_then_hours() -> None:
-    assert [format_duration(seconds) for seconds in (1.23, 119.9, 120, 3661, None)] == [
-        "1.2 s",
-        "119.9 s",
-        "0:02:00",
-        "1:01:01",
+@pytest.mark.usefixtures("configured")
+def test_escape_codes_and_newlines_of_names_are_spelled_out_in_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger("mae_curriculum").warning("\x1b[2Ja\nb 文\u3000字")
+    assert capsys.readouterr().err == "warning: \\x1b[2Ja\\nb 文\u3000字\n"
+    assert format_table([["\x1b]0;x\x07"]]) == "\\x1b]0;x\\x07"
+    assert printable("\udcff") == "\\udcff"
+    assert printable("a\u202eb") == "a\\u202eb"  # which would turn the rest of the line around
+
+
+def test_durations_have_the_unit_that_fits() -> None:
+    seconds = (0.734, 9.999, 119.9, 120, 3661, 7200, 370 * 3600, 1234 * 3600, None)
+    assert [format_duration(each) for each in seconds] == [
+        "0.73 s",
+        "10.0 s",
+        "120 s",
+        "2.00 min",
+        "61.0 min",
+        "2.00 h",
+        "370 h",
+        "1,234 h",
         "–",
     ]

@@ -7,12 +7,11 @@ import torch
 from mae_curriculum.commands.config import ExportConfig
 from mae_curriculum.config import ConfigError, load_file
 from mae_curriculum.evaluation.results import format_percent
-from mae_curriculum.files import read_json
 from mae_curriculum.model.config import TIMM_NAMES, ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
 from mae_curriculum.pretraining_config import PretrainConfig
-from mae_curriculum.run.folder import run_and_epochs
-from mae_curriculum.terminal import format_or_dash
+from mae_curriculum.run.folder import check_checkpoint, read_facts, run_and_epochs
+from mae_curriculum.terminal import format_count, format_duration, format_flops, format_or_dash, printable
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.weights.build import load_into_
 from mae_curriculum.weights.read import Weights, read_weights
@@ -21,6 +20,7 @@ from mae_curriculum.weights.write import hugging_face, mae_layout, save_weights
 
 def export(config: ExportConfig) -> int:
     """Write the weights and their model card; returns the exit code."""
+    check_checkpoint(config.checkpoint)
     weights = read_weights(config.checkpoint, heads=config.heads)
     model = build_model(weights.model, seed=0)
     if config.format in ("hf_mae", "mae") and not weights.decoder:
@@ -36,7 +36,7 @@ def export(config: ExportConfig) -> int:
             hugging_face(model, weights, decoder=config.format == "hf_mae").save_pretrained(config.out)
     card = config.out / "README.md" if config.out.is_dir() else config.out.with_suffix(".md")
     card.write_text(model_card(config, weights, model))
-    print(f"{config.out}, and {card}")
+    print(printable(f"{config.out}, and {card}"))
     return 0
 
 
@@ -83,12 +83,12 @@ def _history(checkpoint: Path) -> list[str]:
         f"mask ratio {run.model.mask_ratio:g}",
     ]
     if folder.summary.exists():
-        summary = read_json(folder.summary)
+        facts = {key: value for key, value in read_facts(folder.summary).items() if isinstance(value, int | float)}
+        knn, untrained = (format_or_dash(facts.get(key), "{:.4f}") for key in ("knn", "knn_untrained"))
         lines += [
-            f"- training: {summary['train_seconds'] / 3600:.3g} h, {summary['images']} images, "
-            f"{summary['flops']:.3g} FLOPs",
-            f"- result: loss {format_or_dash(summary['loss'], '{:.4f}')}; kNN accuracy {summary['knn']}, "
-            f"untrained {summary['knn_untrained']}",
+            f"- training: {format_duration(facts.get('train_seconds'))}, {format_count(facts.get('images'))} images, "
+            f"{format_flops(facts.get('flops'))} FLOPs",
+            f"- result: loss {format_or_dash(facts.get('loss'), '{:.4f}')}; kNN accuracy {knn}, untrained {untrained}",
         ]
     measured = (row for row in Journal(folder.journal).rows() if "checkpoint" in row)
     newest = {row["event"]: row for row in measured if run_and_epochs(Path(row["checkpoint"]))[1] == epochs}

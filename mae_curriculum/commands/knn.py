@@ -7,12 +7,15 @@ from mae_curriculum.distributed import connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.knn import knn_of_encoder, why_no_knn
 from mae_curriculum.evaluation.results import record, spread
+from mae_curriculum.run.folder import check_checkpoint
+from mae_curriculum.terminal import printable
 from mae_curriculum.weights.build import build_encoder, read_together
 from mae_curriculum.weights.run_settings import resolve_source
 
 
 def evaluate(config: EvaluateConfig) -> int:
     """Measure, print and record the accuracy; returns the exit code."""
+    check_checkpoint(config.checkpoint)
     data = resolve_source(config.data, config.checkpoint)
     with connect() as world:
         weights = read_together(config.checkpoint, world, heads=config.heads)
@@ -29,6 +32,7 @@ def evaluate(config: EvaluateConfig) -> int:
             "neighbors": config.knn.neighbors,
             "accuracy": spread([accuracy]),
         }
-        world.print(f"kNN accuracy {accuracy:.4f} of {config.checkpoint} ({weights.origin}) on {data.source}")
+        what = printable(f"{config.checkpoint} ({weights.origin}) on {data.source}")
+        world.print(f"kNN accuracy {accuracy:.4f} of {what}")
         world.on_main(lambda: record("knn", result, config, run=config.run, checkpoint=config.checkpoint))
     return 0

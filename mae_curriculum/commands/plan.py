@@ -11,7 +11,7 @@ from mae_curriculum.curriculum.schedule import Clock, Span, View
 from mae_curriculum.evaluation.speedup import run_flops
 from mae_curriculum.model.shape import ModelShape
 from mae_curriculum.pretraining_config import PretrainConfig, build_clock
-from mae_curriculum.terminal import format_table, side
+from mae_curriculum.terminal import format_duration, format_table, side
 from mae_curriculum.training.config import without_curriculum
 
 
@@ -122,8 +122,9 @@ def format_plan(facts: dict[str, Any]) -> str:
         "total: {images:,} images, {steps:,} steps, {flops:.3g} FLOPs; "
         "without a curriculum {baseline_flops:.3g}: speed-up {speedup:.2f}x"
     )
-    hours = (
-        "at {rate:g} images/s at full size: {hours:.3g} h of training instead of {baseline_hours:.3g} h; "
+    own, without = (format_duration(3600 * facts[key]) for key in ("hours", "baseline_hours"))
+    times = (
+        f"at {facts['rate']:g} images/s at full size, if time goes with FLOPs: {own} of training instead of {without}; "
         "loader: images/s that data loading must supply"
     )
-    return "\n".join([head.format(**facts), format_table(rows), totals.format(**facts), hours.format(**facts)])
+    return "\n".join([head.format(**facts), format_table(rows), totals.format(**facts), times])

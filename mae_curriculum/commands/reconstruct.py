@@ -11,8 +11,9 @@ from mae_curriculum.data.augment import resize_and_crop
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.decode import BrokenImageError, read_image
 from mae_curriculum.evaluation.reconstruction import reconstruct_images, why_no_reconstruction
-from mae_curriculum.report.figures import draw_reconstructions, drawable
-from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.report.figures import draw_reconstructions
+from mae_curriculum.run.folder import RunFolder, check_checkpoint
+from mae_curriculum.terminal import printable
 from mae_curriculum.weights.build import build_autoencoder
 from mae_curriculum.weights.read import read_weights
 from mae_curriculum.weights.run_settings import run_settings
@@ -20,6 +21,7 @@ from mae_curriculum.weights.run_settings import run_settings
 
 def reconstruct(config: ReconstructConfig) -> int:
     """Draw the figure; returns the exit code."""
+    check_checkpoint(config.checkpoint)
     weights = read_weights(config.checkpoint, heads=config.heads)
     if why := why_no_reconstruction(weights.model.target):
         raise ConfigError(f"{config.checkpoint}: {why}")
@@ -28,6 +30,8 @@ def reconstruct(config: ReconstructConfig) -> int:
     mean, std = data.statistics(model.channels)  # ImageNet's if the checkpoint is not a run
     pixels = []
     for path in config.images:
+        if path.is_dir():
+            raise ConfigError(f"images: {path} is a folder; name the files, as in --images {path}/*")
         try:
             pixels.append(resize_and_crop(read_image(path, model.channels), model.image_size))
         except BrokenImageError as error:
@@ -43,6 +47,6 @@ def reconstruct(config: ReconstructConfig) -> int:
     try:
         draw_reconstructions(out, reconstructions, names, title=f"{config.checkpoint.name} ({weights.origin})")
     except OSError as error:
-        raise ConfigError(f"{drawable(str(out))} cannot be written ({error.strerror}); choose another --out") from error
-    print(drawable(str(out)))
+        raise ConfigError(f"{out} cannot be written ({error.strerror}); choose another --out") from error
+    print(printable(out))
     return 0

@@ -15,17 +15,19 @@ from mae_curriculum.distributed import World, connect
 from mae_curriculum.pretraining import set_up
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.checkpoint import load_state
-from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.run.folder import RunFolder, no_run
 from mae_curriculum.terminal import format_table
 from mae_curriculum.training.anomalies import CAPTURE
 
 
 def replay(config: ReplayConfig) -> int:
     """Print loss and gradient norm of each image (if any are not finite, of those alone); returns the exit code."""
+    folder = RunFolder(config.run)
+    if not folder.journal.exists():
+        raise ConfigError(f"run: {no_run(config.run)}")
     capture = config.run / CAPTURE
     if not capture.exists():
         raise ConfigError(f"{capture} does not exist; a pretraining writes it when steps without a finite loss end it")
-    folder = RunFolder(config.run)
     if folder.info["command"] != "pretrain":
         raise ConfigError(f"run: {config.run} is not a pretraining; only pretraining can be replayed")
     state = load_state(capture)

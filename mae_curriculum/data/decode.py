@@ -65,6 +65,14 @@ def read_image(path: Path, channels: int) -> Tensor:
     return image
 
 
+def check_array(path: Path) -> None:
+    """Raise BrokenImageError if a .npy file holds no image; only its head is read. A damaged file passes."""
+    with suppress(OSError, EOFError, ValueError):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if why := _why_no_image(array):
+            raise BrokenImageError(why)
+
+
 def to_channels(image: Tensor, channels: int) -> Tensor:
     """Convert an image (c, h, w) uint8 from gray to RGB or back; raises BrokenImageError for any other conversion."""
     if len(image) == channels:
@@ -176,12 +184,19 @@ def _scale_integers(image: Image.Image) -> NDArray[np.uint8]:
 
 def _from_array(array: NDArray[Any]) -> Tensor:
     """Convert pixels (h, w) or (h, w, c), uint8 or uint16, to (c, h, w) uint8."""
-    if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3):
-        raise ValueError(f"array of {array.dtype} {array.shape}; arrays must be uint8 or uint16, (h, w) or (h, w, c)")
+    if why := _why_no_image(array):
+        raise ValueError(why)
     if array.dtype == np.uint16:
         array = _to_uint8(array)
     pixels = torch.from_numpy(np.require(array, requirements="W"))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def _why_no_image(array: NDArray[Any]) -> str | None:
+    """Return why an array is no image, or None if it is one."""
+    if array.dtype in (np.uint8, np.uint16) and array.ndim in (2, 3):
+        return None
+    return f"array of {array.dtype} {array.shape}; arrays must be uint8 or uint16, (h, w) or (h, w, c)"
 
 
 def _to_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, IMAGENETTE, DataConfig
-from mae_curriculum.data.decode import read_image, to_channels
+from mae_curriculum.data.decode import BrokenImageError, check_array, read_image, to_channels
 from mae_curriculum.data.folders import find_classes, find_parts, label_images, list_images
 from mae_curriculum.distributed import World
 
@@ -287,5 +287,16 @@ def _open_tree(folder: Path, train_classes: Sequence[str] | None, log: Log) -> F
     if listing.left_out:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
         log(f"left out, since they cannot be read: {counts} files in {folder}")
+    _check_arrays(paths)
     classes = find_classes(folder, paths) if train_classes is None else train_classes
     return FileImages(paths, label_images(folder, paths, classes) if classes else None, classes)
+
+
+def _check_arrays(paths: Sequence[Path]) -> None:
+    """Raise ConfigError if the first .npy file, like whom the others are, holds no image."""
+    first = next((path for path in paths if path.suffix.lower() == ".npy"), None)
+    if first is not None:
+        try:
+            check_array(first)
+        except BrokenImageError as error:
+            raise ConfigError(f"data.source: {first}: {error}; scale and convert them first") from error

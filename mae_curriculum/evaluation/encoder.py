@@ -14,6 +14,7 @@ from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages
 from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.data.sources import FileImages
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
+from mae_curriculum.run.folder import check_checkpoint
 from mae_curriculum.weights.build import build_encoder
 from mae_curriculum.weights.read import read_weights
 from mae_curriculum.weights.run_settings import run_settings
@@ -82,6 +83,7 @@ def load_encoder(path: str | Path, *, heads: int | None = None) -> Encoder:
     Raises  ConfigError, one line, for a path that holds no checkpoint or weights that do not fit.
     """
     path = Path(path)
+    check_checkpoint(path)
     model = build_encoder(read_weights(path, heads=heads), path)
     del model.decoder, model.mask_token  # untrained here, and features do not need them
     return Encoder(model, load_part(DataConfig, run_settings(path).get("data", {})))

@@ -1,11 +1,15 @@
 """What a curriculum saved: FLOPs and training seconds beside those of the same run without it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import quantiles
 from typing import Any
 
 from mae_curriculum.curriculum.schedule import Clock, View
-from mae_curriculum.terminal import format_or_dash
+from mae_curriculum.terminal import format_duration, format_or_dash
 from mae_curriculum.tracking.stopwatch import ACTIVITIES, Stopwatch
+
+MAX_SPREAD = 0.1
+"""Largest spread of the middle half of the measured speed-ups, relative to their median, at which it is reported."""
 
 FlopsOfView = Callable[[View], int]
 """Returns the training FLOPs of one image of a view."""
@@ -17,15 +21,17 @@ def run_flops(clock: Clock, flops: FlopsOfView) -> int:
 
 
 def summarize_costs(
-    clock: Clock, baseline: Clock, flops: FlopsOfView, stopwatch: Stopwatch, *, baseline_seconds: float
+    clock: Clock, baseline: Clock, flops: FlopsOfView, stopwatch: Stopwatch, *, speedups: Sequence[float]
 ) -> dict[str, Any]:
     """Return what a finished run cost, and what its baseline would have cost.
 
-    baseline          the clock of the same run without a curriculum.
-    baseline_seconds  measured training seconds of one of its steps.
+    baseline  the clock of the same run without a curriculum.
+    speedups  how many times faster the run's steps are than the baseline's, by each of several measurements; where
+              these differ by more than `MAX_SPREAD`, its seconds are unknown.
     """
     own_flops, baseline_flops = run_flops(clock, flops), run_flops(baseline, flops)
-    baseline_train_seconds = baseline_seconds * baseline.total_steps
+    low, speedup, high = quantiles(speedups, n=4, method="inclusive") if len(speedups) > 1 else 3 * [speedups[0]]
+    is_known = high - low <= MAX_SPREAD * speedup
     stages = []
     for span in clock.spans:
         seconds = stopwatch.total(f"train/{span.index}")
@@ -43,11 +49,11 @@ def summarize_costs(
         "flops": own_flops,
         "baseline_flops": baseline_flops,
         "speedup_flops": baseline_flops / own_flops,
-        "baseline_train_seconds": baseline_train_seconds,
-        "speedup_seconds": baseline_train_seconds / stopwatch.total("train"),
+        "baseline_train_seconds": speedup * stopwatch.total("train") if is_known else None,
+        "speedup_seconds": speedup if is_known else None,
+        "speedup_range": [low, high],
         **{f"{name}_seconds": stopwatch.total(name) for name in ACTIVITIES},
         "stages": stages,
-        "baseline_seconds_per_image": baseline_seconds / baseline.spans[0].batch_images,
     }
 
 
@@ -55,13 +61,22 @@ def describe_costs(summary: dict[str, Any]) -> str:
     """Return a run's loss and costs in a line, and what its curriculum saved in another."""
     costs = (
         f"loss {format_or_dash(summary['loss'], '{:.4f}')} after {summary['images']:,} images: "
-        f"{summary['train_seconds']:.1f} s of training, {summary['wait_seconds']:.1f} s of waiting for data"
+        f"{format_duration(summary['train_seconds'])} of training, "
+        f"{format_duration(summary['wait_seconds'])} of waiting for data"
     )
-    seconds, flops = summary["baseline_train_seconds"], summary["baseline_flops"]
+    flops = summary["baseline_flops"]
     if summary["flops"] == flops:  # without a curriculum
         return costs
     return (
-        f"{costs}\nwith this curriculum {summary['train_seconds']:.1f} training seconds instead of {seconds:.1f} "
-        f"({summary['speedup_seconds']:.2f}x faster), {summary['flops']:.3g} FLOPs instead of {flops:.3g} "
-        f"({summary['speedup_flops']:.2f}x fewer)"
+        f"{costs}\nwith this curriculum {summary['flops']:.3g} FLOPs instead of {flops:.3g} "
+        f"({summary['speedup_flops']:.2f}x fewer){_describe_seconds(summary)}"
     )
+
+
+def _describe_seconds(summary: dict[str, Any]) -> str:
+    """Return what was measured of the speed-up in seconds; empty for a run of an earlier version, which guessed it."""
+    if "speedup_range" not in summary:
+        return ""
+    speedup, (low, high) = summary["speedup_seconds"], summary["speedup_range"]
+    measured = f"{low:.2f}x to {high:.2f}x by steps with and without it, timed in turn"
+    return f"; {'not measurable' if speedup is None else f'{speedup:.2f}x faster'} in seconds ({measured})"

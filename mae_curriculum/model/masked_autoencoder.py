@@ -9,6 +9,8 @@ Source  arXiv:2111.06377.
 
 import difflib
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -142,10 +144,8 @@ def build_model(config: ModelConfig, *, seed: int) -> MaskedAutoencoder:
 def _build_encoder(config: ModelConfig) -> Any:
     """Return timm's ViT without a head; typed Any because timm's attributes are typed loosely."""
     if not timm.models.is_model_in_modules(config.name, ["vision_transformer"]):
-        near = difflib.get_close_matches(config.name, timm.list_models(module="vision_transformer"), n=3)
-        raise ConfigError(
-            f"model.name: timm has no plain ViT named '{config.name}'; similar: {', '.join(near) or 'none'}"
-        )
+        near = ", ".join(similar_names(config.name, timm.list_models(module="vision_transformer")))
+        raise ConfigError(f"model.name: timm has no plain ViT named '{config.name}'; similar: {near or 'none'}")
     given = {timms: getattr(config, ours) for ours, timms in TIMM_NAMES.items() if getattr(config, ours) is not None}
     try:
         encoder: Any = timm.create_model(config.name, num_classes=0, global_pool="", weight_init="skip", **given)
@@ -156,6 +156,18 @@ def _build_encoder(config: ModelConfig) -> Any:
             f"model.name: the blocks of '{config.name}' are not those of a plain ViT; try vit_base_patch16_224"
         )
     return encoder
+
+
+def similar_names(name: str, known: Sequence[str]) -> list[str]:
+    """Return up to three of the known names that are most like a name; `vit_b16` and ViT-B/16 are vit_base_patch16."""
+    short = re.search(r"(?<![a-z])vit\W*_?([a-z])[a-z]*\D*(\d*)", name.lower())
+    sizes = {"t": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge"}
+    if short and short[1] in sizes:
+        start = f"vit_{sizes[short[1]]}_patch{short[2]}"
+        found = [each for each in known if each.startswith(start)]
+        if found:
+            return sorted(found, key=lambda each: (not each.endswith("_224"), len(each)))[:3]
+    return difflib.get_close_matches(name, known, n=3)
 
 
 def measure_encoder(encoder: Any) -> EncoderShape:

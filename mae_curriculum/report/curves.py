@@ -30,7 +30,11 @@ class Metric:
 
 
 STEP_METRICS = (
-    Metric("loss", "Loss", "In pretraining, of the masked patches. Not comparable between image sizes."),
+    Metric(
+        "loss",
+        "Loss",
+        "In pretraining, of the masked patches. It jumps where the image size changes: not comparable between sizes.",
+    ),
     Metric("size", "Image size", "Height of the encoder's input, set by the curriculum.", "px", stepped=True),
     Metric("magnitude", "RandAugment magnitude", "Strength of the augmentation, 0 to 10."),
     Metric("lr", "Learning rate"),

@@ -22,7 +22,7 @@ from mae_curriculum.evaluation.reconstruction import Reconstruction
 from mae_curriculum.evaluation.speedup import FlopsOfView
 from mae_curriculum.files import write_atomic
 from mae_curriculum.report.runs import RunData
-from mae_curriculum.terminal import side
+from mae_curriculum.terminal import printable, side
 
 DPI = 120  # pixels per inch
 TILE_INCHES = 1.5  # longer side of an image: 180 pixels, so that eight fit on a screen
@@ -176,7 +176,10 @@ def _edges(clock: Clock) -> list[float]:
 def draw_losses(path: Path, runs: Sequence[RunData]) -> None:
     """Draw the loss of runs against images, FLOPs and training seconds."""
     figure = empty_figure(12, 4.2 + 0.2 * len(runs))
-    figure.suptitle("training loss against images, FLOPs and training time")
+    title = "training loss against images, FLOPs and training time"
+    if any(len({stage.height for stage in run.stages}) > 1 for run in runs):
+        title += "\nit jumps where the image size changes, as losses at different sizes are not comparable"
+    figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, 3, sharey=True)
     for run in runs:
         known = np.isfinite(run.curves["loss"])
@@ -197,7 +200,7 @@ def draw_losses(path: Path, runs: Sequence[RunData]) -> None:
 
 def drawable(name: str, *, max_letters: int = 120) -> str:
     """Return a file name as printable text, whatever bytes it has; of a long name, the end."""
-    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
+    text = printable(name)
     return text if len(text) <= max_letters else "…" + text[1 - max_letters :]
 
 

@@ -16,7 +16,7 @@ from mae_curriculum import terminal
 from mae_curriculum.report import comparison, tables
 from mae_curriculum.report.charts import axes_of, draw_charts, script
 from mae_curriculum.report.curves import STEP_METRICS
-from mae_curriculum.report.runs import RunData, readable
+from mae_curriculum.report.runs import RunData
 from mae_curriculum.report.tables import Table
 
 SECTIONS = {
@@ -132,4 +132,4 @@ def _describe_picture(run: RunData, stem: str) -> tuple[str, str]:
     if match := re.fullmatch(r"step-(\d+)", stem):
         name = f"after {int(match[1]):,} steps"
         return name, f"{run.name} {name}; per image, from top to bottom: input, visible patches, reconstruction, error"
-    return readable(stem), f"{readable(stem)} of {run.name}"
+    return terminal.printable(stem), f"{terminal.printable(stem)} of {run.name}"

@@ -1,5 +1,6 @@
 """Read everything that a report needs from run folders."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -13,8 +14,11 @@ import yaml
 
 from mae_curriculum.config import ConfigError, leaves, read_yaml
 from mae_curriculum.report.curves import EVALUATION_METRICS, Column, Curves, Metric
-from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.run.folder import RunFolder, no_run, runs_below
+from mae_curriculum.terminal import printable
 from mae_curriculum.tracking.history import History, Row, read_history, run_state
+
+logger = logging.getLogger(__name__)
 
 STAGE_AXES = ("progress", "steps_done", "images", "flops", "train_seconds")
 """Axes on which the length of a stage is measured, in the order of `StageData`'s fields."""
@@ -55,8 +59,8 @@ class RunData:
 
     @property
     def path(self) -> str:
-        """The folder's path, as valid text."""
-        return readable(self.folder.path)
+        """The folder's path, as printable text."""
+        return printable(self.folder.path)
 
     @cached_property
     def state(self) -> str:
@@ -126,30 +130,42 @@ class RunData:
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunData]:
-    """Read run folders, each once, named by their last part or, if that is ambiguous, by path.
+    """Read run folders, and those below a folder that is none, such as a pipeline's; each once.
 
-    Raises  ConfigError for a folder that holds no run.
+    They are named by their last part or, if that is ambiguous, by their path below the folder that holds them all. One
+    of several that cannot be read is left out, with a warning.
+
+    Raises  ConfigError if none can be read.
     """
-    folders = list({path.resolve(): path for path in paths})
+    folders = list({run.resolve(): None for path in paths for run in _runs_at(path)})
     counts = Counter(folder.name for folder in folders)
-    return [_read_run(each, readable(each.name if counts[each.name] == 1 else each)) for each in folders]
+    above = Path(os.path.commonpath(folders))
+    runs, failures = [], []
+    for folder in folders:
+        name = folder.name if counts[folder.name] == 1 else folder.relative_to(above)
+        try:
+            runs.append(_read_run(folder, printable(name)))
+        except (ConfigError, OSError) as error:
+            failures.append(error)
+    if not runs:
+        raise ConfigError(str(failures[0]))
+    for failure in failures:
+        logger.warning(f"left out: {failure}")
+    return runs
+
+
+def _runs_at(path: Path) -> list[Path]:
+    return [path] if RunFolder(path).journal.exists() else runs_below(path) or [path]
 
 
 def _read_run(path: Path, name: str) -> RunData:
     folder, curves = RunFolder(path), Curves()
     if not folder.journal.exists():
-        seeds = ", ".join(sorted(each.name for each in path.glob("seed-*")))
-        hint = f", but there are runs in its subfolders {seeds}" if seeds else ""
-        raise ConfigError(f"no run in {readable(path)}{hint}; a run's folder has a journal.jsonl")
+        raise ConfigError(no_run(path))
     history = read_history(folder.journal, on_step=curves.append, on_reset=curves.clear)
     if history is None:
-        raise ConfigError(f"{readable(path)}: this run was never started; its journal has no start")
+        raise ConfigError(f"{path}: this run was never started; its journal has no start")
     return RunData(name, folder, history, curves, _read_settings(folder.config))
-
-
-def readable(path: str | Path) -> str:
-    """Return a path as valid text; bytes that are not UTF-8 are replaced."""
-    return os.fsencode(path).decode(errors="replace")
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

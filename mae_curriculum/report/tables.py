@@ -139,7 +139,7 @@ def cost_table(runs: Sequence[RunData]) -> Table:
     rows = [
         ["FLOPs", *(format_flops(run.newest.get("flops")) for run in runs)],
         ["FLOPs without a curriculum", *(format_flops(run.newest.get("baseline_flops")) for run in runs)],
-        ["device hours (processes × hours)", *(f"{_device_hours(run):,.3g}" for run in runs)],
+        ["device time (processes × time)", *(format_duration(_device_seconds(run)) for run in runs)],
         ["images/s, waiting included", *(format_or_dash(_images_per_second(run), "{:,.0f}") for run in runs)],
         ["GPU energy, kWh", *(format_or_dash(energy, "{:.3g}", scale=1 / JOULES_PER_KWH) for energy in joules)],
         [
@@ -150,11 +150,11 @@ def cost_table(runs: Sequence[RunData]) -> Table:
     return _table_by_run("Cost", runs, rows)
 
 
-def _device_hours(run: RunData) -> float:
+def _device_seconds(run: RunData) -> float:
     seconds = 0.0
     for session in run.history.sessions:
         seconds += (session.last_sign - float(session.start["time"])) * int(session.start.get("world_size", 1))
-    return seconds / 3600
+    return seconds
 
 
 def _images_per_second(run: RunData) -> float | None:

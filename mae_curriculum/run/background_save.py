@@ -34,7 +34,7 @@ class BackgroundSaver:
         self.wait()
         self._failure = None
         start = time.monotonic()
-        self._copy = _to_host(state, self._copy)  # reuses the last copy's memory: allocating takes longer than copying
+        self._copy = to_host(state, self._copy)  # reuses the last copy's memory: allocating takes longer than copying
         self._thread = Thread(target=self._write, args=(self._copy, keep_forever, start))
         self._thread.start()
 
@@ -59,7 +59,7 @@ class BackgroundSaver:
         self.seconds = time.monotonic() - start
 
 
-def _to_host(value: Any, earlier: Any) -> Any:
+def to_host(value: Any, earlier: Any = None) -> Any:
     """Copy all tensors in nested dicts, lists and tuples to host memory, so that training may change the originals.
 
     earlier  an earlier copy, whose memory is reused where shape and dtype match.
@@ -70,9 +70,9 @@ def _to_host(value: Any, earlier: Any) -> Any:
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         known = earlier if isinstance(earlier, dict) else {}
-        return {key: _to_host(item, known.get(key)) for key, item in value.items()}
+        return {key: to_host(item, known.get(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         before = earlier if isinstance(earlier, list | tuple) else ()
         pairs = zip_longest(value, before[: len(value)])
-        return type(value)(_to_host(item, earlier_item) for item, earlier_item in pairs)
+        return type(value)(to_host(item, earlier_item) for item, earlier_item in pairs)
     return value

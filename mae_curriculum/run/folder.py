@@ -43,10 +43,9 @@ class RunFolder:
 
         Raises  ConfigError if another version created it, with another format.
         """
-        file = self.path / "run.json"
-        info: dict[str, Any] = read_json(file) if file.exists() else {}
+        info = read_facts(self.path / "run.json")
         if info.get("format") != FORMAT:
-            version = f"version {info['version']}" if info else "an older version (0.1.0 or earlier)"
+            version = f"version {info['version']}" if "version" in info else "an older version (0.1.0 or earlier)"
             raise ConfigError(
                 f"{self.path} was written by {version} of mae-curriculum and cannot be used by version "
                 f"{__version__}; start a new run with another --run, or use that version"
@@ -103,6 +102,8 @@ class RunFolder:
                     f"{self.path} belongs to a run with other settings ({'; '.join(changed)}); "
                     "choose another --run, or use the settings of that run to resume it"
                 )
+        elif self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file, no run folder; choose another --run")
         elif self.path.exists() and not {*self.path.iterdir()} <= self._early:
             raise ConfigError(f"{self.path} is not empty and is no run folder (no config.yaml); choose another --run")
 
@@ -158,3 +159,48 @@ def run_and_epochs(checkpoint: Path) -> tuple[RunFolder, int | None]:
     if match and not checkpoint.exists():
         return RunFolder(checkpoint.with_name(match[1])), int(match[2])
     return RunFolder(checkpoint), None
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise ConfigError with what leads on if there is no checkpoint: nothing at all, a part of a run, settings."""
+    if run_and_epochs(path)[0].config.exists():
+        return
+    if not path.exists():
+        raise ConfigError(f"checkpoint: {path} does not exist")
+    if path.suffix != ".safetensors" and (run := _run_around(path)):
+        raise ConfigError(f"checkpoint: {path} is only a part of a run; did you mean {run}?")
+    if path.suffix in (".yaml", ".yml"):
+        raise ConfigError(f"checkpoint: {path} is a file of settings, not of weights; settings are given by --config")
+    if runs := runs_below(path):
+        names = ", ".join(str(run) for run in runs[:3])
+        raise ConfigError(f"checkpoint: {path} is no run folder, but holds {len(runs)}, such as {names}; name one")
+
+
+def no_run(path: Path) -> str:
+    """Return why a path is no run folder, and what leads on."""
+    if not path.exists():
+        return f"no run in {path}, which does not exist"
+    run = _run_around(path)
+    hint = f"did you mean {run}?" if run else f"a run's folder has a journal.jsonl, a submitted one a {SUBMISSION}"
+    return f"no run in {path}; {hint}"
+
+
+def runs_below(place: Path) -> list[Path]:
+    """Return the run folders in a folder and in those below it, sorted."""
+    return sorted({journal.parent for journal in place.rglob("journal.jsonl")})
+
+
+def _run_around(path: Path) -> Path | None:
+    """Return the run folder that a path lies in, or None."""
+    return next((parent for parent in path.parents[:2] if RunFolder(parent).config.exists()), None)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run folder; empty if it is missing. Raises ConfigError if it is damaged."""
+    try:
+        facts = read_json(path) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(facts, dict):
+        raise ConfigError(f"{path} holds no facts but {facts!r:.80}")
+    return facts

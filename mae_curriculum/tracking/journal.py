@@ -17,8 +17,19 @@ IDEMPOTENT_EVENTS = ("step", "stage", "evaluation", "pictures", "skipped", "spik
 """Events that depend on the step alone: a job that repeats steps after a kill does not write them again."""
 
 
-NUMBERS = frozenset({"time", "steps_done", "total_steps", "stage", "last_beat", "share", "knn"})
+NUMBERS = frozenset({"time", "steps_done", "total_steps", "stage", "last_beat", "share", "knn", "world_size"})
 """Facts that are numbers in every row; in the row of a step, all but its size are."""
+
+NEEDED = {
+    **dict.fromkeys((*IDEMPOTENT_EVENTS, "start", "save", "stop"), frozenset({"steps_done"})),
+    "stage": {"steps_done", "stage"},
+    "waiting": {"stage", "share"},
+    "broken_image": {"image", "reason"},
+    "save_failed": {"reason"},
+    "error": {"reason"},
+    "damaged_checkpoint": {"name"},
+}
+"""Facts that the rows of an event have, besides the time."""
 
 
 @dataclass
@@ -65,7 +76,7 @@ class Journal:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Iterate over all rows, oldest first."""
-        if self.path is None or not self.path.exists():
+        if self.path is None or not self.path.is_file():
             return
         with self.path.open(errors="replace") as lines:
             yield from filter(None, map(as_row, lines))
@@ -88,18 +99,30 @@ def as_row(line: str) -> dict[str, Any] | None:
 def _is_row(row: dict[str, Any]) -> bool:
     """Return whether what readers of journals rely on is there and of the right type; a journal may be damaged."""
     event = row.get("event")
-    needed = {"time", "steps_done"} if event in (*IDEMPOTENT_EVENTS, "start", "save", "stop") else {"time"}
+    if not isinstance(event, str):
+        return False
+    needed = {"time", *NEEDED.get(event, ())}
     numbers = row.keys() - {"event", "size"} if event == "step" else row.keys() & NUMBERS
+    size = row.get("size", [])
     return (
-        isinstance(event, str)
-        and needed <= row.keys()
+        all(row.get(key) is not None for key in needed)
         and all(row[key] is None or _is_number(row[key]) for key in numbers)
-        and isinstance(row.get("size", []), list)
+        and isinstance(size, list)
+        and all(map(_is_number, size))
+        and (_is_result(row["accuracy"]) if "checkpoint" in row and "accuracy" in row else True)
     )
 
 
+def _is_result(accuracy: Any) -> bool:
+    """Return whether this is the spread of an accuracy, or several by the number of labels."""
+    if not isinstance(accuracy, dict):
+        return False
+    spreads = [accuracy] if "mean" in accuracy else accuracy.values()
+    return all(isinstance(each, dict) and _is_number(each.get("mean")) and "std" in each for each in spreads)
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < 1e300  # not NaN; larger integers are no float
 
 
 def append_whole(path: Path, content: bytes) -> None:

@@ -28,6 +28,8 @@ def run_training(
             world.log(f"{session.folder.path} is finished already")
             summary = read_json(session.folder.summary)
             return summary
+        if step:
+            world.log(f"{session.folder.path} continues from step {step} of {total}")
         hooks = build_hooks(session)
         session.log_start(training, step=step, **hooks.facts)
         if not train_(training, session, stopwatch, hooks, first_step=step, stop=stop):

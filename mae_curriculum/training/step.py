@@ -7,7 +7,6 @@ fine-tuning and probing differ in their model and inputs; they share these steps
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -105,12 +104,10 @@ def run_steps_(
     *,
     first_step: int,
     gate: Gate = lambda _: True,
-    zero_lr: bool = False,
 ) -> Generator[Step]:
     """Train step by step along a clock, to its end or to a step that is abandoned.
 
-    gate     decides whether a step goes on; all ranks must decide alike on its last micro-batch.
-    zero_lr  keep the learning rate at 0: all the work of training, without its effect.
+    gate  decides whether a step goes on; all ranks must decide alike on its last micro-batch.
     """
     config, world = training.config, training.world
     sampler = RequestSampler(
@@ -120,8 +117,8 @@ def run_steps_(
     batches = receive(loader)
     for step in range(first_step, clock.total_steps):
         moment = clock.moment(step)
-        lr = 0.0 if zero_lr else step_learning_rate(moment.progress, moment.batch_images, config.optim)
-        reported = not zero_lr and is_reported(clock, step + 1, every_steps=config.tracking.every_steps)
+        lr = step_learning_rate(moment.progress, moment.batch_images, config.optim)
+        reported = is_reported(clock, step + 1, every_steps=config.tracking.every_steps)
         with stopwatch(f"train/{moment.stage}"):
             done = update_(training, moment, batches, stopwatch, lr=lr, measured=reported, gate=gate)
         if done is None:
@@ -240,24 +237,3 @@ def step_if_finite_(optimizer: Optimizer, norm: Tensor) -> None:
         optimizer.step()
     elif bool(norm.isfinite()):
         optimizer.step()
-
-
-def seconds_per_step(training: Training[Any], clock: Clock, spent: Stopwatch) -> float:
-    """Return the training seconds of a clock's step: from `spent` if the run had these stages, else measured.
-
-    A measurement makes a few steps with learning rate 0, after a few more to warm up.
-    """
-    if clock.spans == training.clock.spans:
-        return spent.total("train") / clock.total_steps
-    warmup, counted = min(3, clock.total_steps - 1), min(20, max(5, clock.total_steps // 20))
-    stopwatch = Stopwatch()
-    steps = run_steps_(training, clock, stopwatch, first_step=0, zero_lr=True)
-    for _ in islice(steps, warmup):
-        pass
-    training.world.synchronize()
-    stopwatch.seconds.clear()
-    measured = sum(1 for _ in islice(steps, counted))
-    steps.close()
-    with stopwatch("train"):
-        training.world.synchronize()
-    return stopwatch.total("train") / measured

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -94,3 +95,21 @@ def test_only_files_are_images_and_a_link_to_nothing_is_a_broken_one(tmp_path: P
     assert images.fingerprint()
     with pytest.raises(BrokenImageError, match="No such file"):
         images.read(2, 3)
+
+
+def test_a_floating_point_array_is_refused_before_anything_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    np.save(tmp_path / "a" / "0.npy", np.zeros((8, 9, 13), np.float32))
+    with pytest.raises(
+        ConfigError, match=r"0.npy: array of float32 \(8, 9, 13\); arrays must be uint8 or uint16, \(h, w\)"
+    ):
+        opened(tmp_path)
+    np.save(tmp_path / "a" / "0.npy", np.zeros((8, 9, 13), np.uint16))
+    assert len(opened(tmp_path)[0]) == 1
+
+
+def test_a_damaged_array_is_one_broken_image_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "0.npy").write_bytes(b"\x93NUMPY")
+    images = opened(tmp_path)[0]
+    with pytest.raises(BrokenImageError):
+        images.read(0, 3)

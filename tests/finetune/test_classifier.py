@@ -185,7 +185,7 @@ def test_a_classifier_depends_only_on_its_seed_and_keeps_the_global_random_state
     ("config", "weights", "message"),
     [
         (ClassifierConfig(), None, "model.name: choose a timm model"),
-        (ClassifierConfig("resnet_18"), None, "timm has no 'resnet_18'; similar names: resnet18"),
+        (ClassifierConfig("resnet_18"), None, "timm has no 'resnet_18'; similar: resnet18"),
         (ClassifierConfig("resnet18"), pretrained(), "the checkpoint defines the ViT"),
         (ClassifierConfig("resnet18", options={"color": 3}), None, "model: timm cannot build resnet18 with"),
         (ClassifierConfig(image_size=30), pretrained(), "image_size: 30 px must be a multiple of 8 for vit_tiny"),

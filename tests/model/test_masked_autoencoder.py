@@ -231,3 +231,18 @@ def test_what_cannot_be_is_refused_in_one_line(message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")) as caught:
         build_model(replace(DEEPER, **MISTAKES[message]), seed=0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_b16", "vit_b_16", "ViT-B/16", "ViT-B-16", "vit_base_patch16", "mae_vit_base_patch16"]
+)
+def test_short_names_of_a_vit_lead_to_timms(name: str) -> None:
+    with pytest.raises(ConfigError, match="similar: vit_base_patch16_224,"):
+        build_model(ModelConfig(name=name), seed=0)
+
+
+def test_a_name_without_a_patch_size_leads_to_the_sizes() -> None:
+    with pytest.raises(ConfigError, match="similar: vit_huge_patch14_224,"):
+        build_model(ModelConfig(name="vit_huge"), seed=0)
+    with pytest.raises(ConfigError, match="no plain ViT named 'mobilevit_s'; similar: (?!vit_small)"):
+        build_model(ModelConfig(name="mobilevit_s"), seed=0)

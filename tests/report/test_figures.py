@@ -62,8 +62,8 @@ def test_full_disk_keeps_the_existing_figure(small_disk: Callable[[str], Path], 
     assert [path.read_text() for path in disk.iterdir()] == ["before"]
 
 
-def test_drawable_replaces_unprintable_letters_and_keeps_the_end_of_long_names() -> None:
-    assert drawable("a\udcff\n😀.jpg") == "a\ufffd\ufffd😀.jpg"
+def test_drawable_spells_out_unprintable_letters_and_keeps_the_end_of_long_names() -> None:
+    assert drawable("a\udcff\n😀.jpg") == "a\\udcff\\n😀.jpg"
     assert drawable("photograph_000123.jpg", max_letters=12) == "…_000123.jpg"
 
 

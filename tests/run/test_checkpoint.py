@@ -80,17 +80,17 @@ def steps(folder: RunFolder) -> list[int]:
 def test_the_newest_checkpoint_is_found_and_only_the_newest_are_kept(folder: RunFolder) -> None:
     assert folder.newest() is None
     for step in (9, 10, 100):
-        folder.save({"steps_done": step, "weights": torch.full((3,), step)}, keep=2)
+        folder.save({"steps_done": step, "model": {"w": torch.full((3,), step)}}, keep=2)
     path = folder.newest()
     assert path is not None
     state = load_state(path)
-    assert (state["steps_done"], state["weights"].tolist()) == (100, [100, 100, 100])
+    assert (state["steps_done"], state["model"]["w"].tolist()) == (100, [100, 100, 100])
     assert steps(folder) == [10, 100]
 
 
 def test_checkpoints_to_keep_forever_are_kept(folder: RunFolder) -> None:
     for step in range(7):
-        folder.save({"steps_done": step}, keep=1, keep_forever=lambda step: step % 3 == 0)
+        folder.save({"steps_done": step, "model": {}}, keep=1, keep_forever=lambda step: step % 3 == 0)
     assert steps(folder) == [0, 3, 6]
 
 
@@ -146,12 +146,63 @@ def test_a_full_disk_raises_and_leaves_earlier_checkpoints_intact(small_disk: Ca
     run = RunFolder(small_disk("5m") / "run")
     run.claim(Config(), command="pretrain")
     weights = torch.arange(500_000, dtype=torch.float32)  # 2 MB
-    run.save({"steps_done": 1, "weights": weights}, keep=2)
-    run.save({"steps_done": 2, "weights": weights}, keep=2)
+    run.save({"steps_done": 1, "model": {"w": weights}}, keep=2)
+    run.save({"steps_done": 2, "model": {"w": weights}}, keep=2)
     with pytest.raises(OSError, match="No space left on device"):
-        run.save({"steps_done": 3, "weights": weights}, keep=2)
+        run.save({"steps_done": 3, "model": {"w": weights}}, keep=2)
     path = run.newest()
     assert path is not None
-    assert torch.equal(load_state(path)["weights"], weights)
+    assert torch.equal(load_state(path)["model"]["w"], weights)
     assert steps(run) == [1, 2]
     assert len(list((run.path / "checkpoints").iterdir())) == 2
+
+
+class Code:
+    """An object that runs a program where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+UNREADABLE = {
+    "code": ({"model": Code()}, "it holds posix.system, which is no tensor and could run code"),
+    "a module": (
+        torch.nn.Linear(2, 2),
+        "it holds torch.nn.modules.linear.Linear, which is no tensor and could run code",
+    ),
+    "a list": ([1], "it has no model and steps_done"),
+    "a tensor without values": (
+        {"steps_done": 1, "model": {"w": torch.zeros(3, device="meta")}},
+        "holds a tensor without values, on torch's device meta",
+    ),
+    "an expanded tensor": (
+        {"model": {"w": torch.zeros(1).expand(2**40)}},
+        "a tensor that is larger than the file: [1099511627776] of 4 bytes each",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_file_that_is_no_state_is_refused_in_our_words(name: str, tmp_path: Path) -> None:
+    content, reason = UNREADABLE[name]
+    torch.save(content, tmp_path / "step.pt")
+    with pytest.raises(ConfigError) as caught:
+        load_state(tmp_path / "step.pt")
+    assert reason in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"{}", bytes(1000), b"PK\x03\x04 cut"])
+def test_damaged_bytes_are_refused_in_our_words(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "step.pt").write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read: it .*damaged") as caught:
+        load_state(tmp_path / "step.pt")
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_state_that_contains_itself_is_read(tmp_path: Path) -> None:
+    state: dict[str, object] = {"steps_done": 1, "model": {"w": torch.ones(2)}}
+    state["itself"] = state
+    torch.save(state, tmp_path / "step.pt")
+    assert load_state(tmp_path / "step.pt")["steps_done"] == 1

@@ -67,7 +67,7 @@ def test_history_counts_lost_work_and_time_between_jobs(tmp_path: Path) -> None:
         {"event": "step", "time": 120, "steps_done": 40},
         {"event": "lock_taken_over", "time": 180, "last_beat": 125},
         {"event": "error", "time": 190, "reason": "no images"},
-        {"event": "damaged_checkpoint", "time": 199},
+        {"event": "damaged_checkpoint", "time": 199, "name": "step-00000040"},
         {"event": "start", "time": 200, "steps_done": 20, "total_steps": 90},
         {"event": "step", "time": 220, "steps_done": 60},
         {"event": "save", "time": 221, "steps_done": 60},

@@ -38,7 +38,7 @@ def test_a_stopwatch_continues_from_its_saved_seconds() -> None:
 
 def test_rows_are_appended_and_read_back(tmp_path: Path) -> None:
     for step in (1, 2):
-        Journal(tmp_path / "journal.jsonl").write("stage", steps_done=step, name="broken \udcff name")
+        Journal(tmp_path / "journal.jsonl").write("stage", steps_done=step, stage=0, name="broken \udcff name")
     Journal(tmp_path / "journal.jsonl").write("save", steps_done=2)
     with (tmp_path / "journal.jsonl").open("a") as stream:
         stream.write('{"event": "step", "steps_done": 3, "lo')  # a line cut by a kill
@@ -118,6 +118,13 @@ DAMAGED = [
     '{"event": "start", "time": {}, "steps_done": 0}',
     '{"event": "start", "time": 1, "steps_done": 0, "total_steps": []}',
     '{"event": "stage", "time": 1, "steps_done": 0, "stage": "first"}',
+    '{"event": "stage", "time": 1, "steps_done": 0}',
+    '{"event": "step", "time": null, "steps_done": 9}',
+    '{"event": "step", "time": 1, "steps_done": 9, "loss": 1' + "0" * 400 + "}",
+    '{"event": "step", "time": 1, "steps_done": 9, "size": ["a"]}',
+    '{"event": "error", "time": 1, "steps_done": 9}',
+    '{"event": "knn", "time": 1, "steps_done": 9, "checkpoint": "a", "accuracy": {"mean": "high", "std": null}}',
+    '{"event": "fewshot", "time": 1, "steps_done": 9, "checkpoint": "a", "accuracy": {"1": 0.5}}',
     "[" * 100_000,
 ]
 
