@@ -8,6 +8,7 @@ from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.knn import knn_of_encoder, why_no_knn
 from mae_curriculum.evaluation.results import record, spread
 from mae_curriculum.weights.build import build_encoder, read_together
+from mae_curriculum.weights.normalization import with_normalization
 from mae_curriculum.weights.run_settings import resolve_source
 
 
@@ -15,7 +16,8 @@ def evaluate(config: EvaluateConfig) -> int:
     """Measure, print and record the accuracy; returns the exit code."""
     data = resolve_source(config.data, config.checkpoint)
     with connect() as world:
-        weights = read_together(config.checkpoint, world, heads=config.heads)
+        weights = read_together(config.checkpoint, world, **config.hints)
+        data = with_normalization(data, weights, config.checkpoint, world.log)
         model = build_encoder(weights, config.checkpoint).to(world.device)
         world.on_main(lambda: download(data))
         train, val = open_images(data, world.log)

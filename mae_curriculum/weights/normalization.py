@@ -1,0 +1,26 @@
+"""The mean and standard deviation that a checkpoint's images are normalized with."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from mae_curriculum.data.config import DataConfig
+from mae_curriculum.weights.names import Log
+from mae_curriculum.weights.read import Weights
+
+
+def with_normalization(data: DataConfig, weights: Weights, path: Path, log: Log) -> DataConfig:
+    """Return settings of data whose mean and standard deviation, where they are null, are those of a checkpoint.
+
+    log  takes a line if the checkpoint does not say them, so that ImageNet's are assumed, or if the data's are others.
+    """
+    usual = dict(zip(("mean", "std"), DataConfig().statistics(weights.model.channels), strict=True))
+    changed = {}
+    for name, assumed in usual.items():
+        own, given = getattr(weights, name), getattr(data, name)
+        if given is not None and own is not None and given != own:
+            log(f"data.{name} is {list(given)}, but {path} was trained with {list(own)}; using data.{name}")
+        if given is None and own is None:
+            log(f"{path} does not say the {name} that images are normalized with; assumed: ImageNet's {list(assumed)}")
+        if given is None and own not in (None, assumed):
+            changed[name] = own
+    return replace(data, **changed)
