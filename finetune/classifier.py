@@ -199,7 +199,7 @@ def vit_config(name: str, net: Any) -> ModelConfig | None:
         heads=block.attn.num_heads,
         image_size=net.patch_embed.img_size,
         norm_eps=block.norm1.eps,
-        options={"act_layer": ACTIVATIONS[activation]},
+        activation=ACTIVATIONS[activation],
     )
     return infer_model(state, {}, known, Path(name), logger.warning)
 

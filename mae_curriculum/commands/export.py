@@ -79,8 +79,8 @@ def _timm_extras(weights: Weights) -> str:
         norm = f", norm_layer=lambda width, **more: timm.layers.LayerNorm(width, eps={eps}, **more)"
     head = weights.encoder.get("head.weight")
     arguments["num_classes"] = 0 if head is None else len(head)
-    if "fc_norm.weight" in weights.encoder:
-        arguments["global_pool"] = "avg"
+    if "fc_norm.weight" in weights.encoder or "cls_token" not in weights.encoder:
+        arguments["global_pool"] = "avg" if "fc_norm.weight" in weights.encoder else ""
     return "".join(f", {key}={value!r}" for key, value in arguments.items()) + norm
 
 

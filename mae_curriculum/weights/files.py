@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.files import read_json
+from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.weights.names import MODEL_KEY, NORMALIZATION_KEY, Log, format_keys, read_metadata
 
 WEIGHT_FILES = (
@@ -75,6 +76,8 @@ def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
     if not path.exists():
         raise ConfigError(f"{path}: no such file or folder")
     folder = path if path.is_dir() else path.parent
+    if folder.name == "checkpoints" and RunFolder(folder.parent).config.exists():
+        raise ConfigError(f"{path} belongs to the run {folder.parent}; give that folder, or {folder.parent}@EPOCHS")
     if path.is_dir():
         if not (path / "config.json").exists():
             raise ConfigError(f"{path} is neither a run folder (config.yaml) nor a Hugging Face one (config.json)")
@@ -157,18 +160,22 @@ def _split(name: str, state: dict[str, Tensor], path: Path) -> dict[str, Network
     prefixes = [match[1] for match in map(_PATCH_EMBEDDING.fullmatch, tensors) if match]
     networks = {}
     for prefix in prefixes:
-        parent = re.sub(r"[^.]*\.$", "", prefix)
-        others = tuple(other for other in prefixes if other != prefix and not prefix.startswith(other))
+        others = [other for other in prefixes if other != prefix]
+        foreign = tuple(other for other in others if not prefix.startswith(other))
+        theirs = tuple(part for part in (*foreign, *map(_parent, foreign)) if not prefix.startswith(part))
         own, beside = {}, {}
         for key, value in tensors.items():
-            if key.startswith(others):
-                continue
-            if key.startswith(prefix):
+            if key.startswith(prefix) and not key.startswith(foreign):
                 own[key.removeprefix(prefix)] = value
-            elif key.startswith(parent) and parent not in prefixes:
-                beside[key.removeprefix(parent)] = value
+            elif not key.startswith(theirs) and "" not in others:
+                beside[key.removeprefix(_parent(prefix))] = value
         networks[f"{name}.{prefix}".strip(".")] = Network(own, beside)
     return networks
+
+
+def _parent(prefix: str) -> str:
+    """Return the prefix of what contains a network."""
+    return re.sub(r"[^.]*\.$", "", prefix)
 
 
 def _choose(names: list[str], wanted: str | None, path: Path, log: Log) -> str:

@@ -14,7 +14,7 @@ from mae_curriculum.config import ConfigError, load_part
 from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masked_autoencoder import DECODER_NORM_EPS, build_timm
 from mae_curriculum.model.positions import is_sincos
-from mae_curriculum.weights.names import Log
+from mae_curriculum.weights.names import Log, count_blocks
 from mae_curriculum.weights.stated import ACTIVATIONS, Stated, find_activation
 
 NAMES = {
@@ -41,7 +41,7 @@ def describe(state: Tensors) -> dict[str, Any]:
     width, channels, patch_size, _ = state["patch_embed.proj.weight"].shape
     return {
         "embed_dim": width,
-        "depth": _count_blocks(state, "blocks"),
+        "depth": count_blocks(state, "blocks"),
         "patch_size": patch_size,
         "in_chans": channels,
         "mlp_ratio": _mlp_ratio(state["blocks.0.mlp.fc1.weight"]),
@@ -84,9 +84,9 @@ def infer_model(encoder: Tensors, decoder: Tensors, known: Stated, path: Path, l
 
 def _check_shapes(encoder: Tensors, path: Path) -> None:
     patches, tokens = encoder["patch_embed.proj.weight"], encoder.get("cls_token")
-    if patches.ndim != 4 or patches.shape[2] != patches.shape[3]:
+    if patches.shape[2] != patches.shape[3]:
         raise ConfigError(f"{path}: a patch embedding of shape {list(patches.shape)}; patches must be square images")
-    if "pos_embed" not in encoder or encoder["pos_embed"].ndim != 3:
+    if "pos_embed" not in encoder:
         raise ConfigError(f"{path}: no positional embedding per patch; rotary and relative positions cannot be read")
     if tokens is not None and tokens.shape[:-1] != (1, 1):
         raise ConfigError(f"{path}: class tokens of shape {list(tokens.shape)}; an encoder here has one")
@@ -136,7 +136,9 @@ def _options(found: dict[str, Any], embedded: int, known: Stated, usual: Any) ->
     if prefix and (embedded < prefix) != usual.no_embed_class:
         options["no_embed_class"] = embedded < prefix
     own_activation = ACTIVATIONS.get(find_activation(usual.blocks[0]) or "")
-    return options | {key: value for key, value in known.options.items() if value not in ("", own_activation)}
+    if known.activation not in (None, own_activation):
+        options["act_layer"] = known.activation
+    return options
 
 
 def _infer_size(encoder: Tensors, patch_size: int, known: Size | None, path: Path) -> tuple[Size, int, bool]:
@@ -176,7 +178,7 @@ def _infer_decoder(
     decoder: Tensors, encoder_options: dict[str, Any], known: Stated
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the settings of the decoder, and what was assumed; what stays open is listed by `left_open`."""
-    width, depth = decoder["decoder_embed.weight"].shape[0], _count_blocks(decoder, "decoder_blocks")
+    width, depth = decoder["decoder_embed.weight"].shape[0], count_blocks(decoder, "decoder_blocks")
     heads, assumed = known.decoder_heads, []
     if heads is None and (width, depth) == MAE_DECODER:
         heads = 16
@@ -212,7 +214,3 @@ def _mlp_ratio(weight: Tensor) -> float:
     hidden, width = weight.shape
     ratio: float = hidden / width
     return ratio if int(width * ratio) == hidden else nextafter(ratio, hidden)
-
-
-def _count_blocks(weights: Tensors, blocks: str) -> int:
-    return len({key.split(".")[1] for key in weights if key.startswith(f"{blocks}.")})

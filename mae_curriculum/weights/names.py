@@ -32,6 +32,19 @@ VIT_PARTS = ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.ml
 DECODER_PARTS = ("decoder_embed.weight", "decoder_blocks.0.mlp.fc1.weight", "decoder_pred.weight", "mask_token")
 """Keys that every decoder has."""
 
+DIMENSIONS = {
+    "patch_embed.proj.weight": 4,
+    "pos_embed": 3,
+    "cls_token": 3,
+    "reg_token": 3,
+    "blocks.0.mlp.fc1.weight": 2,
+    "blocks.0.attn.q_norm.weight": 1,
+    "decoder_embed.weight": 2,
+    "decoder_blocks.0.mlp.fc1.weight": 2,
+    "decoder_pos_embed": 3,
+}
+"""Number of dimensions of tensors whose shape shows that of the model."""
+
 UNUSED_KEY = re.compile(r"(mask_token|(head|head_drop|pooler|attn_pool|pre_logits)\..*)")
 """Parts of a ViT that its features do not need: heads that are no linear layer, the token of masked patches."""
 
@@ -126,6 +139,11 @@ def _join_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if ".attn.q." in key and all(part in state for part in parts):
             joined[key.replace(".attn.q.", ".attn.qkv.")] = torch.cat([joined.pop(part) for part in parts])
     return joined
+
+
+def count_blocks(weights: dict[str, Tensor], blocks: str) -> int:
+    """Return how many blocks weights belong to, `blocks` or `decoder_blocks`."""
+    return len({key.split(".")[1] for key in weights if key.startswith(f"{blocks}.")})
 
 
 def format_keys(keys: Iterable[str]) -> str:

@@ -11,7 +11,8 @@ from mae_curriculum.weights.read import Weights
 def with_normalization(data: DataConfig, weights: Weights, path: Path, log: Log) -> DataConfig:
     """Return settings of data whose mean and standard deviation, where they are null, are those of a checkpoint.
 
-    log  takes a line if the checkpoint does not say them, so that ImageNet's are assumed, or if the data's are others.
+    log  takes a line if the checkpoint does not say them, so that ImageNet's are assumed, if the data's are others, or
+         if its library prepares images otherwise.
     """
     usual = dict(zip(("mean", "std"), DataConfig().statistics(weights.model.channels), strict=True))
     changed = {}
@@ -23,4 +24,6 @@ def with_normalization(data: DataConfig, weights: Weights, path: Path, log: Log)
             log(f"{path} does not say the {name} that images are normalized with; assumed: ImageNet's {list(assumed)}")
         if given is None and own not in (None, assumed):
             changed[name] = own
+    if weights.preparation is not None:
+        log(f"{path}: its library prepares images by {weights.preparation}; here by bicubic resizing and --crop")
     return replace(data, **changed)

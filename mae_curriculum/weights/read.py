@@ -4,7 +4,6 @@ Encoders get timm's names, decoders those of facebookresearch/mae. Unknown keys 
 error that lists them. Code in a file is never run.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -27,18 +26,20 @@ from mae_curriculum.weights.infer import infer_model, left_open
 from mae_curriculum.weights.names import (
     DECODER_KEY,
     DECODER_PARTS,
+    DIMENSIONS,
     HUGGING_FACE_PATCHES,
     MODEL_KEY,
     UNUSED_KEY,
     VIT_KEY,
     VIT_PARTS,
     Log,
+    count_blocks,
     decoder_to_mae,
     format_keys,
     rename,
 )
 from mae_curriculum.weights.run_settings import run_settings
-from mae_curriculum.weights.stated import Values, as_values, read_stated
+from mae_curriculum.weights.stated import Values, as_values, parse_metadata, read_stated
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class Weights:
     """Mean of each channel that its images are normalized with, on a scale of 0 to 1; None if it does not say."""
     std: Values | None = None
     """Standard deviation, likewise."""
+    preparation: str | None = None
+    """How its library prepares images otherwise than this project; None if it does not, or does not say."""
     open: tuple[str, ...] = ()
     """Options that would say what neither the checkpoint nor the user said of the decoder."""
 
@@ -110,20 +113,21 @@ def _refuse_contradictions(weights: Weights, hints: Mapping[str, Any], path: Pat
 def _read_foreign(path: Path, hints: Mapping[str, Any], wanted: str | None, log: Log) -> Weights:
     network, settings = read_network(path, wanted, log)
     is_hugging_face = HUGGING_FACE_PATCHES in network.own
-    known = read_stated(settings, path, is_hugging_face=is_hugging_face)
-    known = replace(known, **{key: value for key, value in hints.items() if getattr(known, key) is None})
     encoder, decoder = _sort(network, path, log)
+    shape = (encoder["patch_embed.proj.weight"].shape[0], count_blocks(encoder, "blocks"))
+    known = read_stated(settings, shape, path, is_hugging_face=is_hugging_face, log=log)
+    known = replace(known, **{key: value for key, value in hints.items() if getattr(known, key) is None})
     origin = "Hugging Face" if is_hugging_face else "facebookresearch/mae" if decoder else "timm"
     if MODEL_KEY in settings:
-        origin, model = "export of this project", load_part(ModelConfig, json.loads(settings[MODEL_KEY]))
-        open_: tuple[str, ...] = ()
+        origin = origin if decoder else "export of this project"
+        model, open_ = load_part(ModelConfig, parse_metadata(settings, MODEL_KEY, path)), ()
     else:
         model = infer_model(encoder, decoder, known, path, log)
         open_ = left_open(model, known) if decoder else ()
     if "head.weight" in encoder:
         origin += f" classifier of {len(encoder['head.weight'])} classes"
     encoder, decoder = _with_exact_positions(encoder, decoder, model)
-    return Weights(model, encoder, decoder, origin, known.mean, known.std, open_)
+    return Weights(model, encoder, decoder, origin, known.mean, known.std, known.preparation, open_)
 
 
 def _sort(network: Network, path: Path, log: Log) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -147,6 +151,9 @@ def _sort(network: Network, path: Path, log: Log) -> tuple[dict[str, Tensor], di
     if unknown:
         kind = "Hugging Face" if HUGGING_FACE_PATCHES in network.own else "facebookresearch/mae" if decoder else "timm"
         raise ConfigError(f"{path}: recognized as {kind}, but these keys are unknown: {format_keys(unknown)}")
+    for key, value in (encoder | decoder).items():
+        if value.ndim != DIMENSIONS.get(key, value.ndim):
+            raise ConfigError(f"{path}: {key} has the shape {list(value.shape)}, not {DIMENSIONS[key]} dimensions")
     if left_out:
         log(f"{path}: left out, as features do not need it: {format_keys(left_out)}")
     return encoder, decoder

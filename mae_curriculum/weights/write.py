@@ -40,7 +40,18 @@ def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def mae_layout(model: MaskedAutoencoder, weights: Weights) -> dict[str, Tensor]:
-    """Return the weights with the names of facebookresearch/mae, which saves the decoder's positions too."""
+    """Return the weights with the names of facebookresearch/mae, which saves the decoder's positions too.
+
+    Raises  ConfigError for an autoencoder that facebookresearch/mae cannot build.
+    """
+    functions = {_function(model.encoder.blocks[0]), _function(model.decoder.blocks[0])}
+    reasons = {"activations but GELU, an epsilon but 1e-6, queries without bias": functions != {(1e-6, "gelu", True)}}
+    _refuse_lacking(model, weights, "facebookresearch/mae", reasons)
+    return _with_table(model, weights)
+
+
+def _with_table(model: MaskedAutoencoder, weights: Weights) -> dict[str, Tensor]:
+    """Return the weights of encoder and decoder, and the decoder's positions."""
     if "decoder_pos_embed" in weights.decoder:
         return {**weights.encoder, **weights.decoder}
     width = weights.decoder["decoder_embed.weight"].shape[0]
@@ -54,9 +65,15 @@ def hugging_face(model: MaskedAutoencoder, weights: Weights, *, decoder: bool) -
     import transformers
 
     encoder, config = model.encoder, weights.model
-    lacking = _lacking(model, weights, decoder=decoder)
-    if lacking:
-        raise ConfigError(f"transformers lacks {', '.join(lacking)}; use --format {'mae' if decoder else 'timm'}")
+    eps, activation, qkv_bias = _function(encoder.blocks[0])
+    reasons = {
+        "images that are not square": model.image_size[0] != model.image_size[1],
+        "this activation": activation is None,
+    }
+    if decoder:
+        differs = _function(model.decoder.blocks[0]) != (eps, activation, qkv_bias)
+        reasons["a decoder whose norms, activation or biases are not the encoder's"] = differs
+    _refuse_lacking(model, weights, "transformers", reasons)
     shape = {
         "hidden_size": encoder.embed_dim,
         "num_hidden_layers": len(encoder.blocks),
@@ -65,9 +82,9 @@ def hugging_face(model: MaskedAutoencoder, weights: Weights, *, decoder: bool) -
         "image_size": model.image_size[0],
         "patch_size": model.patch_size[0],
         "num_channels": model.channels,
-        "layer_norm_eps": encoder.norm.eps,
-        "hidden_act": find_activation(encoder.blocks[0]),
-        "qkv_bias": encoder.blocks[0].attn.qkv.bias is not None,
+        "layer_norm_eps": eps,
+        "hidden_act": activation,
+        "qkv_bias": qkv_bias,
         "hidden_dropout_prob": 0.0,
     }
     theirs: Any
@@ -85,17 +102,15 @@ def hugging_face(model: MaskedAutoencoder, weights: Weights, *, decoder: bool) -
         )
     else:
         theirs = transformers.ViTModel(transformers.ViTConfig(**shape), add_pooling_layer=False)
-    ours = mae_layout(model, weights) if decoder else weights.encoder
+    ours = _with_table(model, weights) if decoder else weights.encoder
     load_into_(theirs, {key: _value(ours, from_hugging_face(key)) for key in theirs.state_dict()}, "the encoder")
     return theirs
 
 
-def _lacking(model: MaskedAutoencoder, weights: Weights, *, decoder: bool) -> list[str]:
-    """Return what transformers' model lacks of ours."""
+def _refuse_lacking(model: MaskedAutoencoder, weights: Weights, library: str, reasons: dict[str, bool]) -> None:
+    """Raise ConfigError that names what another library lacks of this model; `reasons` are those of this library."""
     encoder, found = model.encoder, describe(weights.encoder)
-    block = encoder.blocks[0]
-    reasons = {
-        "images that are not square": model.image_size[0] != model.image_size[1],
+    all_reasons = reasons | {
         "encoders without a class token, or with registers": encoder.cls_token is None or encoder.num_prefix_tokens > 1,
         "class tokens without a position": encoder.no_embed_class,
         "layer scale": found["init_values"] is not None,
@@ -104,13 +119,15 @@ def _lacking(model: MaskedAutoencoder, weights: Weights, *, decoder: bool) -> li
         "norms before the blocks": found["pre_norm"],
         "layers without bias": not found["proj_bias"],
         "encoders that do not end in a norm of all tokens": "norm.weight" not in weights.encoder,
-        "this activation": find_activation(block) is None,
     }
-    if decoder:
-        other: Any = model.decoder.blocks[0]
-        alike = [(one.norm1.eps, one.attn.qkv.bias is None, find_activation(one)) for one in (block, other)]
-        reasons["decoders whose norms, biases or activation differ from the encoder's"] = alike[0] != alike[1]
-    return [reason for reason, applies in reasons.items() if applies]
+    lacking = [reason for reason, applies in all_reasons.items() if applies]
+    if lacking:
+        raise ConfigError(f"{library} lacks {', '.join(lacking)}; choose another --format")
+
+
+def _function(block: Any) -> tuple[float, str | None, bool]:
+    """Return the epsilon and activation of a block of timm, and whether queries, keys and values have a bias."""
+    return block.norm1.eps, find_activation(block), block.attn.qkv.bias is not None
 
 
 def save_preprocessor(folder: Path, weights: Weights, image_size: tuple[int, int]) -> None:
