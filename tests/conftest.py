@@ -28,6 +28,8 @@ SLOW = {
     "test_status",
     "test_survival",
     "test_wandb",
+    "test_formats",
+    "test_write",
     "test_anomalies",
     "test_figures",
     "test_html",

@@ -59,7 +59,9 @@ def build_autoencoder(weights: Weights, what: object) -> MaskedAutoencoder:
     if not weights.decoder:
         raise ConfigError(f"{what} ({weights.origin}) has no decoder; use the run, or export it with --format mae")
     if weights.open:
-        raise ConfigError(f"{what} ({weights.origin}) leaves open how its decoder works; add {', '.join(weights.open)}")
+        raise ConfigError(
+            f"{what} ({weights.origin}) leaves open how its decoder works; add {' and '.join(weights.open)}"
+        )
     _refuse_broken(weights.decoder, what)
     model = build_encoder(weights, what)
     if "decoder_pos_embed" in weights.decoder:  # positions of its own

@@ -15,15 +15,18 @@ def with_normalization(data: DataConfig, weights: Weights, path: Path, log: Log)
          if its library prepares images otherwise.
     """
     usual = dict(zip(("mean", "std"), DataConfig().statistics(weights.model.channels), strict=True))
-    changed = {}
-    for name, assumed in usual.items():
+    changed, assumed = {}, {}
+    for name, value in usual.items():
         own, given = getattr(weights, name), getattr(data, name)
-        if given is not None and own is not None and given != own:
-            log(f"data.{name} is {list(given)}, but {path} was trained with {list(own)}; using data.{name}")
         if given is None and own is None:
-            log(f"{path} does not say the {name} that images are normalized with; assumed: ImageNet's {list(assumed)}")
-        if given is None and own not in (None, assumed):
+            assumed[name] = value
+        elif given is None and own != value:
             changed[name] = own
+        elif given is not None and own not in (None, given):
+            log(f"{path} was trained with the {name} {list(own)}; using {list(given)} as the settings say")
+    if assumed:
+        values = " and ".join(f"{name} {list(value)}" for name, value in assumed.items())
+        log(f"{path} does not say how images are normalized; assumed: ImageNet's {values} (mean and std change that)")
     if weights.preparation is not None:
         log(f"{path}: its library prepares images by {weights.preparation}; here by bicubic resizing and --crop")
     return replace(data, **changed)

@@ -118,9 +118,10 @@ def _read_foreign(path: Path, hints: Mapping[str, Any], wanted: str | None, log:
     known = read_stated(settings, shape, path, is_hugging_face=is_hugging_face, log=log)
     known = replace(known, **{key: value for key, value in hints.items() if getattr(known, key) is None})
     origin = "Hugging Face" if is_hugging_face else "facebookresearch/mae" if decoder else "timm"
+    open_: tuple[str, ...] = ()
     if MODEL_KEY in settings:
         origin = origin if decoder else "export of this project"
-        model, open_ = load_part(ModelConfig, parse_metadata(settings, MODEL_KEY, path)), ()
+        model = load_part(ModelConfig, parse_metadata(settings, MODEL_KEY, path))
     else:
         model = infer_model(encoder, decoder, known, path, log)
         open_ = left_open(model, known) if decoder else ()

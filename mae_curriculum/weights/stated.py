@@ -230,7 +230,7 @@ def _normalization(preprocessor: Mapping[str, Any], path: Path) -> dict[str, Any
     return {
         "mean": tuple(value / scale for value in mean),
         "std": tuple(value / scale for value in std),
-        "preparation": _preparation(RESAMPLING.get(preprocessor.get("resample")), None),
+        "preparation": _preparation(RESAMPLING.get(preprocessor.get("resample", -1)), None),
     }
 
 
