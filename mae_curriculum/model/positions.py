@@ -42,7 +42,7 @@ def is_sincos(positions: Tensor, grid: tuple[int, int]) -> bool:
 
     Values that were rounded to half precision, whatever their type is now, may differ by that rounding.
     """
-    if positions.shape[-1] % 4:
+    if positions.shape[-1] % 4 or len(positions) < grid[0] * grid[1]:
         return False
     table = sincos_positions(grid, grid, positions.shape[-1], positions.device)
     prefix, patches = positions.float().tensor_split([len(positions) - len(table)])

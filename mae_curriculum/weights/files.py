@@ -67,7 +67,10 @@ def read_network(path: Path, wanted: str | None, log: Log) -> tuple[Network, dic
     for name, state in _find_states(content).items():
         networks |= _split(name, state, path)
     if not networks:
-        raise ConfigError(f"{path}: not the weights of a ViT; its keys are {format_keys(map(str, content))}")
+        config = settings.get("config", {})
+        kind = config.get("architecture", config.get("model_type"))
+        name = f"{path} ({kind})" if kind else str(path)
+        raise ConfigError(f"{name}: not the weights of a ViT; its keys are {format_keys(map(str, content))}")
     return networks[_choose(list(networks), wanted, path, log)], settings | more
 
 

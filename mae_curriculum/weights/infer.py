@@ -73,7 +73,7 @@ def infer_model(encoder: Tensors, decoder: Tensors, known: Stated, path: Path, l
         settings |= more
         assumed += assumed_too
     elif known.name is None and known.norm_eps is None:
-        assumed.append(f"GELU, layer norms with an epsilon of {DECODER_NORM_EPS:g}")
+        assumed.append(f"blocks of a plain ViT with GELU, layer norms with an epsilon of {DECODER_NORM_EPS:g}")
     if assumed:
         log(f"{path} leaves open, and this is assumed: {'; '.join(assumed)}")
     try:
@@ -109,6 +109,8 @@ def _infer_encoder(
         assumed += [] if known.name else [f"{heads} attention heads, as {name} (--heads)"]
     if heads is None:
         raise ConfigError(f"{path} does not say how many attention heads its ViT of width {width} has; add --heads N")
+    if isinstance(heads, int) and (heads < 1 or width % heads):
+        raise ConfigError(f"{path}: its width of {width} is no multiple of {heads} attention heads; check --heads")
     size, embedded, is_sure = _infer_size(encoder, patch_size, known.image_size, path)
     assumed += [] if is_sure else [f"square images of {size[0]}x{size[1]} (--image_size)"]
     settings = {

@@ -72,6 +72,7 @@ _HUGGING_FACE = [
 ]
 
 _BESIDE_HUGGING_FACE = [
+    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),  # transformers 5 saves a classifier of ViTMSN so
     (r"^decoder\.decoder_(layers|encoder\.layer)\.(\d+)\.", r"decoder_blocks.\2."),
     (r"^decoder\.(mask_token|decoder_)", r"\1"),
     (r"^classifier\.", "head."),

@@ -106,7 +106,9 @@ def _refuse_contradictions(weights: Weights, hints: Mapping[str, Any], path: Pat
     if weights.decoder:
         actual |= {"decoder_heads": weights.model.decoder_heads, "target": weights.model.target}
     for key, value in given.items():
-        if key in actual and actual[key] != value:
+        if key not in actual:
+            raise ConfigError(f"{key}={value}: {path} has no decoder; omit --{key}")
+        if actual[key] != value:
             raise ConfigError(f"{key}={value} conflicts with {path}, which has {actual[key]}; omit --{key}")
 
 

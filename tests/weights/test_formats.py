@@ -19,6 +19,7 @@ from mae_curriculum.weights.names import MODEL_KEY, NORMALIZATION_KEY
 from mae_curriculum.weights.read import read_weights
 from tests.plain_mae import sincos
 from tests.vits import (
+    HUGGING_FACE,
     NOISE,
     TINY,
     VARIANTS,
@@ -66,7 +67,7 @@ def test_a_bare_file_gives_timms_features_and_says_what_is_assumed(name: str, tm
     assert len(said) == 1
     assert said[0].endswith(
         "leaves open, and this is assumed: square images of 32x32 (--image_size); "
-        "GELU, layer norms with an epsilon of 1e-06"
+        "blocks of a plain ViT with GELU, layer norms with an epsilon of 1e-06"
     )
 
 
@@ -113,6 +114,7 @@ def test_the_size_of_an_oblong_sine_cosine_table_is_read_from_it(tmp_path: Path)
         ("ViTModel", {"qkv_bias": False, "hidden_act": "gelu_new"}),
         ("ViTForImageClassification", {"num_labels": 5, "image_size": [64, 64]}),
         ("ViTMSNModel", {}),
+        ("ViTMSNForImageClassification", {}),
         ("IJepaModel", {"hidden_act": "relu"}),
         ("Dinov2Model", {}),
         ("Dinov2WithRegistersModel", {"image_size": [64, 64]}),
@@ -452,3 +454,40 @@ def test_spoiled_metadata_is_refused(key: str, tmp_path: Path) -> None:
     save_file(timm_model().state_dict(), tmp_path / "vit.safetensors", {key: "{"})
     with pytest.raises(ConfigError, match=f"its metadata {key} cannot be read"):
         read_weights(tmp_path / "vit.safetensors", heads=6)
+
+
+def test_a_table_of_the_decoder_of_another_size_is_refused(tmp_path: Path) -> None:
+    vit_mae(tmp_path / "theirs")
+    tensors = load_file(tmp_path / "theirs/model.safetensors")
+    tensors["decoder.decoder_pos_embed"] = torch.zeros(1, 10, 64)
+    save_file(tensors, tmp_path / "theirs/model.safetensors")
+    with pytest.raises(ConfigError, match=r"decoder.pos_embed \[1, 10, 64\], expected \[1, 17, 64\]"):
+        loss_of(tmp_path / "theirs")
+
+
+def test_hints_about_a_decoder_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"target=pixels: .* has no decoder; omit --target"):
+        read_weights(saved_encoder(tmp_path), heads=6, target="pixels")
+
+
+def test_heads_that_do_not_divide_the_width_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="its width of 48 is no multiple of 5 attention heads; check --heads"):
+        read_weights(saved_encoder(tmp_path), heads=5)
+
+
+@pytest.mark.parametrize("kind", ["PixioModel", "BeitModel", "DeiTModel", "SiglipVisionModel", "DINOv3ViTModel"])
+def test_other_models_of_transformers_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    model = getattr(transformers, kind)
+    model(model.config_class(**HUGGING_FACE)).save_pretrained(tmp_path)
+    message = r"models of type '|not the weights of a ViT|these keys are unknown"
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_weights(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_the_timm_wrapper_of_transformers_is_read(tmp_path: Path) -> None:
+    config = transformers.TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args=TINY, num_labels=0)
+    theirs = randomize(transformers.TimmWrapperModel(config))
+    theirs.save_pretrained(tmp_path)
+    images = pictures(32, 32)
+    assert check_tokens(tmp_path, theirs.timm_model.forward_features(images), images) == []
