@@ -64,34 +64,20 @@ def hugging_face(model: MaskedAutoencoder, weights: Weights, *, decoder: bool) -
     """Build transformers' model with these weights; raises ConfigError for a ViT that transformers lacks."""
     import transformers
 
-    encoder, config = model.encoder, weights.model
-    eps, activation, qkv_bias = _function(encoder.blocks[0])
+    config, function = weights.model, _function(model.encoder.blocks[0])
     reasons = {
         "images that are not square": model.image_size[0] != model.image_size[1],
-        "this activation": activation is None,
+        "this activation": function[1] is None,
     }
     if decoder:
-        differs = _function(model.decoder.blocks[0]) != (eps, activation, qkv_bias)
+        differs = _function(model.decoder.blocks[0]) != function
         reasons["a decoder whose norms, activation or biases are not the encoder's"] = differs
     _refuse_lacking(model, weights, "transformers", reasons)
-    shape = {
-        "hidden_size": encoder.embed_dim,
-        "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": encoder.blocks[0].attn.num_heads,
-        "intermediate_size": encoder.blocks[0].mlp.fc1.out_features,
-        "image_size": model.image_size[0],
-        "patch_size": model.patch_size[0],
-        "num_channels": model.channels,
-        "layer_norm_eps": eps,
-        "hidden_act": activation,
-        "qkv_bias": qkv_bias,
-        "hidden_dropout_prob": 0.0,
-    }
     theirs: Any
     if decoder:
         theirs = transformers.ViTMAEForPreTraining(
             transformers.ViTMAEConfig(
-                **shape,
+                **_encoder_settings(model),
                 decoder_hidden_size=config.decoder_width,
                 decoder_num_hidden_layers=config.decoder_depth,
                 decoder_num_attention_heads=config.decoder_heads,
@@ -101,10 +87,29 @@ def hugging_face(model: MaskedAutoencoder, weights: Weights, *, decoder: bool) -
             )
         )
     else:
-        theirs = transformers.ViTModel(transformers.ViTConfig(**shape), add_pooling_layer=False)
+        theirs = transformers.ViTModel(transformers.ViTConfig(**_encoder_settings(model)), add_pooling_layer=False)
     ours = _with_table(model, weights) if decoder else weights.encoder
     load_into_(theirs, {key: _value(ours, from_hugging_face(key)) for key in theirs.state_dict()}, "the encoder")
     return theirs
+
+
+def _encoder_settings(model: MaskedAutoencoder) -> dict[str, Any]:
+    """Return the settings of transformers' ViT that describe our encoder."""
+    block = model.encoder.blocks[0]
+    eps, activation, qkv_bias = _function(block)
+    return {
+        "hidden_size": model.encoder.embed_dim,
+        "num_hidden_layers": len(model.encoder.blocks),
+        "num_attention_heads": block.attn.num_heads,
+        "intermediate_size": block.mlp.fc1.out_features,
+        "image_size": model.image_size[0],
+        "patch_size": model.patch_size[0],
+        "num_channels": model.channels,
+        "layer_norm_eps": eps,
+        "hidden_act": activation,
+        "qkv_bias": qkv_bias,
+        "hidden_dropout_prob": 0.0,
+    }
 
 
 def _refuse_lacking(model: MaskedAutoencoder, weights: Weights, library: str, reasons: dict[str, bool]) -> None:
