@@ -6,7 +6,9 @@ with these parameters, resampled in each forward pass: gradients reach the one s
 moments stay valid.
 """
 
+import logging
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -19,11 +21,16 @@ from torch.func import functional_call
 from finetune.config import ClassifierConfig
 from mae_curriculum.config import ConfigError
 from mae_curriculum.model.config import TIMM_NAMES, ModelConfig
-from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, similar_names
+from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, similar_names, timm_arguments
 from mae_curriculum.model.positions import resample_bias, resample_positions
 from mae_curriculum.terminal import side
 from mae_curriculum.weights.build import load_into_
+from mae_curriculum.weights.infer import infer_model
+from mae_curriculum.weights.names import VIT_PARTS
 from mae_curriculum.weights.read import Weights
+from mae_curriculum.weights.stated import ACTIVATIONS, Stated, find_activation, is_plain
+
+logger = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 
@@ -179,23 +186,26 @@ def build_classifier(
 
 def vit_config(name: str, net: Any) -> ModelConfig | None:
     """Return the configuration of a plain ViT of timm, to be saved with its weights; None for other networks."""
-    if not timm.models.is_model_in_modules(name, ["vision_transformer"]):
+    state = net.state_dict()
+    if not is_plain(name) or not {*VIT_PARTS, "pos_embed"} <= state.keys():
         return None
-    height, width = net.patch_embed.img_size
-    return ModelConfig(
+    block = net.blocks[0]
+    activation = find_activation(block)
+    if activation is None:
+        return None
+    known = Stated(
         name=name,
-        image_size=height if height == width else (height, width),
-        patch_size=net.patch_embed.patch_size[0],
-        channels=net.patch_embed.proj.in_channels,
-        width=net.embed_dim,
-        depth=len(net.blocks),
-        heads=net.blocks[0].attn.num_heads,
+        heads=block.attn.num_heads,
+        image_size=net.patch_embed.img_size,
+        norm_eps=block.norm1.eps,
+        activation=ACTIVATIONS[activation],
     )
+    return infer_model(state, {}, known, Path(name), logger.warning)
 
 
 def _timm_arguments(config: ClassifierConfig, weights: Weights | None) -> tuple[str, Size | None, dict[str, Any]]:
     """Return timm's name, the full image size (None for the name's own), and arguments of `timm.create_model`."""
-    settings: dict[str, Any] = {"channels": 3}
+    arguments: dict[str, Any] = {"in_chans": 3}
     if weights is None:
         if config.name is None:
             raise ConfigError("model.name: choose a timm model to train, or a --checkpoint")
@@ -206,10 +216,10 @@ def _timm_arguments(config: ClassifierConfig, weights: Weights | None) -> tuple[
     else:
         if config.name is not None or config.options:
             raise ConfigError("model.name and model.options: the checkpoint defines the ViT; omit them or --checkpoint")
-        name, settings = weights.model.name, vars(weights.model) | {"pool": "avg"}
-    settings |= {key: value for key, value in vars(config).items() if value is not None}
+        name, arguments = weights.model.name, timm_arguments(weights.model) | {"global_pool": "avg"}
     timm_names = TIMM_NAMES | {"pool": "global_pool"}
-    arguments = {timm_names[key]: value for key, value in settings.items() if key in timm_names and value is not None}
+    given = {key: value for key, value in vars(config).items() if value is not None}
+    arguments |= {timm_names[key]: value for key, value in given.items() if key in timm_names}
     size = arguments.pop("img_size", None)
     return name, (size, size) if isinstance(size, int) else size, arguments
 

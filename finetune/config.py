@@ -9,6 +9,7 @@ from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Augmentation, Cur
 from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
 from mae_curriculum.precision import Precision
 from mae_curriculum.training.config import OptimConfig, TrainingConfig
+from mae_curriculum.weights.config import AutoencoderHints, EncoderHints
 
 Kind = Literal["linear", "attentive"]
 Pool = Literal["token", "avg"]
@@ -44,11 +45,9 @@ class ClassifierConfig:
 
 
 @dataclass(frozen=True)
-class LabeledConfig:
+class LabeledConfig(EncoderHints):
     """Settings that fine-tuning, probing and few-shot evaluation share."""
 
-    heads: int | None = None
-    """Number of attention heads in the encoder, if it cannot be read from the checkpoint."""
     data: DataConfig = DataConfig(source=RUNS_IMAGES)
     """Labeled images; source `run` uses those of the checkpoint's run, with its normalization."""
     crop: float = 0.875
@@ -213,12 +212,10 @@ class FewshotConfig(LabeledConfig):
 
 
 @dataclass(frozen=True)
-class ImportConfig:
+class ImportConfig(AutoencoderHints):
     """Import a checkpoint from facebookresearch/mae, Hugging Face, timm or this project."""
 
-    checkpoint: Path
+    checkpoint: Path = field(kw_only=True)
     """File or folder in any of these formats; the format is recognized from its keys."""
-    run: Path
+    run: Path = field(kw_only=True)
     """Folder of the new run."""
-    heads: int | None = None
-    """Number of attention heads in the encoder, if it cannot be read from the checkpoint."""

@@ -14,7 +14,7 @@ from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.training.session import RunSession
 from mae_curriculum.training.step import Training
 from mae_curriculum.weights.names import read_metadata
-from mae_curriculum.weights.write import save_weights
+from mae_curriculum.weights.write import describe_weights, save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +67,10 @@ def keep_best(run: RunSession, training: Training[Classifier], accuracy: float, 
         return
     net = evaluated_model(training).net
     model = vit_config(net.pretrained_cfg["architecture"], net)
-    metadata = {"accuracy": str(accuracy), "steps_done": str(step)}
+    mean, std = training.config.data.statistics(training.model.channels)
+    metadata = describe_weights(model, mean, std) | {"accuracy": str(accuracy), "steps_done": str(step)}
     try:
-        save_weights(run.folder.path / BEST, net.state_dict(), model, metadata)
+        save_weights(run.folder.path / BEST, net.state_dict(), metadata)
     except OSError as error:
         run.journal.write("save_failed", steps_done=step, reason=str(error))
         logger.warning(f"cannot save the best weights: {error}")

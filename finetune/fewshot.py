@@ -16,6 +16,7 @@ from mae_curriculum.evaluation.results import format_percent, record, spread
 from mae_curriculum.run.folder import RunFolder, check_checkpoint
 from mae_curriculum.terminal import format_table
 from mae_curriculum.weights.build import build_encoder, read_together
+from mae_curriculum.weights.normalization import with_normalization
 from mae_curriculum.weights.run_settings import resolve_source
 
 
@@ -25,7 +26,8 @@ def fewshot(config: FewshotConfig) -> int:
     config = replace(config, data=resolve_source(config.data, config.checkpoint))
     seeds = list(range(config.seed, config.seed + config.seeds))
     with connect() as world:
-        weights = read_together(config.checkpoint, world, heads=config.heads)
+        weights = read_together(config.checkpoint, world, **config.hints)
+        config = replace(config, data=with_normalization(config.data, weights, config.checkpoint, world.log))
         encoder = build_encoder(weights, config.checkpoint).to(world.device)
         train, val = open_labeled(config.data, world)
         chosen = {  # before the encoder runs, which may take hours

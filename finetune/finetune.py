@@ -43,6 +43,7 @@ from mae_curriculum.training.session import RunSession, try_drawing
 from mae_curriculum.training.step import ImageCost, Training
 from mae_curriculum.weights.build import read_together
 from mae_curriculum.weights.names import fingerprint
+from mae_curriculum.weights.normalization import with_normalization
 from mae_curriculum.weights.read import Weights
 from mae_curriculum.weights.run_settings import resolve_source
 
@@ -56,7 +57,10 @@ def finetune(config: FinetuneConfig) -> int:
         check_checkpoint(config.checkpoint)
     config = replace(config, data=resolve_source(config.data, config.checkpoint))
     with connect() as world, watch_for_stop(config) as stop:
-        weights = None if config.checkpoint is None else read_together(config.checkpoint, world, heads=config.heads)
+        weights = None
+        if config.checkpoint is not None:
+            weights = read_together(config.checkpoint, world, **config.hints)
+            config = replace(config, data=with_normalization(config.data, weights, config.checkpoint, world.log))
         train, val = open_labeled(config.data, world)
         once = partial(finetune_once, weights=weights, train=train, val=val, world=world, stop=stop)
         return run_seeds(config, world, once, conclude)

@@ -21,16 +21,21 @@ class ImportedConfig:
     """The imported file or folder."""
     model: ModelConfig
     """The model that it holds."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel that its images are normalized with, on a scale of 0 to 1; null if unknown."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, likewise."""
 
 
 def import_(config: ImportConfig) -> int:
     """Create the run folder; returns the exit code."""
     check_checkpoint(config.checkpoint)
-    weights = read_weights(config.checkpoint, heads=config.heads)
+    weights = read_weights(config.checkpoint, **config.hints)
     build = build_autoencoder if weights.decoder else build_encoder
     build(weights, config.checkpoint)  # raises if the weights do not fit
     folder = RunFolder(config.run)
-    folder.claim(ImportedConfig(config.checkpoint, weights.model), command="import")
+    mean, std = config.mean or weights.mean, config.std or weights.std
+    folder.claim(ImportedConfig(config.checkpoint, weights.model, mean, std), command="import")
     encoder = {f"encoder.{key}": value for key, value in weights.encoder.items()}
     folder.save({"steps_done": 0, "model": encoder | decoder_from_mae(weights.decoder)}, keep=1)
     Journal(folder.journal).write("import", checkpoint=str(config.checkpoint), origin=weights.origin)

@@ -37,6 +37,7 @@ from mae_curriculum.training.run import run_training
 from mae_curriculum.training.step import Training
 from mae_curriculum.weights.build import build_encoder, read_together
 from mae_curriculum.weights.names import fingerprint
+from mae_curriculum.weights.normalization import with_normalization
 from mae_curriculum.weights.run_settings import resolve_source
 
 
@@ -57,7 +58,8 @@ def linprobe(config: LinprobeConfig) -> int:
     check_checkpoint(config.checkpoint)
     config = replace(config, data=resolve_source(config.data, config.checkpoint))
     with connect() as world, watch_for_stop(config) as stop:
-        weights = read_together(config.checkpoint, world, heads=config.heads)
+        weights = read_together(config.checkpoint, world, **config.hints)
+        config = replace(config, data=with_normalization(config.data, weights, config.checkpoint, world.log))
         encoder = build_encoder(weights, config.checkpoint).to(world.device).requires_grad_(False)
         for pool in config.pools if config.head == "linear" else ():
             if pool not in encoder.pools:

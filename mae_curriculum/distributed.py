@@ -4,6 +4,7 @@ Processes are started by torchrun or SLURM, or alone. The environment is read he
 """
 
 import logging
+import math
 import os
 import pickle
 import shlex
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from mae_curriculum.precision import Precision
 
@@ -182,7 +185,11 @@ def connect(longest_wait: timedelta = MAX_WAIT) -> Iterator[World]:
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     with announce_wait(rank, size):
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=longest_wait)
+        store, *_ = next(rendezvous("env://", rank, size, timeout=longest_wait))
+        # torchrun keeps its store when it starts processes again: they must not meet those of the attempt before
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest_wait)
     try:
         yield World(rank, size, device)
     finally:
@@ -197,19 +204,29 @@ def job_end() -> float | None:
 
 @contextmanager
 def announce_wait(rank: int, size: int) -> Iterator[None]:
-    """Say so if the processes do not meet soon, and let Ctrl-C end the wait, in which Python does not hear it."""
+    """Say so if the processes do not meet soon. Ctrl-C and the launcher's death end the wait, which Python cannot."""
     text = f"rank {rank} waits for all {size} processes to start, at most {MAX_WAIT}"
     if "SLURM_STEP_NUM_TASKS" in os.environ:
         text += "; a shell of `srun --pty` has only one: start the command itself with srun, or with `srun -n 1`"
-    timer = threading.Timer(SILENT_WAIT, logger.warning, [text])
-    timer.daemon = True
-    timer.start()
+    parent, met = launcher(), threading.Event()
+
+    def watch() -> None:
+        said_at = time.monotonic() + SILENT_WAIT
+        while not met.wait(1):
+            if launcher() != parent:
+                logger.error("the launcher has died while this process waited for the others")
+                os._exit(1)
+            if time.monotonic() > said_at:
+                logger.warning(text)
+                said_at = math.inf
+
+    threading.Thread(target=watch, daemon=True).start()
     main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL) if main else None
     try:
         yield
     finally:
-        timer.cancel()
+        met.set()
         if main:
             signal.signal(signal.SIGINT, handler)
 

@@ -24,6 +24,8 @@ SLOW = (
     "test_finetune",
     "test_pretraining",
     "test_pipeline",
+    "test_formats",
+    "test_write",
     "test_html",
     "test_figures",
     "test_anomalies",

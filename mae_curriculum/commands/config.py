@@ -1,6 +1,6 @@
 """Settings of all commands except training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -12,18 +12,17 @@ from mae_curriculum.png import check_png
 from mae_curriculum.precision import Precision
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.tracking.config import MAX_IMAGES
+from mae_curriculum.weights.config import AutoencoderHints, EncoderHints
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(AutoencoderHints):
     """Export an encoder or the whole autoencoder."""
 
-    checkpoint: Path
+    checkpoint: Path = field(kw_only=True)
     """Run folder, or any other supported checkpoint."""
-    out: Path
+    out: Path = field(kw_only=True)
     """Output file (timm: .safetensors, mae: .pth) or folder (hf, hf_mae)."""
-    heads: int | None = None
-    """Number of attention heads in the encoder, if it cannot be read from the checkpoint."""
     format: Literal["timm", "hf", "hf_mae", "mae"] = "timm"
     """timm: encoder as safetensors. hf: transformers' ViTModel. hf_mae: transformers' ViTMAEForPreTraining. mae: the
     layout of facebookresearch/mae, decoder included."""
@@ -76,10 +75,10 @@ class BenchConfig(PretrainConfig):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(EncoderHints):
     """Measure the kNN accuracy of an encoder."""
 
-    checkpoint: Path
+    checkpoint: Path = field(kw_only=True)
     """Run folder, or any other supported checkpoint."""
     run: Path | None = None
     """Folder for results.json; null for the checkpoint's folder, if it is a run folder."""
@@ -89,8 +88,6 @@ class EvaluateConfig:
     """Settings of the kNN classifier."""
     precision: Precision = "auto"
     """Precision of the encoder, as in pretraining."""
-    heads: int | None = None
-    """Number of attention heads in the encoder, if it cannot be read from the checkpoint."""
 
     def __post_init__(self) -> None:
         if self.knn.every_epochs is not None:
@@ -98,19 +95,17 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class ReconstructConfig:
+class ReconstructConfig(AutoencoderHints):
     """Draw reconstructions: input, visible patches, reconstruction, error."""
 
-    checkpoint: Path
+    checkpoint: Path = field(kw_only=True)
     """Run folder, or any supported checkpoint that includes a decoder."""
-    images: tuple[Path, ...]
+    images: tuple[Path, ...] = field(kw_only=True)
     """Image files, 1 to 64; each is center-cropped and resized to the model's full size."""
     out: Path | None = None
     """PNG file; null for pictures/reconstruction.png in the run folder, or reconstruction.png if there is none."""
     seed: int = 0
     """Seed for the masks."""
-    heads: int | None = None
-    """Number of attention heads in the encoder, if it cannot be read from the checkpoint."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.images) <= MAX_IMAGES:

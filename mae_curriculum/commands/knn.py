@@ -10,6 +10,7 @@ from mae_curriculum.evaluation.results import record, spread
 from mae_curriculum.run.folder import check_checkpoint
 from mae_curriculum.terminal import printable
 from mae_curriculum.weights.build import build_encoder, read_together
+from mae_curriculum.weights.normalization import with_normalization
 from mae_curriculum.weights.run_settings import resolve_source
 
 
@@ -18,7 +19,8 @@ def evaluate(config: EvaluateConfig) -> int:
     check_checkpoint(config.checkpoint)
     data = resolve_source(config.data, config.checkpoint)
     with connect() as world:
-        weights = read_together(config.checkpoint, world, heads=config.heads)
+        weights = read_together(config.checkpoint, world, **config.hints)
+        data = with_normalization(data, weights, config.checkpoint, world.log)
         model = build_encoder(weights, config.checkpoint).to(world.device)
         train, val = open_together(data, world)
         if why := why_no_knn(train, val, config.knn):

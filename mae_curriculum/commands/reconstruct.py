@@ -1,11 +1,12 @@
 """Draw the reconstructions of image files by any checkpoint with a decoder."""
 
+import logging
 from pathlib import Path
 
 import torch
 
 from mae_curriculum.commands.config import ReconstructConfig
-from mae_curriculum.config import ConfigError, load_part
+from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.schedule import Curriculum, View
 from mae_curriculum.data.augment import resize_and_crop
 from mae_curriculum.data.config import DataConfig
@@ -15,19 +16,21 @@ from mae_curriculum.report.figures import draw_reconstructions
 from mae_curriculum.run.folder import RunFolder, check_checkpoint
 from mae_curriculum.terminal import printable
 from mae_curriculum.weights.build import build_autoencoder
+from mae_curriculum.weights.normalization import with_normalization
 from mae_curriculum.weights.read import read_weights
-from mae_curriculum.weights.run_settings import run_settings
+
+logger = logging.getLogger(__name__)
 
 
 def reconstruct(config: ReconstructConfig) -> int:
     """Draw the figure; returns the exit code."""
     check_checkpoint(config.checkpoint)
-    weights = read_weights(config.checkpoint, heads=config.heads)
+    weights = read_weights(config.checkpoint, **config.hints)
     if why := why_no_reconstruction(weights.model.target):
         raise ConfigError(f"{config.checkpoint}: {why}")
     model = build_autoencoder(weights, config.checkpoint)
-    data = load_part(DataConfig, run_settings(config.checkpoint).get("data", {}))
-    mean, std = data.statistics(model.channels)  # ImageNet's if the checkpoint is not a run
+    data = DataConfig(mean=config.mean, std=config.std)
+    mean, std = with_normalization(data, weights, config.checkpoint, logger.warning).statistics(model.channels)
     pixels = []
     for path in config.images:
         if path.is_dir():

@@ -1,5 +1,7 @@
 """A pretrained encoder for scripts and notebooks: load it, and turn images or a folder of images into features."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +18,11 @@ from mae_curriculum.data.sources import FileImages
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.run.folder import check_checkpoint
 from mae_curriculum.weights.build import build_encoder
+from mae_curriculum.weights.normalization import with_normalization
 from mae_curriculum.weights.read import read_weights
 from mae_curriculum.weights.run_settings import run_settings
+
+logger = logging.getLogger(__name__)
 
 Pool = Literal["avg", "token"]
 
@@ -74,19 +79,32 @@ class Encoder(nn.Module):
                 raise ValueError(f"floating-point images must be in 0..1, not normalized; got {low:g}..{high:g}")
 
 
-def load_encoder(path: str | Path, *, heads: int | None = None) -> Encoder:
+def load_encoder(
+    path: str | Path,
+    *,
+    heads: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    weights: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Encoder:
     """Load the encoder of a checkpoint, on the CPU and in evaluation mode.
 
-    path    run folder, RUN@EPOCHS, or a checkpoint of timm, Hugging Face or facebookresearch/mae. Images are normalized
-            as in the run, or by ImageNet's statistics if there is no run.
-    heads   attention heads, for a checkpoint that does not contain them.
-    Raises  ConfigError, one line, for a path that holds no checkpoint or weights that do not fit.
+    path       run folder, RUN@EPOCHS, or a checkpoint of timm, Hugging Face or facebookresearch/mae. What has to be
+               assumed about it is logged as a warning.
+    heads      attention heads, for a checkpoint that does not say so.
+    image_size a side or (height, width), likewise.
+    weights    which weights of a checkpoint with several, such as "model_ema" or "teacher".
+    mean, std  of each channel, on a scale of 0 to 1; None for what the checkpoint says, or else ImageNet's.
+    Raises     ConfigError, one line, for a path that holds no checkpoint or weights that do not fit.
     """
     path = Path(path)
     check_checkpoint(path)
-    model = build_encoder(read_weights(path, heads=heads), path)
+    read = read_weights(path, heads=heads, image_size=image_size, weights=weights)
+    model = build_encoder(read, path)
     del model.decoder, model.mask_token  # untrained here, and features do not need them
-    return Encoder(model, load_part(DataConfig, run_settings(path).get("data", {})))
+    data = replace(load_part(DataConfig, run_settings(path).get("data", {})), mean=mean, std=std)
+    return Encoder(model, with_normalization(data, read, path, logger.warning))
 
 
 def embed(

@@ -1,7 +1,7 @@
 """Settings of the model."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from mae_curriculum.config import ConfigError
 
@@ -36,6 +36,10 @@ class ModelConfig:
     """Number of encoder blocks; null keeps what `name` implies."""
     heads: int | None = None
     """Number of attention heads in the encoder; null keeps what `name` implies."""
+    norm_eps: float | None = None
+    """Epsilon of the layer norms; null keeps what `name` implies in the encoder, and MAE's 1e-6 in the decoder."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments for timm's VisionTransformer, such as {reg_tokens: 4, qk_norm: true}."""
     mask_ratio: float = 0.75
     """Fraction of the patches hidden from the encoder, above 0 and below 1."""
     target: Target = "norm_pixels"
@@ -46,6 +50,8 @@ class ModelConfig:
     """Number of decoder blocks."""
     decoder_heads: int = 16
     """Number of attention heads in the decoder."""
+    decoder_options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments for timm's Block in the decoder, such as {mlp_ratio: 2.0, act_layer: relu}."""
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:
@@ -54,9 +60,14 @@ class ModelConfig:
             raise ConfigError(f"model.channels must be in 1..16, got {self.channels}")
         if min(self.image_size if isinstance(self.image_size, tuple) else (self.image_size or 1,)) < 1:
             raise ConfigError(f"model.image_size must be at least 1, got {self.image_size}")
+        if self.norm_eps is not None and self.norm_eps <= 0:
+            raise ConfigError(f"model.norm_eps must be above 0, got {self.norm_eps}")
         for name in ("patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {value}")
+        mlp_ratio = self.decoder_options.get("mlp_ratio", 4.0)
+        if not isinstance(mlp_ratio, int | float) or mlp_ratio <= 0:
+            raise ConfigError(f"model.decoder_options: mlp_ratio must be above 0, got {mlp_ratio!r}")
         check_width("decoder_width", self.decoder_width, self.decoder_heads)
 
 

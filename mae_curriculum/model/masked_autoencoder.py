@@ -11,6 +11,7 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -26,6 +27,9 @@ from mae_curriculum.model.positions import resample_positions, sincos_positions
 from mae_curriculum.model.shape import EncoderShape, ModelShape, check_encoder, decoder_shape, visible_count
 from mae_curriculum.model.targets import make_target
 
+DECODER_NORM_EPS = 1e-6
+"""Epsilon of the decoder's layer norms, as in MAE."""
+
 
 class MaskedAutoencoder(nn.Module):
     """Predict the masked patches of an image from the visible ones."""
@@ -37,7 +41,7 @@ class MaskedAutoencoder(nn.Module):
         """
         super().__init__()
         self.target = config.target
-        self.encoder = _build_encoder(config)
+        self.encoder = build_timm(config)
         encoder = measure_encoder(self.encoder)
         check_encoder(encoder)
         self.shape = ModelShape(encoder, decoder_shape(config, encoder))
@@ -46,7 +50,11 @@ class MaskedAutoencoder(nn.Module):
         self.learned_positions = False
         """Whether the encoder's positions are those of its weights instead of the fixed sine-cosine table."""
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
-        self.decoder = Decoder(self.shape.decoder, full_grid=self.full_grid)
+        norm_eps, options = config.norm_eps or DECODER_NORM_EPS, config.decoder_options
+        try:
+            self.decoder = Decoder(self.shape.decoder, full_grid=self.full_grid, norm_eps=norm_eps, options=options)
+        except (KeyError, TypeError) as error:  # what timm's block raises for arguments that it does not take
+            raise ConfigError(f"model.decoder_options: timm's Block does not take {options}: {error}") from error
         self._initialize_()
 
     def forward(self, images: Tensor, noise: Tensor, mask_ratio: float) -> Tensor:
@@ -141,15 +149,23 @@ def build_model(config: ModelConfig, *, seed: int) -> MaskedAutoencoder:
         return MaskedAutoencoder(config)
 
 
-def _build_encoder(config: ModelConfig) -> Any:
+def timm_arguments(config: ModelConfig) -> dict[str, Any]:
+    """Return the arguments that make timm's `create_model` build the encoder of this configuration."""
+    given = {timms: getattr(config, ours) for ours, timms in TIMM_NAMES.items() if getattr(config, ours) is not None}
+    if config.norm_eps is not None:
+        given["norm_layer"] = partial(nn.LayerNorm, eps=config.norm_eps)
+    return config.options | given
+
+
+def build_timm(config: ModelConfig) -> Any:
     """Return timm's ViT without a head; typed Any because timm's attributes are typed loosely."""
     if not timm.models.is_model_in_modules(config.name, ["vision_transformer"]):
         near = ", ".join(similar_names(config.name, timm.list_models(module="vision_transformer")))
         raise ConfigError(f"model.name: timm has no plain ViT named '{config.name}'; similar: {near or 'none'}")
-    given = {timms: getattr(config, ours) for ours, timms in TIMM_NAMES.items() if getattr(config, ours) is not None}
+    given = {**timm_arguments(config), "num_classes": 0, "global_pool": "", "weight_init": "skip"}
     try:
-        encoder: Any = timm.create_model(config.name, num_classes=0, global_pool="", weight_init="skip", **given)
-    except (AssertionError, ValueError, RuntimeError) as error:  # what timm raises for impossible shapes
+        encoder: Any = timm.create_model(config.name, **given)
+    except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:  # for impossible arguments
         raise ConfigError(f"model: timm cannot build {config.name} with {given}: {error}") from error
     if not all(hasattr(block, "attn") for block in encoder.blocks):
         raise ConfigError(

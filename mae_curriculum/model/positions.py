@@ -37,6 +37,26 @@ def sincos_positions(grid: tuple[int, int], full_grid: tuple[int, int], width: i
     return table.flatten(0, 1).to(device, torch.float32)
 
 
+def is_sincos(positions: Tensor, grid: tuple[int, int]) -> bool:
+    """Return whether positions (prefix + n, d) are MAE's fixed table of a grid, which is zero for prefix tokens.
+
+    Values that were rounded to half precision, whatever their type is now, may differ by that rounding.
+    """
+    if positions.shape[-1] % 4 or len(positions) < grid[0] * grid[1]:
+        return False
+    table = sincos_positions(grid, grid, positions.shape[-1], positions.device)
+    prefix, patches = positions.float().tensor_split([len(positions) - len(table)])
+    return not prefix.any() and torch.allclose(patches, table, atol=max(1e-4, _rounding(patches)), rtol=0)
+
+
+def _rounding(values: Tensor) -> float:
+    """Return the largest error of values up to 1 in the coarsest type that represents these exactly."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(values.to(dtype).float(), values):
+            return torch.finfo(dtype).eps / 2
+    return 0.0
+
+
 def resample_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """Resample learned patch positions (n, d) from a grid to another that spans the same image: (m, d), row by row.
 

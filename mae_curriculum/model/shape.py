@@ -66,17 +66,22 @@ class DecoderShape:
     heads: int
     target_width: int
     """Values predicted per patch."""
+    mlp_width: int
+    """Hidden width of a block's MLP."""
+    qkv_bias: bool
+    """Whether queries, keys and values have a bias."""
 
     @property
     def block_weights(self) -> int:
         """Weights of the linear layers of one block."""
-        return 12 * self.width**2
+        return 4 * self.width**2 + 2 * self.width * self.mlp_width
 
     @property
     def parameters(self) -> int:
         """Trained parameters: input layer, mask token, blocks, norm, output layer."""
         ends = (self.encoder_width + 1) * self.width + (self.width + 1) * self.target_width
-        return ends + 3 * self.width + self.depth * (self.block_weights + 13 * self.width)
+        vectors = (9 if self.qkv_bias else 6) * self.width + self.mlp_width  # norms and biases of a block
+        return ends + 3 * self.width + self.depth * (self.block_weights + vectors)
 
     def flops(self, tokens: int, masked: int) -> int:
         """Return the FLOPs of predicting `masked` patches of an image from `tokens` of the encoder."""
@@ -132,7 +137,7 @@ def plain_vit_shape(config: ModelConfig) -> ModelShape | None:
 
     Raises  ConfigError for sizes that do not go together.
     """
-    if config.name not in PLAIN_VITS:
+    if config.name not in PLAIN_VITS or config.options:
         return None
     patch, width, depth, heads = PLAIN_VITS[config.name]
     patch, width, depth, heads = (
@@ -170,6 +175,8 @@ def decoder_shape(config: ModelConfig, encoder: EncoderShape) -> DecoderShape:
         depth=config.decoder_depth,
         heads=config.decoder_heads,
         target_width=target_width(config, encoder.patch_size),
+        mlp_width=int(config.decoder_width * config.decoder_options.get("mlp_ratio", 4)),
+        qkv_bias=config.decoder_options.get("qkv_bias", True),
     )
 
 

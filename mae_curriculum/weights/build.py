@@ -1,6 +1,7 @@
 """Build models from weights."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from mae_curriculum.config import ConfigError
 from mae_curriculum.distributed import World
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
-from mae_curriculum.model.positions import sincos_positions
+from mae_curriculum.model.positions import is_sincos
 from mae_curriculum.weights.names import decoder_from_mae, fingerprint, format_keys
 from mae_curriculum.weights.read import Weights, read_weights
 
@@ -35,9 +36,7 @@ def build_encoder(weights: Weights, what: object) -> MaskedAutoencoder:
     what    name of the checkpoint in messages.
     Raises  ConfigError that lists all keys that do not fit.
     """
-    broken = [key for key, value in weights.encoder.items() if not value.isfinite().all()]
-    if broken:
-        raise ConfigError(f"{what}: these weights are not finite: {format_keys(broken)}")
+    _refuse_broken(weights.encoder, what)
     model = build_model(weights.model, seed=0)
     encoder = model.encoder
     state = {key: value for key, value in weights.encoder.items() if not key.startswith("head.")}
@@ -45,30 +44,40 @@ def build_encoder(weights: Weights, what: object) -> MaskedAutoencoder:
         encoder.norm, encoder.fc_norm = torch.nn.Identity(), encoder.norm
     load_into_(encoder, state, f"the encoder of {what}")
     if encoder.pos_embed is not None:
-        model.learned_positions = not _is_sincos(encoder.pos_embed.detach()[0], model.full_grid)
+        model.learned_positions = not is_sincos(encoder.pos_embed.detach()[0], model.full_grid)
     return model.eval()
 
 
-def _is_sincos(positions: Tensor, grid: tuple[int, int]) -> bool:
-    """Return whether positions (prefix + n, d) are MAE's fixed table, which is zero for prefix tokens."""
-    table = sincos_positions(grid, grid, positions.shape[-1], positions.device)
-    prefix, patches = positions.tensor_split([len(positions) - len(table)])
-    return not prefix.any() and torch.allclose(patches, table, atol=1e-4)
+def _refuse_broken(tensors: dict[str, Tensor], what: object) -> None:
+    broken = [key for key, value in tensors.items() if not value.isfinite().all()]
+    if broken:
+        raise ConfigError(f"{what}: these weights are not finite: {format_keys(broken)}")
 
 
 def build_autoencoder(weights: Weights, what: object) -> MaskedAutoencoder:
     """Build the model with these weights, decoder included; raises ConfigError if keys do not fit or there is none."""
     if not weights.decoder:
         raise ConfigError(f"{what} ({weights.origin}) has no decoder; use the run, or export it with --format mae")
+    if weights.open:
+        raise ConfigError(
+            f"{what} ({weights.origin}) leaves open how its decoder works; add {' and '.join(weights.open)}"
+        )
+    _refuse_broken(weights.decoder, what)
     model = build_encoder(weights, what)
+    if "decoder_pos_embed" in weights.decoder:  # positions of its own, those of the class token included
+        tokens = model.encoder.num_prefix_tokens + model.full_grid[0] * model.full_grid[1]
+        model.decoder.pos_embed = torch.empty(1, tokens, weights.model.decoder_width)
     encoder = {key: value for key, value in model.state_dict().items() if key.startswith("encoder.")}
     load_into_(model, encoder | decoder_from_mae(weights.decoder), f"the decoder of {what}")
     return model
 
 
-def read_together(path: Path, world: World, *, heads: int | None = None) -> Weights:
-    """Read weights on every rank; raises ConfigError if they differ, as when a run saves in between."""
-    weights = read_weights(path, heads=heads)
+def read_together(path: Path, world: World, **hints: Any) -> Weights:
+    """Read weights on every rank, as `read_weights` does with these hints.
+
+    Raises  ConfigError also if the ranks read other weights, as when a run saves in between.
+    """
+    weights = read_weights(path, log=world.log, **hints)
     if len(set(world.gather(fingerprint(weights.encoder)))) > 1:
         raise ConfigError(f"{path} changed while it was read; start again, or use a file that no run overwrites")
     return weights

@@ -4,43 +4,44 @@ Encoders get timm's names, decoders those of facebookresearch/mae. Unknown keys 
 error that lists them. Code in a file is never run.
 """
 
-import argparse
-import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from mae_curriculum.config import ConfigError, load_part
-from mae_curriculum.files import read_json
-from mae_curriculum.model.config import ModelConfig
+from mae_curriculum.data.config import DataConfig
+from mae_curriculum.model.config import ModelConfig, Target
+from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
+from mae_curriculum.model.positions import is_sincos, sincos_positions
 from mae_curriculum.run.checkpoint import is_intact, load_state, steps_of
 from mae_curriculum.run.folder import RunFolder, run_and_epochs
 from mae_curriculum.tracking.journal import Journal
+from mae_curriculum.weights.files import Network, read_network
+from mae_curriculum.weights.infer import infer_model, left_open
 from mae_curriculum.weights.names import (
     DECODER_KEY,
+    DECODER_PARTS,
+    DIMENSIONS,
+    HUGGING_FACE_PATCHES,
     MODEL_KEY,
+    UNUSED_KEY,
     VIT_KEY,
+    VIT_PARTS,
+    Log,
+    count_blocks,
     decoder_to_mae,
     format_keys,
-    from_hugging_face,
-    join_qkv,
-    read_metadata,
+    rename,
 )
 from mae_curriculum.weights.run_settings import run_settings
+from mae_curriculum.weights.stated import Values, as_values, parse_metadata, read_stated
 
-NAMES = {
-    (192, 12): "vit_tiny_patch16_224",
-    (384, 12): "vit_small_patch16_224",
-    (768, 12): "vit_base_patch16_224",
-    (1024, 24): "vit_large_patch16_224",
-    (1280, 32): "vit_huge_patch14_224",
-}
-"""timm's plain ViTs by width and depth, for files without metadata."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,47 +52,139 @@ class Weights:
     encoder: dict[str, Tensor]
     """timm's names; for a fine-tuned model also `head.*` and `fc_norm.*`."""
     decoder: dict[str, Tensor]
-    """Names of facebookresearch/mae, `decoder_*` and `mask_token`; empty without a decoder."""
+    """Names of facebookresearch/mae, `decoder_*` and `mask_token`; `decoder_pos_embed` only if it is not MAE's table.
+    Empty without a decoder."""
     origin: str
     """The kind of checkpoint that was recognized."""
+    mean: Values | None = None
+    """Mean of each channel that its images are normalized with, on a scale of 0 to 1; None if it does not say."""
+    std: Values | None = None
+    """Standard deviation, likewise."""
+    preparation: str | None = None
+    """How its library prepares images otherwise than this project; None if it does not, or does not say."""
+    open: tuple[str, ...] = ()
+    """Options that would say what neither the checkpoint nor the user said of the decoder."""
 
 
-def read_weights(path: Path, *, heads: int | None = None) -> Weights:
+def read_weights(
+    path: Path,
+    *,
+    heads: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    decoder_heads: int | None = None,
+    target: Target | None = None,
+    weights: str | None = None,
+    log: Log = logger.warning,
+) -> Weights:
     """Read a run, RUN or RUN@EPOCHS, or a checkpoint of facebookresearch/mae, Hugging Face ViT and ViTMAE, or timm.
 
-    heads   attention heads of the encoder, for files that do not say so and whose width is none of timm's.
-    Raises  ConfigError if the file cannot be read, is of an unknown kind, or has unknown keys.
+    heads, image_size, decoder_heads, target  of the model, where the checkpoint does not say so.
+    weights  name of those to use of a file with several, such as "model_ema"; None for those that were trained.
+    log      takes a line about each choice and each assumption.
+    Raises   ConfigError if the file cannot be read, is of an unknown kind, has unknown keys, or leaves something open.
     """
-    is_run = run_and_epochs(path)[0].config.exists()
-    weights = _read_run(path) if is_run else _read_foreign(path, heads)
-    if heads not in (None, weights.model.heads):
-        known = weights.model.heads or f"those of {weights.model.name}"
-        raise ConfigError(f"heads={heads} conflicts with {path}, which has {known}; omit --heads")
-    return weights
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    hints = {"heads": heads, "image_size": size, "decoder_heads": decoder_heads, "target": target}
+    if run_and_epochs(path)[0].config.exists():
+        if weights is not None:
+            raise ConfigError(f"weights={weights}: {path} is a run, with weights of one kind; omit --weights")
+        read = _read_run(path)
+    else:
+        read = _read_foreign(path, hints, weights, log)
+    _refuse_contradictions(read, hints, path)
+    return read
 
 
-def _read_foreign(path: Path, heads: int | None) -> Weights:
-    state, settings = _read_state(path)
+def _refuse_contradictions(weights: Weights, hints: Mapping[str, Any], path: Path) -> None:
+    """Raise ConfigError if the user's hints are not what the weights are."""
+    given = {key: value for key, value in hints.items() if value is not None}
+    if not given:
+        return
+    with torch.device("meta"):
+        model = MaskedAutoencoder(weights.model)
+    actual = {"heads": model.shape.encoder.heads, "image_size": model.image_size}
+    if weights.decoder:
+        actual |= {"decoder_heads": weights.model.decoder_heads, "target": weights.model.target}
+    for key, value in given.items():
+        if key not in actual:
+            raise ConfigError(f"{key}={value}: {path} has no decoder; omit --{key}")
+        if actual[key] != value:
+            raise ConfigError(f"{key}={value} conflicts with {path}, which has {actual[key]}; omit --{key}")
+
+
+def _read_foreign(path: Path, hints: Mapping[str, Any], wanted: str | None, log: Log) -> Weights:
+    network, settings = read_network(path, wanted, log)
+    is_hugging_face = HUGGING_FACE_PATCHES in network.own
+    encoder, decoder = _sort(network, path, log)
+    shape = (encoder["patch_embed.proj.weight"].shape[0], count_blocks(encoder, "blocks"))
+    known = read_stated(settings, shape, path, is_hugging_face=is_hugging_face, log=log)
+    known = replace(known, **{key: value for key, value in hints.items() if getattr(known, key) is None})
+    origin = "Hugging Face" if is_hugging_face else "facebookresearch/mae" if decoder else "timm"
+    open_: tuple[str, ...] = ()
     if MODEL_KEY in settings:
-        return Weights(load_part(ModelConfig, json.loads(settings[MODEL_KEY])), state, {}, "export of this project")
-    origin = "timm"
-    if any("embeddings.patch_embeddings." in key for key in state):
-        origin = "Hugging Face"
-        state = join_qkv({from_hugging_face(key): value for key, value in state.items()})
-    elif "mask_token" in state:
-        origin = "facebookresearch/mae"
-    state.pop("decoder_pos_embed", None)  # the fixed table, which the model builds itself
-    encoder = {key: value for key, value in state.items() if VIT_KEY.fullmatch(key)}
-    decoder = {key: value for key, value in state.items() if DECODER_KEY.fullmatch(key)}
-    if "blocks.0.attn.qkv.weight" not in encoder or "patch_embed.proj.weight" not in encoder:
-        raise ConfigError(f"{path}: not the weights of a ViT; its keys are {format_keys(state)}")
-    unknown = state.keys() - encoder.keys() - decoder.keys()
-    if unknown:
-        raise ConfigError(f"{path}: recognized as {origin}, but these keys are unknown: {format_keys(unknown)}")
+        origin = origin if decoder else "export of this project"
+        model = load_part(ModelConfig, parse_metadata(settings, MODEL_KEY, path))
+    else:
+        model = infer_model(encoder, decoder, known, path, log)
+        open_ = left_open(model, known) if decoder else ()
     if "head.weight" in encoder:
         origin += f" classifier of {len(encoder['head.weight'])} classes"
-    model = _infer_model(encoder, decoder, {"num_attention_heads": heads} | settings, path)
-    return Weights(model, encoder, decoder, origin)
+    encoder, decoder = _with_exact_positions(encoder, decoder, model)
+    return Weights(model, encoder, decoder, origin, known.mean, known.std, known.preparation, open_)
+
+
+def _sort(network: Network, path: Path, log: Log) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of the encoder and of the decoder, renamed; log what is left out.
+
+    Raises  ConfigError for tensors of the network that are unknown.
+    """
+    own, beside = rename(network.own, network.beside)
+    both = beside | own
+    encoder = {key: value for key, value in both.items() if VIT_KEY.fullmatch(key)}
+    decoder = {key: value for key, value in both.items() if DECODER_KEY.fullmatch(key)}
+    if not all(key in encoder for key in VIT_PARTS):
+        raise ConfigError(f"{path}: not the weights of a ViT; its keys are {format_keys(both)}")
+    head = encoder.get("head.weight")
+    if head is not None and head.shape[1:] != encoder["patch_embed.proj.weight"].shape[:1]:
+        encoder = {key: value for key, value in encoder.items() if not key.startswith("head.")}
+    if not all(key in decoder for key in DECODER_PARTS):
+        decoder = {}
+    left_out = both.keys() - encoder.keys() - decoder.keys()
+    unknown = [key for key in left_out & own.keys() if not (UNUSED_KEY.fullmatch(key) or DECODER_KEY.fullmatch(key))]
+    if unknown:
+        kind = "Hugging Face" if HUGGING_FACE_PATCHES in network.own else "facebookresearch/mae" if decoder else "timm"
+        raise ConfigError(f"{path}: recognized as {kind}, but these keys are unknown: {format_keys(unknown)}")
+    for key, value in (encoder | decoder).items():
+        if value.ndim != DIMENSIONS.get(key, value.ndim):
+            raise ConfigError(f"{path}: {key} has the shape {list(value.shape)}, not {DIMENSIONS[key]} dimensions")
+    if left_out:
+        log(f"{path}: left out, as features do not need it: {format_keys(left_out)}")
+    return encoder, decoder
+
+
+def _with_exact_positions(
+    encoder: dict[str, Tensor], decoder: dict[str, Tensor], model: ModelConfig
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return weights whose MAE table is exact where it was rounded to half precision, without that of the decoder.
+
+    Where the class token has a position and the registers have none, as in DINOv2, the position is added to the token.
+    """
+    with torch.device("meta"):
+        grid = MaskedAutoencoder(model).full_grid
+    encoder, positions = dict(encoder), encoder.get("pos_embed")
+    if positions is None:
+        return encoder, decoder
+    if "reg_token" in encoder and positions.shape[1] == grid[0] * grid[1] + 1:
+        encoder["cls_token"] = encoder["cls_token"].float() + positions[:, :1].float()
+        encoder["pos_embed"] = positions = positions[:, 1:]
+    if is_sincos(positions[0], grid):
+        exact = torch.zeros_like(positions, dtype=torch.float32)
+        exact[0, -grid[0] * grid[1] :] = sincos_positions(grid, grid, positions.shape[-1], positions.device)
+        encoder["pos_embed"] = exact
+    table = decoder.get("decoder_pos_embed")
+    if table is not None and is_sincos(table[0], grid):
+        decoder = {key: value for key, value in decoder.items() if key != "decoder_pos_embed"}
+    return encoder, decoder
 
 
 def _read_run(path: Path) -> Weights:
@@ -105,8 +198,12 @@ def _read_run(path: Path) -> Weights:
         raise ConfigError(f"{path} is a run without a masked autoencoder; use the .safetensors file in it")
     encoder = {name: state["model"][key] for key, name in names.items()}
     decoder = decoder_to_mae(state["model"])
-    model = load_part(ModelConfig, run_settings(path)["model"])
-    return Weights(model, encoder, decoder, f"run at step {state['steps_done']}")
+    settings = run_settings(path)
+    model = load_part(ModelConfig, settings["model"])
+    mean, std = as_values(settings.get("mean")), as_values(settings.get("std"))  # of an import, which has no data
+    if "data" in settings:
+        mean, std = load_part(DataConfig, settings["data"]).statistics(model.channels)
+    return Weights(model, encoder, decoder, f"run at step {state['steps_done']}", mean, std)
 
 
 def _find_kept(folder: RunFolder, epochs: int) -> Path:
@@ -118,72 +215,3 @@ def _find_kept(folder: RunFolder, epochs: int) -> Path:
         available = ", ".join(map(str, sorted(kept))) or "none; set saving.keep_every_epochs"
         raise ConfigError(f"{folder.path} has no intact checkpoint of {epochs} epochs, only of: {available}")
     return kept[epochs]
-
-
-def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors of a file or a Hugging Face folder, and the settings stored with them."""
-    settings: dict[str, Any] = {}
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file or folder")
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise ConfigError(f"{path} is neither a run folder (config.yaml) nor a Hugging Face one (config.json)")
-        settings, path = read_json(path / "config.json"), path / "model.safetensors"
-    try:
-        if path.suffix == ".safetensors":
-            return load_safetensors(path), settings | read_metadata(path)
-        # MAE's files hold their command line as a Namespace, which is nothing but names and values
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged or a dangerous file
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{path} cannot be read safely: {reason}; save only model.state_dict() to it") from error
-    arguments = content.get("args") if isinstance(content, dict) else None
-    if isinstance(arguments, argparse.Namespace):
-        settings = vars(arguments)
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"{path}: no dictionary of tensors, neither at the top nor under 'model' or 'state_dict'")
-    return {key.removeprefix("module."): value for key, value in content.items()}, settings
-
-
-def _infer_model(
-    encoder: dict[str, Tensor], decoder: dict[str, Tensor], settings: dict[str, Any], path: Path
-) -> ModelConfig:
-    """Derive the model from the shapes of its weights and the settings stored with them."""
-    width, channels, patch_size, patch_width = encoder["patch_embed.proj.weight"].shape
-    depth = _count_blocks(encoder, "blocks")
-    prefix = sum(encoder[key].shape[1] for key in ("cls_token", "reg_token") if key in encoder)
-    patches = encoder["pos_embed"].shape[1] - prefix if "pos_embed" in encoder else 0
-    grid = isqrt(patches)
-    if patch_size != patch_width or grid == 0 or grid * grid != patches:
-        raise ConfigError(f"{path}: {patches} patches of {patch_size}x{patch_width} do not form a square image")
-    name, heads = NAMES.get((width, depth)), settings.get("num_attention_heads")
-    if name is None and heads is None:
-        raise ConfigError(f"{path} does not say how many attention heads its ViT of width {width} has; add --heads N")
-    model = ModelConfig(
-        name=name or "vit_base_patch16_224",
-        image_size=grid * patch_size,
-        patch_size=patch_size,
-        channels=channels,
-        width=None if name else width,
-        depth=None if name else depth,
-        heads=heads,
-        mask_ratio=settings.get("mask_ratio", ModelConfig.mask_ratio),
-        target="norm_pixels" if settings.get("norm_pix_loss", True) else "pixels",
-    )
-    if not decoder:
-        return model
-    decoder_width = decoder["decoder_embed.weight"].shape[0]
-    return replace(
-        model,
-        decoder_width=decoder_width,
-        decoder_depth=_count_blocks(decoder, "decoder_blocks"),
-        decoder_heads=settings.get("decoder_num_attention_heads", max(1, decoder_width // 32)),  # MAE's are 32 wide
-    )
-
-
-def _count_blocks(weights: dict[str, Tensor], blocks: str) -> int:
-    return len({key.split(".")[1] for key in weights if key.startswith(f"{blocks}.")})
