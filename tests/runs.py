@@ -73,10 +73,10 @@ def finish(process: Process | Ranks) -> Finished:
     return Finished([], process.returncode or 0, stdout, stderr)
 
 
-def torchrun(*arguments: object) -> subprocess.Popen[str]:
+def torchrun(*arguments: object, restarts: int = 0) -> subprocess.Popen[str]:
     """Start `mae_curriculum` by torchrun as two processes; the launcher leads a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, *TORCHRUN, "-m", "mae_curriculum", "--", *map(str, arguments)],
+        [sys.executable, *TORCHRUN, f"--max-restarts={restarts}", "-m", "mae_curriculum", "--", *map(str, arguments)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,12 +1,14 @@
 """A program like `python -m mae_curriculum`, on the last rank of which one training step goes wrong.
 
 `python tests/spoiled.py loss|spike|weight STEP COMMAND ...`: the step's loss is infinite, with a finite gradient, or
-nine times too large, or one weight is NaN from that step on.
+nine times too large, or one weight is NaN from that step on. `python tests/spoiled.py stall IMAGES COMMAND ...`: after
+so many images, a process that loads them waits for the next one for ever, as for a disk that does not answer.
 """
 
 import math
 import os
 import sys
+import time
 from itertools import count
 from typing import Any
 
@@ -15,10 +17,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from mae_curriculum.__main__ import main
+from mae_curriculum.data.sources import ArrayImages
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 
 kind, spoiled_step, *words = sys.argv[1:]
 steps = count()
+read = ArrayImages.read
 
 
 def spoil_weight(model: nn.Module, _: Any) -> None:
@@ -34,9 +38,17 @@ def spoil_loss(model: nn.Module, _: Any, losses: Any) -> Any:
     return 9 * losses if kind == "spike" else losses + math.inf
 
 
+def read_or_stall(images: ArrayImages, index: int, channels: int) -> torch.Tensor:
+    if next(steps) == int(spoiled_step):
+        time.sleep(3600)
+    return read(images, index, channels)
+
+
 if __name__ == "__main__":
     if int(os.environ.get("RANK", 0)) == int(os.environ.get("WORLD_SIZE", 1)) - 1:
-        if kind == "weight":
+        if kind == "stall":
+            ArrayImages.read = read_or_stall  # type: ignore[method-assign, assignment]
+        elif kind == "weight":
             register_module_forward_pre_hook(spoil_weight)
         else:
             register_module_forward_hook(spoil_loss)

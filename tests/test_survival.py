@@ -44,9 +44,16 @@ def wait_for(fact: Callable[[], Any], process: Running, seconds: float = 60) -> 
         time.sleep(0.02)
 
 
-def processes_of(process: subprocess.Popen[str]) -> list[int]:
-    """List the processes that a launcher started: each in a session of its own."""
+def processes_of(process: Process | subprocess.Popen[str]) -> list[int]:
+    """List the processes that a process started."""
     return [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def steps_reported(run: Path) -> list[int]:
@@ -234,16 +241,67 @@ def test_checkpoints_of_chosen_epochs_are_kept(tmp_path: Path) -> None:
     assert [steps_of(path) for path in RunFolder(run).checkpoints] == [23, 45, 67]  # 1438 images, 64 a step
 
 
-def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path: Path) -> None:
+def test_torchrun_starts_a_run_again_when_a_process_dies_and_saves_it_when_stopped(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = torchrun("pretrain", *options(run, epochs=400, saving__every_minutes=1e-9), restarts=1)
+    wait_for(lambda: steps_reported(run) and RunFolder(run).checkpoints, process)
+    os.kill(processes_of(process)[1], signal.SIGKILL)
+    wait_for(lambda: len(rows(run, "start")) == 2, process)  # within a minute
+    first, again = [row["steps_done"] for row in rows(run, "start")]
+    assert first == 0 < again
+    wait_for(lambda: steps_reported(run)[-1] > again + 5, process)
+    everyone = [process.pid, *processes_of(process)]
+    for pid in 2 * everyone:  # as a scheduler and a launcher do
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(0.05)
+    output = process.communicate(timeout=60)[1]
+    assert "exitcode: -9" in output  # the cause of the new start
+    assert rows(run, "stop")[0]["reason"] == "SIGTERM"
+    assert rows(run, "stop")[0]["steps_done"] == steps_of(RunFolder(run).checkpoints[-1])
+    assert not (run / "lock.json").exists()
+
+
+def test_processes_whose_launcher_dies_save_and_end(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = torchrun("pretrain", *options(run, epochs=400))
     wait_for(lambda: steps_reported(run), process)
-    os.kill(processes_of(process)[1], signal.SIGKILL)
+    ranks = processes_of(process)
+    process.kill()
+    process.communicate(timeout=60)  # returns once no rank holds the other end of its streams
+    until = time.monotonic() + 10
+    while any(map(is_running, ranks)):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert rows(run, "stop")[0]["reason"] == "the launcher has died"
+    assert rows(run, "stop")[0]["steps_done"] == steps_of(RunFolder(run).checkpoints[-1])
+
+
+def test_a_run_that_waits_for_data_says_so_and_stops_when_asked_or_when_a_loading_process_dies(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    flags = options(run, data__workers=1, tracking__every_steps=2)
+    process = Process("tests/spoiled.py", "stall", 1000, "pretrain", *flags)
+    wait_for(lambda: steps_reported(run) and rows(run, "wait"), process)
+    wait = rows(run, "wait")[0]
+    assert wait["seconds"] in range(10, 14)
+    assert [name.split()[0] for name in wait["files"]] == ["image"]
+    os.kill(process.pid, signal.SIGTERM)
     start_time = time.monotonic()
-    output = process.communicate(timeout=60)[1]
-    assert process.returncode != 0
-    assert time.monotonic() - start_time < 60
-    assert "exitcode  : -9" in output  # the cause
+    output = process.communicate()[1]
+    assert time.monotonic() - start_time < 5
+    assert (process.returncode, "SIGTERM: saved and stopped at step" in output) == (75, True)
+    stopped = rows(run, "stop")[0]["steps_done"]
+
+    process = Process("mae_curriculum", "pretrain", *flags)
+    wait_for(lambda: steps_reported(run)[-1] > stopped, process)
+    os.kill(processes_of(process)[-1], signal.SIGKILL)
+    output = process.communicate()[1]
+    assert process.returncode == 75
+    assert "a process that loads images was killed, perhaps for lack of memory: saved and stopped" in output
+    assert "Traceback" not in output
+    assert command("pretrain", *flags).returncode == 0
+    assert equal(weights(run), weights(finished))
 
 
 def test_a_run_resumes_with_another_world_size_and_the_same_images(finished: Path, tmp_path: Path) -> None:

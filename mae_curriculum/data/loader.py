@@ -9,9 +9,10 @@ import atexit
 import multiprocessing
 import signal
 from collections import ChainMap
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -214,8 +215,8 @@ def receive(loader: DataLoader[Batch]) -> Generator[Batch | Delay]:
                 item: Batch | Delay = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                item = _explain(error, loader)
+            except (RuntimeError, OSError, EOFError) as error:
+                item = _explain(error, loader, workers)
             delayed = isinstance(item, Delay)
             yield item
     finally:
@@ -233,13 +234,13 @@ def _start(loader: DataLoader[Batch]) -> Iterator[Batch]:
     return batches
 
 
-def _explain(error: RuntimeError, loader: DataLoader[Batch]) -> Delay:
+def _explain(error: Exception, loader: DataLoader[Batch], workers: Sequence[BaseProcess]) -> Delay:
     """Return why a micro-batch is not there, given an error of torch's loader; raises any other error again."""
     text, dataset = str(error), loader.dataset
+    if not all(worker.is_alive() for worker in workers):  # torch says so, or fails to get its last tensors
+        return Delay([], "a process that loads images was killed, perhaps for lack of memory")
     if "timed out" in text and isinstance(dataset, MicroBatches):
         return Delay([index for index in dataset.in_hand.tolist() if index != NO_IMAGE])
-    if "exited unexpectedly" in text:
-        return Delay([], "a process that loads images was killed, perhaps for lack of memory")
     if "shared memory" in text:
         return Delay([], "/dev/shm is full: enlarge it, or lower data.workers")
     raise error

@@ -29,7 +29,7 @@ PEAK_BFLOAT16 = {
 
 PEAK_MATRIX_SIZES = {"cpu": 1024, "cuda": 8192}
 """Rows of the square matrices whose products measure the peak of other devices."""
-PEAK_SECONDS = 0.5
+PEAK_SECONDS = 0.1
 """Duration of that measurement."""
 
 
