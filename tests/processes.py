@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from runpy import run_module, run_path
 from tempfile import TemporaryDirectory
@@ -59,9 +60,18 @@ class Process:
         with self._folder, self.stderr:
             return self._stdout.read_text(), self.stderr.read()
 
-    def kill(self) -> None:
-        """Send SIGKILL to the process and its children."""
-        os.killpg(self.pid, signal.SIGKILL)
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process and its children, those of them that are left."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def is_gone(self) -> bool:
+        """Return whether neither the process nor any of its children is left."""
+        try:
+            os.killpg(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
 
 
 class Ranks:
@@ -89,10 +99,14 @@ class Ranks:
         stdout, stderr = zip(*(rank.communicate() for rank in self.ranks), strict=True)
         return "".join(stdout), "".join(stderr)
 
-    def kill(self) -> None:
-        """Send SIGKILL to all processes."""
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to all processes and their children."""
         for rank in self.ranks:
-            rank.kill()
+            rank.send(number)
+
+    def is_gone(self) -> bool:
+        """Return whether no process is left."""
+        return all(rank.is_gone() for rank in self.ranks)
 
 
 def _become(words: list[str], environment: dict[str, str], out: Path, err: Path) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from threading import current_thread, main_thread
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from mae_curriculum.data.augment import augment, resize_and_crop
 from mae_curriculum.data.decode import BrokenImageError
 from mae_curriculum.data.sources import Images
 from mae_curriculum.run.stop import SIGNALS
+
+T = TypeVar("T")
 
 POLL_SECONDS = 1.0
 """How often a loop that waits for data can look whether it should stop."""
@@ -206,7 +209,7 @@ def training_loader(
 def receive(loader: DataLoader[Batch]) -> Generator[Batch | Delay]:
     """Iterate over the micro-batches of a loader; one that worker processes delay is preceded by a `Delay` a second."""
     others = multiprocessing.active_children()
-    batches = _start(loader)
+    batches = start_loading(loader)
     workers = [process for process in multiprocessing.active_children() if process not in others]
     delayed = False
     try:
@@ -225,12 +228,12 @@ def receive(loader: DataLoader[Batch]) -> Generator[Batch | Delay]:
                 worker.kill()
 
 
-def _start(loader: DataLoader[Batch]) -> Iterator[Batch]:
-    """Start the worker processes, without torch's handler for those that die: it raises whatever code is running."""
-    before = signal.getsignal(signal.SIGCHLD)
+def start_loading(loader: DataLoader[T]) -> Iterator[T]:
+    """Start worker processes, without torch's handler for those that die: it raises an error in whatever code runs."""
     batches = iter(loader)
-    if signal.getsignal(signal.SIGCHLD) is not before:
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    handler = signal.getsignal(signal.SIGCHLD)
+    if getattr(handler, "__module__", "").startswith("torch.") and current_thread() is main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return batches
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,13 @@ from torch.utils.data import DataLoader
 
 from mae_curriculum.curriculum.batches import split
 from mae_curriculum.data.config import DataConfig
-from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages, ignore_signals, kill_workers_at_exit
+from mae_curriculum.data.loader import (
+    NO_IMAGE,
+    EvaluationImages,
+    ignore_signals,
+    kill_workers_at_exit,
+    start_loading,
+)
 from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.data.sources import Images
 from mae_curriculum.distributed import World
@@ -62,14 +69,14 @@ class Inference:
             batches.append(own or [NO_IMAGE])  # all ranks need as many batches
         if self.data.workers:
             kill_workers_at_exit()
-        loader = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             EvaluationImages(images, size, channels, self.crop),
             batch_sampler=batches,
             num_workers=self.data.workers,
             worker_init_fn=ignore_signals,
             pin_memory=world.device.type == "cuda",
         )
-        for pixels, index in loader:
+        for pixels, index in start_loading(loader):
             self.check()
             with torch.inference_mode(), world.autocast(self.precision):
                 rows = function(normalize(world.to_device(pixels), mean, std)).float()

@@ -19,7 +19,7 @@ from mae_curriculum.training.step import Training, update_
 ROUNDS = 5
 """Measurements of each stage."""
 
-MEASURED_SECONDS = 0.2
+MEASURED_SECONDS = 0.05
 """Least duration of a round: steps of milliseconds are repeated, up to `MAX_REPEATS` times."""
 
 MAX_REPEATS = 20

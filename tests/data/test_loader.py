@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader
 
 from mae_curriculum.commands.shapes import count_images
 from mae_curriculum.config import ConfigError
@@ -297,6 +298,8 @@ def test_a_loop_hears_once_a_second_that_data_is_late_and_which_image_is_in_hand
 
 
 def test_a_loop_hears_that_a_loading_process_was_killed_and_code_in_between_is_not_disturbed() -> None:
+    dataset = EvaluationImages(open_images(DataConfig())[0], (8, 8), 1)
+    next(iter(DataLoader(dataset, num_workers=1)))  # torch sets its handler with the first loader
     items, worker = stalled_loader()
     worker.kill()
     time.sleep(0.3)  # torch would raise an error here
