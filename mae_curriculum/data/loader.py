@@ -12,6 +12,7 @@ from collections import ChainMap
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from threading import current_thread, main_thread
 from typing import Any, NamedTuple, TypeVar
@@ -240,9 +241,10 @@ def start_loading(loader: DataLoader[T]) -> Iterator[T]:
 def _explain(error: Exception, loader: DataLoader[Batch], workers: Sequence[BaseProcess]) -> Delay:
     """Return why a micro-batch is not there, given an error of torch's loader; raises any other error again."""
     text, dataset = str(error), loader.dataset
-    if not all(worker.is_alive() for worker in workers):  # torch says so, or fails to get its last tensors
+    late = "timed out" in text
+    if wait([worker.sentinel for worker in workers], timeout=0 if late else 1):  # a dying one resets connections first
         return Delay([], "a process that loads images was killed, perhaps for lack of memory")
-    if "timed out" in text and isinstance(dataset, MicroBatches):
+    if late and isinstance(dataset, MicroBatches):
         return Delay([index for index in dataset.in_hand.tolist() if index != NO_IMAGE])
     if "shared memory" in text:
         return Delay([], "/dev/shm is full: enlarge it, or lower data.workers")

@@ -24,6 +24,7 @@ def test_a_signal_requests_a_stop_and_the_handlers_are_restored(number: signal.S
 
 def test_a_second_ctrl_c_ends_a_run_at_once_in_a_terminal_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "isatty", lambda _: True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it in the background
     with catch_signals() as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
@@ -32,6 +33,7 @@ def test_a_second_ctrl_c_ends_a_run_at_once_in_a_terminal_after_a_while(monkeypa
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_hang_up_that_nohup_has_disabled_stays_so() -> None:
