@@ -56,7 +56,7 @@ def finetune(config: FinetuneConfig) -> int:
     if config.checkpoint is not None:
         check_checkpoint(config.checkpoint)
     config = replace(config, data=resolve_source(config.data, config.checkpoint))
-    with connect() as world, watch_for_stop(config) as stop:
+    with connect() as world, watch_for_stop(config, exits=True) as stop:
         weights = None
         if config.checkpoint is not None:
             weights = read_together(config.checkpoint, world, **config.hints)

@@ -57,7 +57,7 @@ def linprobe(config: LinprobeConfig) -> int:
     """Probe once per seed, or resume; print and record the results; returns the exit code."""
     check_checkpoint(config.checkpoint)
     config = replace(config, data=resolve_source(config.data, config.checkpoint))
-    with connect() as world, watch_for_stop(config) as stop:
+    with connect() as world, watch_for_stop(config, exits=True) as stop:
         weights = read_together(config.checkpoint, world, **config.hints)
         config = replace(config, data=with_normalization(config.data, weights, config.checkpoint, world.log))
         encoder = build_encoder(weights, config.checkpoint).to(world.device).requires_grad_(False)

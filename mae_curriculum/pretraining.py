@@ -55,7 +55,7 @@ class PretrainResult:
 def pretrain(config: PretrainConfig) -> int:
     """Pretrain and print the result; returns the exit code: 75 if the run was asked to stop and can be resumed."""
     with connect() as world:
-        result = pretrain_in(world, config)
+        result = pretrain_in(world, config, exits=True)
         if not result.finished:
             return EXIT_RESUMABLE
         world.print(describe(config, result))
@@ -73,9 +73,9 @@ def run_pretraining(config: PretrainConfig) -> PretrainResult:
         return pretrain_in(world, config)
 
 
-def pretrain_in(world: World, config: PretrainConfig) -> PretrainResult:
-    """Pretrain in the processes that are connected already."""
-    with watch_for_stop(config) as stop:
+def pretrain_in(world: World, config: PretrainConfig, *, exits: bool = False) -> PretrainResult:
+    """Pretrain in the processes that are connected already; `exits` is that of `catch_signals`."""
+    with watch_for_stop(config, exits=exits) as stop:
         images, val = open_together(config.data, world)
         training = set_up(config, world, images)
         hooks = partial(build_hooks, training, config, val)

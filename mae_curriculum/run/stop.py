@@ -49,7 +49,7 @@ class Stop:
 
 
 @contextmanager
-def catch_signals(deadline: float | None = None, *, launcher: int | None = None) -> Iterator[Stop]:
+def catch_signals(deadline: float | None = None, *, launcher: int | None = None, exits: bool = False) -> Iterator[Stop]:
     """Catch the signals that ask a run to stop for as long as the context lasts.
 
     Schedulers and launchers send a signal more than once: repeated ones change nothing, but for a Ctrl-C in a terminal
@@ -58,6 +58,8 @@ def catch_signals(deadline: float | None = None, *, launcher: int | None = None)
 
     deadline  when the time limit is reached, in seconds since 1970; None for no limit.
     launcher  that of `Stop`.
+    exits     the process ends after the context: if a signal came, later ones are ignored, as they would end a process
+              that has saved with the wrong exit code. Otherwise handlers are left as they were.
     """
     limit = float("inf") if deadline is None else time.monotonic() + deadline - time.time()
     stop = Stop(limit, launcher=launcher)
@@ -87,8 +89,10 @@ def catch_signals(deadline: float | None = None, *, launcher: int | None = None)
     try:
         yield stop
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if exits and stop.signal_name is not None:
+            handlers = dict.fromkeys(handlers, signal.SIG_IGN)
         restore()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def parse_duration(text: str) -> float:

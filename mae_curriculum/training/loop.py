@@ -248,10 +248,14 @@ def log_stop(session: RunSession, world: World, reason: str | None, what: str, s
 
 
 @contextmanager
-def watch_for_stop(config: TrainingConfig) -> Iterator[Stop]:
-    """Watch for signals, for the time limits of the settings and of the scheduler, and for the end of the launcher."""
+def watch_for_stop(config: TrainingConfig, *, exits: bool = False) -> Iterator[Stop]:
+    """Watch for signals, for the time limits of the settings and of the scheduler, and for the end of the launcher.
+
+    exits  that of `catch_signals`.
+    """
     ends = [job_end()]
     if config.time_limit is not None:
         ends.append(time.time() + parse_duration(config.time_limit))
-    with catch_signals(min((end for end in ends if end is not None), default=None), launcher=launcher()) as stop:
+    deadline = min((end for end in ends if end is not None), default=None)
+    with catch_signals(deadline, launcher=launcher(), exits=exits) as stop:
         yield stop

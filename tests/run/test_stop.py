@@ -36,6 +36,21 @@ def test_a_second_ctrl_c_ends_a_run_at_once_in_a_terminal_after_a_while(monkeypa
     signal.signal(signal.SIGINT, before)
 
 
+def test_after_a_signal_later_ones_cannot_end_a_process_that_is_about_to_exit() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with catch_signals(exits=True):
+            pass
+        assert {number: signal.getsignal(number) for number in SIGNALS} == before
+        with catch_signals(exits=True):
+            signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_a_hang_up_that_nohup_has_disabled_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
