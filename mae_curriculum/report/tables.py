@@ -198,6 +198,8 @@ def problems(run: RunData) -> list[str]:
         lines.append(f"loss spikes: {len(spikes)}, last at step {spikes[-1]['steps_done']:,}")
     waits = {row["stage"]: row["share"] for row in run.history.rows("waiting")}
     lines += [f"stage {stage + 1} waited for data for {share:.0%} of its time" for stage, share in waits.items()]
+    stalls = run.history.rows("stall")
+    lines += [f"rank {row['rank']} on {row['host']} had no images for {row['seconds']} s" for row in stalls]
     lines += [f"damaged checkpoint, not used: {row['name']}" for row in run.history.rows("damaged_checkpoint")]
     return lines
 

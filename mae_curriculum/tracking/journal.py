@@ -24,6 +24,7 @@ NEEDED = {
     **dict.fromkeys((*IDEMPOTENT_EVENTS, "start", "save", "stop"), frozenset({"steps_done"})),
     "stage": {"steps_done", "stage"},
     "waiting": {"stage", "share"},
+    "stall": {"rank", "host", "seconds"},
     "broken_image": {"image", "reason"},
     "save_failed": {"reason"},
     "error": {"reason"},

@@ -227,7 +227,7 @@ class StepVote:
         own = {"host": socket.gethostname(), "seconds": round(seconds), "files": files}
         for rank, wait in enumerate(world.gather(own)):
             if wait["seconds"]:
-                self._session.journal.write("wait", rank=rank, **wait)
+                self._session.journal.write("stall", rank=rank, **wait)
                 names = ", ".join(wait["files"]) or "images"
                 world.log(f"rank {rank} on {wait['host']} has waited {wait['seconds']} s for {names}", logging.WARNING)
 

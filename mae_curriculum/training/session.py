@@ -52,6 +52,7 @@ class RunSession:
         self._check_lock: Callable[[], None] = lambda: None
         self._close_wandb: Callable[[], None] = lambda: None
         self._next_save = 0.0
+        self._saved_step: int | None = None
 
     def acquire(self) -> None:
         """Claim the folder on rank 0 and hold its lock; raises ConfigError if it is another run's, or in use."""
@@ -114,6 +115,7 @@ class RunSession:
         if failure is not None:
             self._log_failure(failure)
             self._next_save = min(self._next_save, time.monotonic() + RETRY_SECONDS)
+            self._saved_step = None
 
     def save(
         self, training: Training[Any], stopwatch: Stopwatch, *, step: int, keep_forever: Callable[[int], bool]
@@ -124,6 +126,7 @@ class RunSession:
         """
         self.check_lock()
         self._next_save = time.monotonic() + 60 * self._config.saving.every_minutes
+        self._saved_step = step
         if self._world.is_main:
             self.saver.start(state_of(training, stopwatch, step=step), keep_forever)
             epochs = round(float(training.clock.equivalent_epochs(step)), 6)
@@ -140,9 +143,12 @@ class RunSession:
     ) -> None:
         """Write the run's state and wait until it is on disk; retry if that fails, for a shorter time before a stop.
 
+        A save of this step that is under way, or done, is not repeated.
+
         Raises  on all ranks what saving raises, mostly OSError; the previous checkpoint is intact.
         """
-        self.save(training, stopwatch, step=step, keep_forever=keep_forever)
+        if step != self._saved_step:
+            self.save(training, stopwatch, step=step, keep_forever=keep_forever)
 
         def restart() -> None:
             self.saver.start(state_of(training, stopwatch, step=step), keep_forever)
