@@ -118,7 +118,8 @@ def train_(
                 session.save_now(training, stopwatch, step=done, keep_forever=keeps(training), stop=stop)
         if stopping:
             run_hooks(hooks, due, session, stopwatch, done)  # the save was more urgent
-    log_stop(session, training.world, vote.reason, f"saved and stopped at step {done} of {clock.total_steps}", done)
+    what = "saved and stopped" if done else "stopped"
+    log_stop(session, training.world, vote.reason, f"{what} at step {done} of {clock.total_steps}", done)
     return False
 
 
