@@ -1,7 +1,7 @@
 """Start here: pretraining, from the images to the summary. The loop itself is in `training/loop.py`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mae_curriculum.config import config_fingerprint
+from mae_curriculum.config import ConfigError, config_fingerprint
 from mae_curriculum.curriculum.schedule import View
 from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages, TrainingImages
 from mae_curriculum.data.sources import Images, names_fingerprint, open_together
@@ -18,7 +18,10 @@ from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.knn import knn_of_encoder, why_no_knn
 from mae_curriculum.evaluation.reconstruction import choose_spread, reconstruct_images, why_no_reconstruction
 from mae_curriculum.evaluation.speedup import describe_costs, summarize_costs
+from mae_curriculum.evaluation.start import describe_evaluation, read_start, refuse_decline
 from mae_curriculum.evaluation.step_times import measure_speedups
+from mae_curriculum.evaluation.unlabeled import measure_unlabeled
+from mae_curriculum.initialization import build_start, frozen_parameters, resolve_init
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
 from mae_curriculum.pretraining_config import PretrainConfig, build_clock
 from mae_curriculum.report.figures import draw_reconstructions
@@ -31,9 +34,11 @@ from mae_curriculum.training.optimizer import build_optimizer
 from mae_curriculum.training.run import run_training
 from mae_curriculum.training.session import RunSession, try_drawing
 from mae_curriculum.training.step import ImageCost, Training
+from mae_curriculum.weights.names import fingerprint
+from mae_curriculum.weights.read import Weights
 
-Measure = Callable[[MaskedAutoencoder], float | None]
-"""Returns the kNN accuracy of an encoder, 0 to 1; None where it cannot be computed."""
+Measure = Callable[[MaskedAutoencoder], dict[str, float]]
+"""Returns some of `METRICS` of an encoder: its kNN accuracy, or what can be measured without labels, if at all."""
 
 
 @dataclass(frozen=True)
@@ -76,29 +81,38 @@ def run_pretraining(config: PretrainConfig) -> PretrainResult:
 def pretrain_in(world: World, config: PretrainConfig, *, exits: bool = False) -> PretrainResult:
     """Pretrain in the processes that are connected already; `exits` is that of `catch_signals`."""
     with watch_for_stop(config, exits=exits) as stop:
+        config, weights = resolve_init(config, world)
         images, val = open_together(config.data, world)
-        training = set_up(config, world, images)
+        training = set_up(config, world, images, weights)
         hooks = partial(build_hooks, training, config, val)
         summary = run_training(training, command="pretrain", stop=stop, build_hooks=hooks)
     facts = summary or {}
     return PretrainResult(config.run, summary is not None, facts.get("knn"), facts.get("loss"), facts)
 
 
-def set_up(config: PretrainConfig, world: World, images: Images) -> Training[MaskedAutoencoder]:
-    """Build the model and all that trains it; raises ConfigError for what does not fit together."""
-    model = build_model(config.model, seed=config.seed).to(world.device)
+def set_up(
+    config: PretrainConfig, world: World, images: Images, weights: Weights | None = None
+) -> Training[MaskedAutoencoder]:
+    """Build the model and all that trains it; raises ConfigError for what does not fit together.
+
+    config, weights  as `resolve_init` returns them.
+    """
+    model = build_start(config, weights).to(world.device)
     mean, std = config.data.statistics(model.channels)
+    clock = build_clock(config, model.shape, images_per_epoch=len(images), processes=world.world_size)
+    start = "" if weights is None else f", weights {fingerprint(weights.encoder | weights.decoder)}"
     return Training(
         config=config,
         world=world,
         images=images,
-        data_fingerprint=names_fingerprint(images),
+        data_fingerprint=names_fingerprint(images) + start,
         dataset=TrainingImages(images, model.image_size, model.channels, config.curriculum.augmentation, config.seed),
         inputs=MaskedInputs(world, model.patch_size, config.seed, mean, std, config.curriculum.resize),
         model=model,
         optimizer=build_optimizer(model, config.optim),
-        clock=build_clock(config, model.shape, images_per_epoch=len(images), processes=world.world_size),
+        clock=clock,
         cost_of=partial(image_cost, model),
+        frozen=partial(frozen_parameters, model, clock, weights, decoder_epochs=config.init_decoder_epochs),
     )
 
 
@@ -112,23 +126,43 @@ def image_cost(model: MaskedAutoencoder, view: View) -> ImageCost:
 def build_hooks(
     training: Training[MaskedAutoencoder], config: PretrainConfig, val: Images | None, session: RunSession
 ) -> Hooks:
-    """Return what pretraining does besides training: kNN accuracy, pictures, the summary."""
-    world, images = training.world, training.images
+    """Return what pretraining does besides training: evaluations, pictures, the summary."""
+    world, images, starts = training.world, training.images, config.init is not None
     no_knn = why_no_knn(images, val, config.knn)
     if no_knn:
         world.log(f"no kNN accuracy: {no_knn}")
-    inference = Inference(world, config.data, config.precision, config.knn.batch_images)
-    measure = partial(knn_of_encoder, train=images, val=val, config=config.knn, inference=inference)
+    if no_knn and config.stop_below_start:
+        raise ConfigError(f"stop_below_start compares kNN accuracies, and there is none: {no_knn}")
+
+    def measure(model: MaskedAutoencoder, check: Check = lambda: None) -> dict[str, float]:
+        inference = Inference(world, config.data, config.precision, config.knn.batch_images, check=check)
+        knn = knn_of_encoder(model, images, val, config=config.knn, inference=inference)
+        if knn is not None:
+            return {"knn": knn}
+        if starts:
+            mask_ratio = config.model.mask_ratio
+            return measure_unlabeled(model, images if val is None else val, mask_ratio=mask_ratio, inference=inference)
+        return {}
 
     def evaluate(steps_done: int) -> None:
-        session.journal.write("evaluation", steps_done=steps_done, knn=measure(training.model))
+        found = measure(training.model)
+        session.journal.write("evaluation", steps_done=steps_done, **found)
+        start = world.on_main(partial(read_start, session.journal)) if steps_done else {}
+        world.log(f"after step {steps_done}: {describe_evaluation(found, start)}")
+        if config.stop_below_start:
+            world.on_main(partial(refuse_decline, session.journal, training.clock.total_steps, config.optim.warmup))
 
     def conclude(stopwatch: Stopwatch, check: Check) -> dict[str, Any]:
-        final = partial(measure, inference=replace(inference, check=check))
-        return summarize(training, config, session, stopwatch, final, check)
+        return summarize(training, config, session, stopwatch, partial(measure, check=check), check)
 
     draw = picture_hook(training, images if val is None else val, config, session)
-    return Hooks(conclude, evaluate, None if no_knn else config.knn.every_epochs, draw)
+    return Hooks(
+        conclude,
+        evaluate,
+        evaluate_every_epochs=None if no_knn and not starts else config.knn.every_epochs,
+        evaluates_start=starts,
+        draw=draw,
+    )
 
 
 def picture_hook(
@@ -177,19 +211,23 @@ def summarize(
     measure: Measure,
     check: Check,
 ) -> dict[str, Any]:
-    """Return the summary of a finished run: the encoder's accuracy, and what the curriculum saved."""
+    """Return the summary of a finished run: how good the encoder is, and what the curriculum saved."""
     model, journal, total = training.model, session.journal, training.clock.total_steps
-    untrained = build_model(config.model, seed=config.seed).to(training.world.device)
     with stopwatch("evaluate"):
-        accuracy, accuracy_untrained = measure(model), measure(untrained)
+        found = measure(model)
+        untrained = (
+            {} if config.init else measure(build_model(config.model, seed=config.seed).to(training.world.device))
+        )
     baseline = build_clock(without_curriculum(config), model.shape, images_per_epoch=len(training.images))
     speedups = measure_speedups(training, baseline, check=check)
     costs = summarize_costs(training.clock, baseline, model.shape.training_flops, stopwatch, speedups=speedups)
-    if accuracy is not None:
-        journal.write("evaluation", steps_done=total, knn=accuracy)
+    if found:
+        journal.write("evaluation", steps_done=total, **found)
     return costs | {
-        "knn": accuracy,
-        "knn_untrained": accuracy_untrained,
+        "knn": found.get("knn"),
+        "knn_untrained": untrained.get("knn"),
+        "start": training.world.on_main(partial(read_start, session.journal)),
+        "end": found,
         "loss": training.world.on_main(lambda: journal.newest.get("step", {}).get("loss")),
         "config_fingerprint": config_fingerprint(config),
     }
@@ -199,8 +237,9 @@ def describe(config: PretrainConfig, result: PretrainResult) -> str:
     """Return a result as text for someone who has not read the README."""
     summary, run, source = result.summary, config.run, config.data.source
     lines = [f"pretrained {config.model.name} on {source}, {config.epochs} equivalent epochs", describe_costs(summary)]
-    if result.accuracy is not None:
-        lines.append(f"kNN accuracy {result.accuracy:.4f}, untrained {summary['knn_untrained']:.4f}")
+    if summary["end"]:
+        untrained = "" if summary["start"] else f", untrained {summary['knn_untrained']:.4f}"
+        lines.append(describe_evaluation(summary["end"], summary["start"]) + untrained)
     if config.tracking.pictures:
         lines.append(f"reconstructions: {run / 'pictures'}")
     recipe = f" --config {source}" if source in ("digits", "cifar10") else ""

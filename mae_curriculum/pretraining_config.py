@@ -21,6 +21,16 @@ class PretrainConfig(TrainingConfig):
     micro_batch: int | None = exempt(None)
     """Maximum number of images that a device processes at once at full size (more at smaller sizes); larger batches
     accumulate gradients. null for no limit."""
+    init: Path | None = None
+    """Weights to start from: a run, RUN@EPOCHS, any checkpoint that `knn` reads, or the name of one in the cache of
+    Hugging Face, such as vit_base_patch16_224.mae or facebook/vit-mae-base. The model follows from them where `model`
+    leaves it open; another image size, patch size or number of channels is converted. null for random weights."""
+    init_decoder_epochs: int = 5
+    """Equivalent epochs at the start in which a decoder that `init` lacks trains alone, while the encoder keeps its
+    weights: gradients of a random decoder would ruin them."""
+    stop_below_start: bool = False
+    """End a run with `init` whose kNN accuracy stays below that of its start, for three evaluations in a row once the
+    learning rate has warmed up; needs knn.every_epochs."""
     model: ModelConfig = ModelConfig()
     """Encoder, masking, decoder and target."""
     knn: KnnConfig = KnnConfig()
@@ -29,6 +39,10 @@ class PretrainConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_channels(self, self.model.channels)
+        if self.init_decoder_epochs < 0:
+            raise ConfigError(f"init_decoder_epochs must be at least 0, got {self.init_decoder_epochs}")
+        if self.stop_below_start and (self.init is None or self.knn.every_epochs is None):
+            raise ConfigError("stop_below_start compares with the start: it needs init and knn.every_epochs")
 
 
 def build_clock(config: PretrainConfig, shape: ModelShape, *, images_per_epoch: int, processes: int = 1) -> Clock:

@@ -15,6 +15,7 @@ FLOORS = [
     "training weights",
     "evaluation",
     "pretraining_config report",
+    "initialization",
     "pretraining",
     "commands",
     "__init__ __main__",

@@ -18,6 +18,7 @@ from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.data.sources import ArrayImages
 from mae_curriculum.distributed import connect
 from mae_curriculum.evaluation.step_times import make_steps, random_pixels, time_in_turn
+from mae_curriculum.initialization import resolve_init
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.pretraining import set_up
 from mae_curriculum.pretraining_config import build_clock
@@ -30,8 +31,9 @@ def bench(config: BenchConfig) -> int:
     """Run the benchmark and print its results; returns the exit code."""
     with connect() as world:
         placeholders = ArrayImages(np.empty((count_images(config.data), 0), np.uint8), labels=[], classes=())
-        training = set_up(config, world, placeholders)
-        baseline = build_clock(without_curriculum(config), training.model.shape, images_per_epoch=len(placeholders))
+        resolved, weights = resolve_init(config, world)
+        training = set_up(resolved, world, placeholders, weights)
+        baseline = build_clock(without_curriculum(resolved), training.model.shape, images_per_epoch=len(placeholders))
         is_gpu = world.device.type == "cuda"
         results = {
             "device": torch.cuda.get_device_name(world.device) if is_gpu else f"CPU ({platform.machine()})",

@@ -2,7 +2,8 @@
 
 import json
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from mae_curriculum.commands.config import PlanConfig
 from mae_curriculum.commands.shapes import count_images, find_shape
@@ -14,9 +15,12 @@ from mae_curriculum.pretraining_config import PretrainConfig, build_clock
 from mae_curriculum.terminal import format_duration, format_table, side
 from mae_curriculum.training.config import without_curriculum
 
+P = TypeVar("P", bound=PretrainConfig)
+
 
 def plan(config: PlanConfig) -> int:
     """Print the plan; returns the exit code."""
+    config = with_shape_of_init(config)
     facts = compute_plan(config, devices=config.devices, rate=config.rate)
     if config.picture is not None:
         from mae_curriculum.commands.plan_picture import plan_figure  # loads torch and matplotlib
@@ -24,6 +28,17 @@ def plan(config: PlanConfig) -> int:
         plan_figure(config.picture, config, facts)
     print(json.dumps(facts, indent=2) if config.json else format_plan(facts))
     return 0
+
+
+def with_shape_of_init(config: P) -> P:
+    """Return settings whose model is that of the weights that the run starts from, if any, and no longer names them."""
+    if config.init is None:
+        return config
+    from mae_curriculum.distributed import connect  # loads torch
+    from mae_curriculum.initialization import resolve_init
+
+    with connect() as world:
+        return replace(resolve_init(config, world)[0], init=None, stop_below_start=False)
 
 
 def compute_plan(config: PretrainConfig, *, devices: int = 1, rate: float = 1000.0) -> dict[str, Any]:
@@ -34,6 +49,7 @@ def compute_plan(config: PretrainConfig, *, devices: int = 1, rate: float = 1000
     Returns  "steps", "images", "flops", "speedup", "hours", "stages" and more, as `plan --json` prints them.
     Raises   ConfigError for stages that cannot be trained.
     """
+    config = with_shape_of_init(config)
     shape = find_shape(config.model)
     count = count_images(config.data)
     clock = build_clock(config, shape, images_per_epoch=count, processes=devices)

@@ -12,6 +12,7 @@ from mae_curriculum.config import ConfigError, load_file
 from mae_curriculum.data.loader import RequestSampler, training_loader
 from mae_curriculum.data.sources import open_images
 from mae_curriculum.distributed import World, connect
+from mae_curriculum.initialization import resolve_init
 from mae_curriculum.pretraining import set_up
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.checkpoint import load_state
@@ -53,8 +54,9 @@ def measure(
 
     Returns  name, loss and gradient norm of each image, and the norm of the whole gradient.
     """
+    config, weights = resolve_init(config, world)
     images, _ = open_images(config.data)
-    training = set_up(config, world, images)
+    training = set_up(config, world, images, weights)
     model, moment = training.model, training.clock.moment(state["steps_done"])
     model.load_state_dict(state["model"])
     sampler = RequestSampler(training.clock, moment.step, config.seed, 0, 1, micro_batch=None)

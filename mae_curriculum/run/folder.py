@@ -92,15 +92,18 @@ class RunFolder:
         """Return the file of the picture after `step` steps."""
         return self.path / "pictures" / f"step-{step:08d}.png"
 
-    def refuse_others(self, config: Any) -> None:
+    def refuse_others(self, config: Any, *, command: str) -> None:
         """Raise ConfigError if the folder is not empty and not that of a run with these settings in this format."""
+        fork = f"; or start from its weights: --init {self.path} --run NEW" if hasattr(config, "init") else ""
         if self.config.exists():
-            _ = self.info  # raises ConfigError
+            created_by = self.info["command"]
+            if created_by != command:
+                raise ConfigError(f"{self.path} was created by `{created_by}`; choose another --run{fork}")
             changed = differences(load_file(type(config), self.config), config)
             if changed:
                 raise ConfigError(
                     f"{self.path} belongs to a run with other settings ({'; '.join(changed)}); "
-                    "choose another --run, or use the settings of that run to resume it"
+                    f"choose another --run, or use the settings of that run to resume it{fork}"
                 )
         elif self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path} is a file, no run folder; choose another --run")
@@ -112,7 +115,7 @@ class RunFolder:
 
         command  what created the run, such as "pretrain" or "finetune".
         """
-        self.refuse_others(config)
+        self.refuse_others(config, command=command)
         self.path.mkdir(parents=True, exist_ok=True)
         if not self.config.exists():
             write_json(self.path / "run.json", {"command": command, "version": __version__, "format": FORMAT})
@@ -161,19 +164,35 @@ def run_and_epochs(checkpoint: Path) -> tuple[RunFolder, int | None]:
     return RunFolder(checkpoint), None
 
 
-def check_checkpoint(path: Path) -> None:
-    """Raise ConfigError with what leads on if there is no checkpoint: nothing at all, a part of a run, settings."""
+def check_checkpoint(path: Path, key: str = "checkpoint") -> None:
+    """Raise ConfigError with what leads on if there is no checkpoint: nothing at all, a part of a run, settings.
+
+    key  the setting that names the checkpoint.
+    """
     if run_and_epochs(path)[0].config.exists():
         return
     if not path.exists():
-        raise ConfigError(f"checkpoint: {path} does not exist")
+        if cached_model(str(path)):
+            return
+        raise ConfigError(f"{key}: {path} does not exist")
     if path.suffix != ".safetensors" and (run := _run_around(path)):
-        raise ConfigError(f"checkpoint: {path} is only a part of a run; did you mean {run}?")
+        raise ConfigError(f"{key}: {path} is only a part of a run; did you mean {run}?")
     if path.suffix in (".yaml", ".yml"):
-        raise ConfigError(f"checkpoint: {path} is a file of settings, not of weights; settings are given by --config")
+        raise ConfigError(f"{key}: {path} is a file of settings, not of weights; settings are given by --config")
     if runs := runs_below(path):
         names = ", ".join(str(run) for run in runs[:3])
-        raise ConfigError(f"checkpoint: {path} is no run folder, but holds {len(runs)}, such as {names}; name one")
+        raise ConfigError(f"{key}: {path} is no run folder, but holds {len(runs)}, such as {names}; name one")
+
+
+def cached_model(name: str) -> Path | None:
+    """Return the folder of a model in Hugging Face's cache, by its repository's name; timm's can omit `timm/`."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name if "/" in name else f"timm/{name}", local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
 
 
 def no_run(path: Path) -> str:

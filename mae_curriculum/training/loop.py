@@ -45,6 +45,8 @@ class Hooks:
     """Evaluates the model after a number of steps."""
     evaluate_every_epochs: int | None = None
     """Equivalent epochs between evaluations before the end; None for none."""
+    evaluates_start: bool = False
+    """Whether the model is evaluated before the first step too."""
     draw: Callable[[int], object] = lambda _: None
     """Draws a picture of the model after a number of steps, at the end of each stage."""
     facts: dict[str, Any] = field(default_factory=dict)

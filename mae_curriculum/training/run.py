@@ -32,6 +32,9 @@ def run_training(
             world.log(f"{session.folder.path} continues from step {step} of {total}")
         hooks = build_hooks(session)
         session.log_start(training, step=step, **hooks.facts)
+        if step == 0 and hooks.evaluates_start:
+            with stopwatch("evaluate"):
+                hooks.evaluate(0)
         if not train_(training, session, stopwatch, hooks, first_step=step, stop=stop):
             return None
 

@@ -64,7 +64,7 @@ class RunSession:
         config, folder = self._config, self.folder
         if config.tracking.wandb != "disabled":
             require_wandb()
-        folder.refuse_others(config)
+        folder.refuse_others(config, command=self._command)
         folder.path.mkdir(parents=True, exist_ok=True)
         dead: list[dict[str, Any]] = []
         self._check_lock = self._resources.enter_context(hold(folder.lock, on_takeover=dead.append))

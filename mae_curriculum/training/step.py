@@ -4,7 +4,7 @@ A run is a model that maps its inputs to a loss per image, and a clock that deci
 fine-tuning and probing differ in their model and inputs; they share these steps and the loop around them.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -65,6 +65,8 @@ class Training(Generic[M]):
     """Moving average of the model's weights."""
     cost_of: Callable[[View], ImageCost] | None = None
     """Returns what training on one image of a view costs; None where that is not counted."""
+    frozen: Callable[[Moment], Sequence[nn.Parameter]] = lambda _: ()
+    """Returns the parameters that keep their values in a step, and the optimizer's moments of them."""
     ddp_model: Any = field(init=False)
     """The model, wrapped if there are several processes."""
 
@@ -156,6 +158,8 @@ def update_(
         training.optimizer.zero_grad()
         return None
     loss_share, ids, broken = sums
+    for parameter in training.frozen(moment):
+        parameter.grad = None
     norm, ratio = apply_gradients_(training, lr=lr, measured=measured)
     training.world.broadcast_(buffers)  # each rank saw its own images
     for buffer, earlier in zip(buffers, before, strict=True):

@@ -30,14 +30,15 @@ def load_into_(module: torch.nn.Module, weights: dict[str, Tensor], what: str) -
     module.load_state_dict(weights)
 
 
-def build_encoder(weights: Weights, what: object) -> MaskedAutoencoder:
+def build_encoder(weights: Weights, what: object, *, seed: int = 0) -> MaskedAutoencoder:
     """Build the model whose encoder has these weights, without the head of a classifier; its decoder is random.
 
     what    name of the checkpoint in messages.
+    seed    of the decoder.
     Raises  ConfigError that lists all keys that do not fit.
     """
     _refuse_broken(weights.encoder, what)
-    model = build_model(weights.model, seed=0)
+    model = build_model(weights.model, seed=seed)
     encoder = model.encoder
     state = {key: value for key, value in weights.encoder.items() if not key.startswith("head.")}
     if "fc_norm.weight" in state:  # timm's name for the norm of a classifier that averages the patches before it

@@ -17,7 +17,7 @@ from torch import Tensor
 from mae_curriculum.config import ConfigError
 from mae_curriculum.files import read_json
 from mae_curriculum.run.checkpoint import refuse_oversized, why_unreadable
-from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.run.folder import RunFolder, cached_model
 from mae_curriculum.weights.names import MODEL_KEY, NORMALIZATION_KEY, Log, format_keys, read_metadata
 
 WEIGHT_FILES = (
@@ -78,7 +78,9 @@ def read_network(path: Path, wanted: str | None, log: Log) -> tuple[Network, dic
 def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
     """Return the file of weights, and the settings of its folder."""
     if not path.exists():
-        raise ConfigError(f"{path}: no such file or folder")
+        path = cached_model(str(path)) or path
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist, and Hugging Face's cache has no model of that name")
     folder = path if path.is_dir() else path.parent
     if folder.name == "checkpoints" and RunFolder(folder.parent).config.exists():
         raise ConfigError(f"{path} belongs to the run {folder.parent}; give that folder, or {folder.parent}@EPOCHS")

@@ -68,7 +68,7 @@ def test_a_folder_of_an_older_or_newer_format_is_refused_in_one_line(folder: Run
         folder.claim(Config(), command="pretrain")
     info.unlink()
     with pytest.raises(ConfigError, match=r"was written by an older version \(0\.1\.0 or earlier\)") as caught:
-        folder.refuse_others(Config())
+        folder.refuse_others(Config(), command="test")
     assert "\n" not in str(caught.value)
     assert not info.exists()
 

@@ -55,7 +55,7 @@ def test_each_command_names_a_missing_checkpoint(verb: str, capsys: pytest.Captu
 
 def test_a_file_is_no_run_folder(run: Path) -> None:
     with pytest.raises(ConfigError, match=r"config.yaml is a file, no run folder; choose another --run"):
-        RunFolder(run / "config.yaml").refuse_others(Config())
+        RunFolder(run / "config.yaml").refuse_others(Config(), command="test")
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", '"\\ud800"', "{}"])

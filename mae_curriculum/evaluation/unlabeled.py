@@ -1,0 +1,47 @@
+"""How good an encoder is, without labels: the masked loss, and the effective rank of its features."""
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from mae_curriculum.data.sources import Images, Subset
+from mae_curriculum.evaluation.features import Inference
+from mae_curriculum.evaluation.reconstruction import choose_spread
+from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
+from mae_curriculum.model.masking import mask_noise
+
+MEASURED_IMAGES = 2048
+"""Number of images, evenly spread, that are measured: enough for features of any width of a ViT."""
+
+
+def effective_rank(features: Tensor) -> float:
+    """Return how many directions features (n, d) fill, 1 to min(n, d): the exponential entropy of singular values.
+
+    Features that collapse have a low one. Source: RankMe, arXiv:2210.02885.
+    """
+    singular = torch.linalg.svdvals(features.double())
+    return float(torch.special.entr(singular / singular.sum()).sum().exp())
+
+
+def measure_unlabeled(
+    model: MaskedAutoencoder, images: Images, *, mask_ratio: float, inference: Inference
+) -> dict[str, float]:
+    """Return the loss at full size, with masks that are always the same, and the effective rank of the mean features.
+
+    Of `MEASURED_IMAGES` of the images.
+    """
+    chosen = Subset(images, choose_spread(len(images), MEASURED_IMAGES))
+    patch_count = prod(model.full_grid)
+
+    def loss_of(batch: Tensor) -> Tensor:
+        noise = mask_noise(seed=0, step=0, places=range(len(batch)), patch_count=patch_count)
+        losses: Tensor = model(batch, noise.to(batch.device), mask_ratio)
+        return losses[:, None]
+
+    losses = [rows for rows, _ in inference.run(loss_of, chosen, size=model.image_size, channels=model.channels)]
+    features, _ = inference.encode(model, chosen)
+    return {
+        "val_loss": float(torch.cat(losses).mean()),
+        "effective_rank": effective_rank(features[:, model.pools.index("avg")]),
+    }
