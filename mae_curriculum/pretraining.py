@@ -224,6 +224,7 @@ def summarize(
     if found:
         journal.write("evaluation", steps_done=total, **found)
     return costs | {
+        "model": config.model.name,
         "knn": found.get("knn"),
         "knn_untrained": untrained.get("knn"),
         "start": training.world.on_main(partial(read_start, session.journal)),
@@ -236,7 +237,7 @@ def summarize(
 def describe(config: PretrainConfig, result: PretrainResult) -> str:
     """Return a result as text for someone who has not read the README."""
     summary, run, source = result.summary, config.run, config.data.source
-    lines = [f"pretrained {config.model.name} on {source}, {config.epochs} equivalent epochs", describe_costs(summary)]
+    lines = [f"pretrained {summary['model']} on {source}, {config.epochs} equivalent epochs", describe_costs(summary)]
     if summary["end"]:
         untrained = "" if summary["start"] else f", untrained {summary['knn_untrained']:.4f}"
         lines.append(describe_evaluation(summary["end"], summary["start"]) + untrained)

@@ -23,6 +23,7 @@ SLOW = (
     "test_survival",
     "test_finetune",
     "test_pretraining",
+    "test_initialization",
     "test_pipeline",
     "test_formats",
     "test_write",

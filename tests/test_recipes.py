@@ -47,6 +47,7 @@ def test_each_pretraining_recipe_has_downstream_recipes() -> None:
 def test_these_pretraining_recipes_exist() -> None:
     assert [path.stem for path in RECIPES] == [
         "cifar10",
+        "continue_vit_b16",
         "digits",
         "imagenette128",
         "vit_b16_in1k",
@@ -86,6 +87,7 @@ def test_a_curriculum_file_loads_dumps_and_loads_to_an_equal_object(path: Path, 
         ("digits", "efficienttrain"),
         ("cifar10", "efficienttrain"),
         ("imagenette128", "efficienttrain"),
+        ("continue_vit_b16", "efficienttrain"),
         ("vit_b16_in1k", "none"),
         ("vit_b16_in1k_efficienttrain", "efficienttrain"),
         ("vit_l16_in1k_efficienttrain", "efficienttrain"),
