@@ -223,11 +223,13 @@ def summarize(
     costs = summarize_costs(training.clock, baseline, model.shape.training_flops, stopwatch, speedups=speedups)
     if found:
         journal.write("evaluation", steps_done=total, **found)
+    start = training.world.on_main(partial(read_start, journal))
     return costs | {
         "model": config.model.name,
         "knn": found.get("knn"),
+        "knn_start": start.get("knn"),
         "knn_untrained": untrained.get("knn"),
-        "start": training.world.on_main(partial(read_start, session.journal)),
+        "start": start,
         "end": found,
         "loss": training.world.on_main(lambda: journal.newest.get("step", {}).get("loss")),
         "config_fingerprint": config_fingerprint(config),

@@ -51,7 +51,8 @@ STEP_METRICS = (
 EVALUATION_METRICS = (
     Metric("knn", "kNN accuracy", "Images classified by the classes of their nearest neighbors.", "%", 100),
     Metric("accuracy", "Accuracy", "", "%", 100),
-    Metric("val_loss", "Validation loss", "On images that are not used for training."),
+    Metric("val_loss", "Validation loss", "On validation images; if a pretraining has none, on training images."),
+    Metric("effective_rank", "Effective rank", "Number of directions that the features fill."),
 )
 """Metrics in the rows of evaluations."""
 

@@ -217,6 +217,7 @@ def results_of(run: RunData) -> dict[str, str]:
     results = {}
     for key, name in (
         ("knn_untrained", "kNN, untrained encoder"),
+        ("knn_start", "kNN, before the first step"),
         ("knn", "kNN, during the run"),
         ("accuracy", "accuracy of the run's own classifier"),
     ):
