@@ -91,11 +91,11 @@ def test_a_run_without_capture_cannot_be_replayed(finished: Path) -> None:
 def test_a_stage_that_waits_for_data_is_logged_with_the_setting_to_change(tmp_path: Path) -> None:
     generator, images = np.random.default_rng(0), tmp_path / "images"
     images.mkdir()
-    for index in range(64):  # large and incompressible: reading one takes longer than training on it
+    for index in range(16):  # large and incompressible: reading one takes longer than training on it
         pixels = generator.integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(images / f"{index}.png", compress_level=1)
     seen = {"curriculum": "configs/curriculum/none.yaml", "epochs": 9}
-    flags = options(tmp_path / "run", **pictures(images, **seen), tracking__every_steps=1)
+    flags = options(tmp_path / "run", **pictures(images, **seen), batch_size=16, tracking__every_steps=1)
     done = command("pretrain", *flags)
     assert done.returncode == 0
     (warning,) = (line for line in done.stderr.splitlines() if "waits for data" in line)
