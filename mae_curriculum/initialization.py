@@ -11,7 +11,7 @@ from mae_curriculum.distributed import World
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.folder import check_checkpoint
-from mae_curriculum.weights.build import build_autoencoder, build_encoder, read_together
+from mae_curriculum.weights.build import build_autoencoder, load_encoder_, read_together
 from mae_curriculum.weights.convert import convert
 from mae_curriculum.weights.normalization import with_normalization
 from mae_curriculum.weights.read import Weights
@@ -46,11 +46,12 @@ def resolve_init(config: P, world: World) -> tuple[P, Weights | None]:
 
 def build_start(config: PretrainConfig, weights: Weights | None) -> MaskedAutoencoder:
     """Build the model with the weights that a run starts from; what they lack depends on the seed alone."""
-    if weights is None:
-        return build_model(config.model, seed=config.seed)
-    if weights.decoder:
+    if weights is not None and weights.decoder:
         return build_autoencoder(weights, config.init).train()
-    return build_encoder(weights, config.init, seed=config.seed).train()
+    model = build_model(config.model, seed=config.seed)
+    if weights is not None:
+        load_encoder_(model, weights, config.init)
+    return model
 
 
 def frozen_parameters(

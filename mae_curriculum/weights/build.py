@@ -1,5 +1,6 @@
 """Build models from weights."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,21 @@ def load_into_(module: torch.nn.Module, weights: dict[str, Tensor], what: str) -
     module.load_state_dict(weights)
 
 
-def build_encoder(weights: Weights, what: object, *, seed: int = 0) -> MaskedAutoencoder:
-    """Build the model whose encoder has these weights, without the head of a classifier; its decoder is random.
+def build_encoder(weights: Weights, what: object) -> MaskedAutoencoder:
+    """Build the model whose encoder has these weights, for features; its decoder is a random one, as small as can be.
 
     what    name of the checkpoint in messages.
-    seed    of the decoder.
     Raises  ConfigError that lists all keys that do not fit.
     """
+    small = replace(weights.model, decoder_width=4, decoder_depth=1, decoder_heads=1, decoder_options={})
+    model = build_model(small, seed=0)
+    load_encoder_(model, weights, what)
+    return model.eval()
+
+
+def load_encoder_(model: MaskedAutoencoder, weights: Weights, what: object) -> None:
+    """Load weights into a model's encoder, without the head of a classifier; raises ConfigError if they do not fit."""
     _refuse_broken(weights.encoder, what)
-    model = build_model(weights.model, seed=seed)
     encoder = model.encoder
     state = {key: value for key, value in weights.encoder.items() if not key.startswith("head.")}
     if "fc_norm.weight" in state:  # timm's name for the norm of a classifier that averages the patches before it
@@ -46,7 +53,6 @@ def build_encoder(weights: Weights, what: object, *, seed: int = 0) -> MaskedAut
     load_into_(encoder, state, f"the encoder of {what}")
     if encoder.pos_embed is not None:
         model.learned_positions = not is_sincos(encoder.pos_embed.detach()[0], model.full_grid)
-    return model.eval()
 
 
 def _refuse_broken(tensors: dict[str, Tensor], what: object) -> None:
@@ -64,13 +70,14 @@ def build_autoencoder(weights: Weights, what: object) -> MaskedAutoencoder:
             f"{what} ({weights.origin}) leaves open how its decoder works; add {' and '.join(weights.open)}"
         )
     _refuse_broken(weights.decoder, what)
-    model = build_encoder(weights, what)
+    model = build_model(weights.model, seed=0)
+    load_encoder_(model, weights, what)
     if "decoder_pos_embed" in weights.decoder:  # positions of its own, those of the class token included
         tokens = model.encoder.num_prefix_tokens + model.full_grid[0] * model.full_grid[1]
         model.decoder.pos_embed = torch.empty(1, tokens, weights.model.decoder_width)
     encoder = {key: value for key, value in model.state_dict().items() if key.startswith("encoder.")}
     load_into_(model, encoder | decoder_from_mae(weights.decoder), f"the decoder of {what}")
-    return model
+    return model.eval()
 
 
 def read_together(path: Path, world: World, **hints: Any) -> Weights:
