@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, set_loader
 
+from mae_curriculum.config_help import format_help
 from mae_curriculum.config_messages import one_line, other_flag
 from mae_curriculum.recipes import find_file
 
@@ -70,7 +71,6 @@ def read_yaml(stream: str | IO[str]) -> Any:
 
 
 set_loader("yaml_unique", read_yaml, exceptions=(yaml.YAMLError,))
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config") -> C:
@@ -80,10 +80,13 @@ def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config
     given. FILE is a path or the name of a recipe. A setting that is a dataclass may be a file too: `--part FILE`, or
     `part: FILE` in YAML, relative to the file that says so. `--flag` alone sets a boolean, and the flag of a list takes
     several words. Words without a flag are the config's `runs` if it has any, otherwise files. `--print_config` prints
-    the resulting YAML and exits.
+    the resulting YAML and exits; `--help` describes the settings, `--help all` those of the parts too.
 
     Raises  ConfigError: one line that names the key.
     """
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        print(format_help(config_class, prog, full="all" in arguments))
+        sys.exit(0)
     # jsonargparse's own --print_config would skip the checks of __post_init__
     flags = [argument for argument in arguments if argument != "--print_config"]
     config = _build(config_class, prog, lambda parser: parser.parse_args(_resolve(flags, config_class)))

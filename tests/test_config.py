@@ -155,7 +155,7 @@ def test_an_error_in_a_file_is_one_line_that_names_it(text: str, folder: Path) -
         ("--epochs", "epochs"),
         ("--config none.yaml", "cannot read 'none.yaml'"),
         ("--part none.yaml", "part: cannot read 'none.yaml'"),
-        ("--unheard 3", "--unheard 3; --help lists the keys"),
+        ("--unheard 3", "--unheard 3; --help all lists the keys"),
     ],
 )
 def test_an_error_on_the_command_line_is_one_line_that_names_it(arguments: str, message: str, folder: Path) -> None:

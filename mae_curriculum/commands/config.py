@@ -39,7 +39,7 @@ class ExportConfig(AutoencoderHints):
 
 @dataclass(frozen=True)
 class PlanConfig(PretrainConfig):
-    """Plan a pretraining run and compute its cost; takes all settings of the run."""
+    """Plan a pretraining run and compute its cost."""
 
     json: bool = False
     """Print one JSON object instead of a table."""
@@ -61,7 +61,7 @@ class PlanConfig(PretrainConfig):
 
 @dataclass(frozen=True)
 class BenchConfig(PretrainConfig):
-    """Measure the speed of a pretraining run's stages on random images; takes all settings of the run."""
+    """Measure the speed of a pretraining run's stages on random images."""
 
     rounds: int = 7
     """Number of measurements of each stage, interleaved with the others; the median is reported."""
@@ -117,7 +117,7 @@ class ReconstructConfig(AutoencoderHints):
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write an HTML report on runs: `python -m mae_curriculum report RUN... [--baseline RUN] [--out FILE]`."""
+    """Write an HTML report on runs, compared with a baseline."""
 
     runs: tuple[Path, ...]
     """Run folders."""
@@ -148,7 +148,7 @@ class PlotConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Replay the first of the steps with non-finite loss or gradient that ended a pretraining run."""
+    """Replay the first of the steps with non-finite loss or gradient that ended a run."""
 
     run: Path
     """Run folder."""
