@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from mae_curriculum.config import ConfigError, load
+from mae_curriculum.config import ConfigError, load, load_each
 from mae_curriculum.files import is_user_error
 from mae_curriculum.terminal import configure_logging, printable
 from mae_curriculum.version import describe_version
@@ -57,8 +57,10 @@ def _run(package: str, commands: Mapping[str, tuple[str, str]], arguments: list[
     try:
         if command not in commands:
             raise ConfigError(f"{package} has no command '{command}'; {_other_command(package, commands, command)}")
-        config_class, function = commands[command]
-        config = load(_import(config_class), rest, prog=f"python -m {package} {command}")
+        settings, function = commands[command]
+        config_class = _import(settings)
+        read = load_each if getattr(config_class, "files_apart", False) else load
+        config = read(config_class, rest, prog=f"python -m {package} {command}")
         code: int = _import(function)(config)
     except (ConfigError, OSError) as error:
         if isinstance(error, OSError) and not is_user_error(error):

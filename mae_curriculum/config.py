@@ -96,6 +96,22 @@ def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config
     return config
 
 
+def load_each(config_class: type[C], arguments: Sequence[str], *, prog: str) -> dict[str, C]:
+    """Build `config_class` for each word without a flag as if it were the only one; returns the configs by word.
+
+    Without such words there is one config, by the name "".
+    """
+    files, groups = _group(arguments, _flags(config_class))
+    if len(files) < 2:
+        return {"".join(files): load(config_class, arguments, prog=prog)}
+    flags = []
+    for flag, words in groups:
+        flags += [f"{flag}={words[0]}", *words[1:]] if words else [flag]
+    if "--print_config" in flags:
+        raise ConfigError(f"--print_config: one file at a time, got {', '.join(files)}")
+    return {file: load(config_class, [f"--config={file}", *flags], prog=prog) for file in files}
+
+
 def load_file(config_class: type[C], path: Path) -> C:
     """Build `config_class` from one YAML file."""
     return load(config_class, [f"--config={path}"])
@@ -199,12 +215,15 @@ def _resolve(arguments: Sequence[str], config_class: type[Any]) -> list[str]:
 
     Files come first because jsonargparse lets a file overwrite the flags before it.
     """
-    kinds = {f"--{key}": kind for key, kind in _keys(config_class)}
+    kinds = _flags(config_class)
     files: list[str] = []
     parts: list[str] = []
     values: list[str] = []
     lists: dict[str, list[str]] = {}
-    for flag, words in _group(arguments, kinds):
+    loose, groups = _group(arguments, kinds)
+    if loose:
+        groups = [("--runs" if "--runs" in kinds else "--config", loose), *groups]
+    for flag, words in groups:
         kind = kinds.get(flag)
         if flag == "--config" and words:
             files += [f"--config={yaml.safe_dump(_read_file(word, config_class, flag))}" for word in words]
@@ -221,12 +240,17 @@ def _resolve(arguments: Sequence[str], config_class: type[Any]) -> list[str]:
     return files + parts + values
 
 
-def _group(arguments: Sequence[str], kinds: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Return each flag with the words that belong to it; words without a flag belong to `--runs` or `--config`."""
+def _flags(config_class: type[Any]) -> dict[str, Any]:
+    """Return the flags of a config class with their types."""
+    return {f"--{key}": kind for key, kind in _keys(config_class)}
+
+
+def _group(arguments: Sequence[str], kinds: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return the words without a flag, and each flag with the words that belong to it."""
     loose: list[str] = []
-    groups = [("--runs" if "--runs" in kinds else "--config", loose)]
+    groups: list[tuple[str, list[str]]] = []
     for argument in arguments:
-        flag, words = groups[-1]
+        flag, words = groups[-1] if groups else ("", loose)
         if argument.startswith("--") or argument == "-h":
             name, equals, value = argument.partition("=")
             groups.append((name, [value] if equals else []))
@@ -234,7 +258,7 @@ def _group(arguments: Sequence[str], kinds: dict[str, Any]) -> list[tuple[str, l
             loose.append(argument)
         else:
             words.append(argument)
-    return groups if loose else groups[1:]
+    return loose, groups
 
 
 def _item_type(kind: Any) -> Any:
