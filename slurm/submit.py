@@ -70,9 +70,12 @@ def submit(config: SubmitConfig) -> int:
     run = getattr(settings, "run", None)
     name = config.name or (run.name if run else subcommand)
     folder = new_job_folder(config, name)
+    executor = make_executor(config, name, folder)  # which checks the request
     if config.dry_run:
-        print(job_script(make_executor(config, name, folder)))
+        print(job_script(executor))
         print(describe_resources(config))
+        if config.segments > 1:
+            print(f"# {config.segments} such jobs, each later one with --dependency=afterany:ID-OF-PREVIOUS")
         print(describe_cost(settings, config) if subcommand == "pretrain" else f"# no cost estimate for {subcommand}")
         return 0
     refuse_without_slurm()
@@ -101,8 +104,8 @@ def submit_segments(config: SubmitConfig, name: str, folder: Path, job: Job, run
         try:
             submitted += submit_jobs(make_executor(request, name, folder), [part])
         except ConfigError as error:
-            before = f"; submitted before: {' '.join(each.job_id for each in submitted)}" if submitted else ""
-            raise ConfigError(f"{error}{before}") from error
+            queued = f"; already in the queue: {' '.join(each.job_id for each in submitted)}" if submitted else ""
+            raise ConfigError(f"{error}{queued}") from error
         if run is not None:
             record_submission(run, submitted)
     return [str(job.job_id) for job in submitted]
@@ -114,23 +117,17 @@ def run_in_process(package: str, subcommand: str, arguments: Sequence[str]) -> i
     return code
 
 
-def describe_resources(config: SubmitConfig) -> str:
-    """Format what a job requests as comments."""
+def describe_resources(config: ClusterConfig) -> str:
+    """Format what a job requests as a comment line."""
     processes = config.nodes * config.processes_per_node
     cores = f" with {config.cpus_per_task} CPU cores each" if config.cpus_per_task else ""
     gpus = f", {config.nodes * config.gpus_per_node} GPUs" if config.gpus_per_node else ""
     memory = f", {config.memory} of memory per node" if config.memory else ""
-    segments = (
-        f"\n# {config.segments} segments: this script as often, from the second on with --dependency=afterany:JOB"
-    )
-    return (
-        f"# {config.nodes} nodes, {processes} processes{cores}{gpus}{memory}, {config.time} per start"
-        f"{segments if config.segments > 1 else ''}"
-    )
+    return f"# {config.nodes} nodes, {processes} processes{cores}{gpus}{memory}, {config.time} per start"
 
 
 def describe_cost(settings: Any, config: SubmitConfig) -> str:
-    """Format what `plan` computes for a pretraining: hours, requeues at this time limit, bytes of its checkpoints."""
+    """Format what `plan` computes for a pretraining: hours, starts at this time limit, bytes of its checkpoints."""
     from mae_curriculum.commands.config import PlanConfig
     from mae_curriculum.commands.plan import compute_plan
 
@@ -139,7 +136,7 @@ def describe_cost(settings: Any, config: SubmitConfig) -> str:
     facts = compute_plan(PlanConfig(**own, devices=processes, rate=config.rate))
     seconds, baseline_seconds = 3600 * facts["hours"], 3600 * facts["baseline_hours"]
     unit = "GPUs" if config.gpus_per_node else "processes"
-    requeues = max(0, math.ceil(seconds / parse_time_limit(config.time)) - 1)
+    starts = max(1, math.ceil(seconds / parse_time_limit(config.time)))
     saving = settings.saving
     kept = saving.keep
     if saving.keep_every_epochs:
@@ -148,7 +145,7 @@ def describe_cost(settings: Any, config: SubmitConfig) -> str:
         f"# {facts['steps']:,} steps, {format_duration(seconds)} at {config.rate:g} images/s at full size; all {unit} "
         f"together {format_duration(processes * seconds)}, without a curriculum "
         f"{format_duration(processes * baseline_seconds)}\n"
-        f"# at least {requeues} requeues at {config.time} per start; a checkpoint takes "
+        f"# at least {starts} starts at {config.time} each; a checkpoint takes "
         f"{facts['checkpoint_bytes'] / 1e9:.3g} GB, and up to {kept} are kept"
     )
 

@@ -247,7 +247,7 @@ def test_the_script_contains_what_was_requested(
     assert {f"#SBATCH --{word}" for word in [*expected.split(), "requeue"]} <= set(lines)
     assert lines.index("module load cuda") < lines.index("conda activate mae")
     assert "up to 4 are kept" in output
-    assert "# 3 segments: this script as often, from the second on with --dependency=afterany:JOB" in lines
+    assert "# 3 such jobs, each later one with --dependency=afterany:ID-OF-PREVIOUS" in lines
     assert not folder.exists()  # a dry run leaves nothing
 
 
