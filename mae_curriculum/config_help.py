@@ -6,6 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -42,6 +43,11 @@ class Setting:
         return self.key.rpartition(".")[2]
 
     @property
+    def is_main(self) -> bool:
+        """Whether most commands need this setting of a part."""
+        return self.name in MAIN_SETTINGS or self.default is MISSING
+
+    @cached_property
     def settings(self) -> "list[Setting]":
         """The settings of a part; none for any other setting."""
         return list_settings(self.kind, f"{self.key}.", self.default) if is_dataclass(self.kind) else []
@@ -70,7 +76,7 @@ def format_help(config_class: type, prog: str, *, full: bool) -> str:
     lines = [
         f"usage: {prog} {words} [--SETTING VALUE]",
         "",
-        *(wrap(paragraph) for paragraph in inspect.cleandoc(config_class.__doc__ or "").split("\n\n")),
+        "\n\n".join(map(wrap, inspect.cleandoc(config_class.__doc__ or "").split("\n\n"))),
         "",
         format_entry("--config FILE", f"YAML file or recipe; can be repeated, later ones win.{recipes}"),
         format_entry("--print_config", "Print the resulting settings as YAML and exit."),
@@ -88,7 +94,7 @@ def outline(settings: Sequence[Setting]) -> list[str]:
     for setting in settings:
         if setting.settings:
             parts.append(setting.summary)
-            lines += [each.entry for each in setting.settings if each.name in MAIN_SETTINGS]
+            lines += [each.entry for each in setting.settings if each.is_main]
         else:
             lines.append(setting.entry)
     if parts:

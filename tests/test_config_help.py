@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 import pytest
 
-from finetune.config import FinetuneConfig
+from finetune.config import FinetuneConfig, LinprobeConfig
 from mae_curriculum.cli import PACKAGES
 from mae_curriculum.commands.config import PlanConfig
 from mae_curriculum.config import load
 from mae_curriculum.config_help import format_help, list_settings, name_type, spell
 from mae_curriculum.curriculum.schedule import Stage
 from mae_curriculum.pretraining_config import PretrainConfig
+from slurm.pipeline_config import PipelineConfig
 
 
 def classes() -> dict[str, Any]:
@@ -68,6 +69,14 @@ def test_own_settings_come_first_and_parts_last_with_their_main_settings_before(
     assert found[2:8] == ["json", "devices", "rate", "picture", "run", "micro_batch"]
     assert found.index("data.source") < found.index("epochs") < found.index("model.")
     assert found[-7:] == ["model.", "knn.", "data.", "curriculum.", "optim.", "saving.", "tracking."]
+
+
+def test_required_settings_of_parts_are_among_the_main_ones() -> None:
+    assert "pretrain.command" in flags(format_help(PipelineConfig, "pipeline", full=False))
+
+
+def test_paragraphs_of_a_description_stay_apart() -> None:
+    assert "MAE's recipe.\n\nMAE's but for the crop" in format_help(LinprobeConfig, "linprobe", full=False)
 
 
 def test_help_all_shows_the_defaults_of_the_command_and_the_items_of_lists() -> None:
