@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from mae_curriculum.config import ConfigError, load
+from mae_curriculum.config import ConfigError, load, load_each
 from mae_curriculum.files import is_user_error
 from mae_curriculum.terminal import configure_logging, printable
 from mae_curriculum.version import describe_version
@@ -57,8 +57,10 @@ def _run(package: str, commands: Mapping[str, tuple[str, str]], arguments: list[
     try:
         if command not in commands:
             raise ConfigError(f"{package} has no command '{command}'; {_other_command(package, commands, command)}")
-        config_class, function = commands[command]
-        config = load(_import(config_class), rest, prog=f"python -m {package} {command}")
+        settings, function = commands[command]
+        config_class = _import(settings)
+        read = load_each if getattr(config_class, "files_apart", False) else load
+        config = read(config_class, rest, prog=f"python -m {package} {command}")
         code: int = _import(function)(config)
     except (ConfigError, OSError) as error:
         if isinstance(error, OSError) and not is_user_error(error):
@@ -71,7 +73,7 @@ def _run(package: str, commands: Mapping[str, tuple[str, str]], arguments: list[
 def _other_command(package: str, commands: Mapping[str, tuple[str, str]], command: str) -> str:
     """Return what leads on from an unknown command: where it is one, else the nearest one, else all."""
     for other in PACKAGES:
-        if other != package and command in import_module(f"{other}.__main__").COMMANDS:
+        if other != package and command in _commands_of(other):
             submitted = f", or python -m slurm submit -- {other} {command}" if package == "slurm" else ""
             return f"it is one of {other}: python -m {other} {command}{submitted}"
     near = difflib.get_close_matches(command, commands, n=1)
@@ -89,12 +91,21 @@ def _reader_has_left() -> bool:
 
 
 def _usage(package: str, commands: Mapping[str, tuple[str, str]]) -> str:
-    """Format what `--help` without a command prints: the commands, each with what it does."""
+    """Format what `--help` without a command prints: the commands, each with what it does, and the other packages'."""
     width = max(map(len, commands))
-    lines = [f"usage: python -m {package} COMMAND [--config FILE] [--a.b value]", ""]
+    lines = [f"usage: python -m {package} COMMAND [FILE...] [--SETTING VALUE]", ""]
     for command, (config_class, _) in commands.items():
         lines.append(f"  {command:{width}}  {_import(config_class).__doc__.splitlines()[0]}")
-    return "\n".join([*lines, "", f"`python -m {package} COMMAND --help` lists the settings of a command."])
+    lines += ["", f"`python -m {package} COMMAND --help` describes a command. Other commands:", ""]
+    for other in PACKAGES:
+        if other != package:
+            lines.append(f"  python -m {other:14}  {', '.join(_commands_of(other))}")
+    return "\n".join(lines)
+
+
+def _commands_of(package: str) -> Mapping[str, tuple[str, str]]:
+    commands: Mapping[str, tuple[str, str]] = import_module(f"{package}.__main__").COMMANDS
+    return commands
 
 
 def open_streams() -> None:

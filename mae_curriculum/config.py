@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, set_loader
 
+from mae_curriculum.config_help import format_help
 from mae_curriculum.config_messages import one_line, other_flag
 from mae_curriculum.recipes import find_file
 
@@ -70,7 +71,6 @@ def read_yaml(stream: str | IO[str]) -> Any:
 
 
 set_loader("yaml_unique", read_yaml, exceptions=(yaml.YAMLError,))
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config") -> C:
@@ -80,10 +80,13 @@ def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config
     given. FILE is a path or the name of a recipe. A setting that is a dataclass may be a file too: `--part FILE`, or
     `part: FILE` in YAML, relative to the file that says so. `--flag` alone sets a boolean, and the flag of a list takes
     several words. Words without a flag are the config's `runs` if it has any, otherwise files. `--print_config` prints
-    the resulting YAML and exits.
+    the resulting YAML and exits; `--help` describes the settings, `--help all` those of the parts too.
 
     Raises  ConfigError: one line that names the key.
     """
+    if not {"-h", "--help"}.isdisjoint(arguments):
+        print(format_help(config_class, prog, full="all" in arguments))
+        sys.exit(0)
     # jsonargparse's own --print_config would skip the checks of __post_init__
     flags = [argument for argument in arguments if argument != "--print_config"]
     config = _build(config_class, prog, lambda parser: parser.parse_args(_resolve(flags, config_class)))
@@ -91,6 +94,22 @@ def load(config_class: type[C], arguments: Sequence[str], *, prog: str = "config
         print(dump(config), end="")
         sys.exit(0)
     return config
+
+
+def load_each(config_class: type[C], arguments: Sequence[str], *, prog: str) -> dict[str, C]:
+    """Build `config_class` for each word without a flag as if it were the only one; returns the configs by word.
+
+    Without such words there is one config, by the name "".
+    """
+    files, groups = _group(arguments, _flags(config_class))
+    if len(files) < 2:
+        return {"".join(files): load(config_class, arguments, prog=prog)}
+    flags = []
+    for flag, words in groups:
+        flags += [f"{flag}={words[0]}", *words[1:]] if words else [flag]
+    if "--print_config" in flags:
+        raise ConfigError(f"--print_config: one file at a time, got {', '.join(files)}")
+    return {file: load(config_class, [f"--config={file}", *flags], prog=prog) for file in files}
 
 
 def load_file(config_class: type[C], path: Path) -> C:
@@ -196,12 +215,15 @@ def _resolve(arguments: Sequence[str], config_class: type[Any]) -> list[str]:
 
     Files come first because jsonargparse lets a file overwrite the flags before it.
     """
-    kinds = {f"--{key}": kind for key, kind in _keys(config_class)}
+    kinds = _flags(config_class)
     files: list[str] = []
     parts: list[str] = []
     values: list[str] = []
     lists: dict[str, list[str]] = {}
-    for flag, words in _group(arguments, kinds):
+    loose, groups = _group(arguments, kinds)
+    if loose:
+        groups = [("--runs" if "--runs" in kinds else "--config", loose), *groups]
+    for flag, words in groups:
         kind = kinds.get(flag)
         if flag == "--config" and words:
             files += [f"--config={yaml.safe_dump(_read_file(word, config_class, flag))}" for word in words]
@@ -218,12 +240,17 @@ def _resolve(arguments: Sequence[str], config_class: type[Any]) -> list[str]:
     return files + parts + values
 
 
-def _group(arguments: Sequence[str], kinds: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """Return each flag with the words that belong to it; words without a flag belong to `--runs` or `--config`."""
+def _flags(config_class: type[Any]) -> dict[str, Any]:
+    """Return the flags of a config class with their types."""
+    return {f"--{key}": kind for key, kind in _keys(config_class)}
+
+
+def _group(arguments: Sequence[str], kinds: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return the words without a flag, and each flag with the words that belong to it."""
     loose: list[str] = []
-    groups = [("--runs" if "--runs" in kinds else "--config", loose)]
+    groups: list[tuple[str, list[str]]] = []
     for argument in arguments:
-        flag, words = groups[-1]
+        flag, words = groups[-1] if groups else ("", loose)
         if argument.startswith("--") or argument == "-h":
             name, equals, value = argument.partition("=")
             groups.append((name, [value] if equals else []))
@@ -231,7 +258,7 @@ def _group(arguments: Sequence[str], kinds: dict[str, Any]) -> list[tuple[str, l
             loose.append(argument)
         else:
             words.append(argument)
-    return groups if loose else groups[1:]
+    return loose, groups
 
 
 def _item_type(kind: Any) -> Any:

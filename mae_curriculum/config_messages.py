@@ -21,6 +21,9 @@ _REWORDINGS = (
 )
 """Patterns in the parser's messages, and what a reader needs of them."""
 
+MAIN_SETTINGS = ("name", "source")
+"""The setting of a part that most commands need, if it has one of these."""
+
 _DEVICES = "a GPU is used if there is one; CUDA_VISIBLE_DEVICES chooses it, and torchrun starts a process for each"
 
 NO_SETTINGS = {
@@ -63,7 +66,7 @@ def one_line(text: str, keys: Sequence[str]) -> str:
     if word in NO_SETTINGS and "run" in keys:
         return f"{message}; {NO_SETTINGS[word]}"
     near = _nearest_keys(OTHER_NAMES.get(word, word), keys)
-    return message + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "; --help lists the keys")
+    return message + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "; --help all lists the keys")
 
 
 def other_flag(name: str, path: Path, config_class: Any, key: str) -> str:
@@ -71,8 +74,8 @@ def other_flag(name: str, path: Path, config_class: Any, key: str) -> str:
     settings = {f.name: f.type for f in fields(config_class)}
     if re.match(r"-[a-z]", name):
         return f"flags begin with two dashes: -{name}"
-    if key != "--config":  # a part: what people give instead is its name or its source
-        named = [part for part in ("name", "source") if part in settings]
+    if key != "--config":  # a part: what people give instead is its main setting
+        named = [part for part in MAIN_SETTINGS if part in settings]
         hints = [f"did you mean --{key}.{named[0]} {name}?"] if named else []
     elif "command" in settings:
         hints = ["the command to submit comes after `--`"]

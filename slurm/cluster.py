@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,23 +95,48 @@ def copy_code(folder: Path) -> None:
 
 
 def make_executor(config: ClusterConfig, name: str, folder: Path, **parameters: Any) -> Any:
-    """Build submitit's executor for jobs whose files and code are in `folder`.
+    """Build submitit's executor for jobs whose files and code are in `folder`; it writes scripts without SLURM too.
 
     parameters  further parameters of submitit.
-    Raises      ConfigError if SLURM is not installed here.
     """
     import submitit  # only now: the other commands do without
+
+    class Executor(submitit.SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return 1  # submitit's own fails without SLURM
 
     request = sbatch_parameters(config, folder / "code")
     setup = request.pop("setup")
     refuse_line_breaks({"name, or the run folder's": name, "folder": folder, **request})
-    if shutil.which("srun") is None:
-        raise ConfigError("SLURM is not installed here (no srun); use --local, or a login node of a cluster")
     # -P: otherwise Python would find the code in the folder of the submission before the copy
-    executor = submitit.SlurmExecutor(folder, python=f"{shlex.quote(sys.executable)} -P")
+    executor = Executor(folder, python=f"{shlex.quote(sys.executable)} -P")
     requested = {"job_name": name, **request, "setup": setup, **parameters}
     executor.update_parameters(**{key: value for key, value in requested.items() if value is not None})
     return executor
+
+
+def refuse_without_slurm() -> None:
+    """Raise ConfigError if SLURM is not installed here."""
+    if shutil.which("srun") is None:
+        raise ConfigError("SLURM is not installed here (no srun); use --local, --dry_run, or a login node of a cluster")
+
+
+def job_script(executor: Any, *, count: int = 1) -> str:
+    """Return the script of an executor's jobs, that of an array if there are several."""
+    if count > 1:
+        executor.parameters["map_count"] = count  # as submitit does
+    script: str = executor._make_submission_file_text(executor._submitit_command_str, "job")
+    return script
+
+
+def after(config: ClusterConfig, dependency: str, **options: str) -> ClusterConfig:
+    """Return the request of jobs that wait for others.
+
+    dependency  in sbatch's words, such as afterok:12.
+    options     further options of sbatch.
+    """
+    return replace(config, sbatch={**config.sbatch, "dependency": dependency, **options})
 
 
 def sbatch_parameters(config: ClusterConfig, code: Path) -> dict[str, Any]:
@@ -137,10 +162,9 @@ def sbatch_parameters(config: ClusterConfig, code: Path) -> dict[str, Any]:
     }
 
 
-def submit_jobs(executor: Any, jobs: Sequence[Callable[[], Any]], runs: Sequence[Path | None]) -> list[str]:
-    """Submit jobs, several as an array, and record each in its run folder; returns the job ids.
+def submit_jobs(executor: Any, jobs: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Submit jobs, several as an array; returns them as submitit's.
 
-    runs    the run folder of each job, if it has one.
     Raises  ConfigError with sbatch's message if it refuses them.
     """
     from submitit.core.utils import FailedJobError
@@ -151,16 +175,24 @@ def submit_jobs(executor: Any, jobs: Sequence[Callable[[], Any]], runs: Sequence
             submitted += [executor.submit(job) for job in jobs]
     except FailedJobError as error:
         raise ConfigError(f"SLURM refuses the job: {last_message(str(error))}") from error
-    for job, run in zip(submitted, runs, strict=True):
-        if run is not None:
-            run.mkdir(parents=True, exist_ok=True)
-            write_json(run / SUBMISSION, {"job": str(job.job_id), "log": str(job.paths.stdout)})
-    return [str(job.job_id) for job in submitted]
+    return submitted
+
+
+def record_submission(run: Path, jobs: Sequence[Any]) -> None:
+    """Write the ids of the jobs of a run to its folder, and the log of the first."""
+    run.mkdir(parents=True, exist_ok=True)
+    ids = ",".join(str(job.job_id) for job in jobs)
+    write_json(run / SUBMISSION, {"job": ids, "log": str(jobs[0].paths.stdout)})
 
 
 def read_submission(run: Path) -> dict[str, str]:
     """Read the id and the log of the job last submitted for a run; empty if there is none."""
     return {key: value for key, value in read_facts(run / SUBMISSION).items() if isinstance(value, str)}
+
+
+def submitted_jobs(run: Path) -> list[str]:
+    """Read the ids of the jobs last submitted for a run, several if each continues the one before."""
+    return read_submission(run).get("job", "").split(",")
 
 
 def last_message(output: str) -> str:

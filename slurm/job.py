@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 from mae_curriculum.run.stop import EXIT_RESUMABLE, SIGNALS
@@ -34,9 +35,16 @@ class Job:
     """Command and settings."""
     max_requeues: int
     """How often the job may be requeued."""
+    continued: bool = False
+    """Whether a later job resumes the run, so that this one is not requeued."""
+    result: Path | None = None
+    """A file that shows that the run has finished, so that this job has nothing to do; None to leave that open."""
 
     def __call__(self) -> None:
         """Run the command; if it was stopped and can be resumed, requeue the job under the same id."""
+        if self.result is not None and self.result.exists():
+            print(f"{self.result.parent} is finished already", flush=True)
+            return
         # until the command has its own handlers, a signal would end the process or reach submitit's handlers
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         set_master_address()
@@ -45,6 +53,9 @@ class Job:
         code: int = main(list(self.arguments))
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a signal that comes now must not fail a finished job
         sys.stdout.flush()
+        if code == EXIT_RESUMABLE and self.continued:
+            logger.info("stopped; the next segment resumes the run")
+            return
         if code == EXIT_RESUMABLE:
             self.requeue()
         if code:

@@ -9,18 +9,32 @@ and prints the table of results.
     FOLDER/jobs/                      logs, settings and code of the jobs
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from mae_curriculum.config import dump, load_part, plain
+from mae_curriculum.config import ConfigError, dump, load_part, plain
 from mae_curriculum.run.lock import hold
-from slurm.cluster import ClusterConfig, copy_code, make_executor, new_job_folder, read_submission, submit_jobs
+from slurm.cluster import (
+    ClusterConfig,
+    after,
+    copy_code,
+    job_script,
+    make_executor,
+    new_job_folder,
+    record_submission,
+    refuse_without_slurm,
+    submit_jobs,
+    submitted_jobs,
+)
 from slurm.job import Job
 from slurm.pipeline_config import PipelineConfig, PipelineRun, TaskSpec, expand_runs, variant_name
 from slurm.result_table import format_result_table
 from slurm.status import read_queue
 from slurm.submit import run_in_process
+
+logger = logging.getLogger(__name__)
 
 
 def pipeline(config: PipelineConfig) -> int:
@@ -28,14 +42,26 @@ def pipeline(config: PipelineConfig) -> int:
     groups = expand_runs(config)
     for task in (config.pretrain, *config.evaluate):
         cluster_of(config, task)
-    with ExitStack() as stack:
-        if not config.dry_run:  # two at once would submit everything twice
-            config.folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold(config.folder / "lock.json", on_takeover=lambda _: None))
-        code = run_here(groups) if config.local else submit_unfinished(config, groups)
+    if config.dry_run:
+        queue = queue_if_known()
+        submit_unfinished(config, groups, queue)
+        print(format_result_table(groups, queue))
+        return 0
+    config.folder.mkdir(parents=True, exist_ok=True)
+    with hold(config.folder / "lock.json", on_takeover=lambda _: None):  # two at once would submit everything twice
+        code = run_here(groups) if config.local else submit_unfinished(config, groups, read_queue())
     queue = {} if config.local else read_queue()
     print(format_result_table(groups, queue))
     return code
+
+
+def queue_if_known() -> Mapping[str, str]:
+    """Return SLURM's queue; empty, with a warning, if SLURM does not answer."""
+    try:
+        return read_queue()
+    except ConfigError as no_answer:
+        logger.warning(f"{no_answer}; what is in the queue is not known")
+        return {}
 
 
 def run_here(groups: Sequence[Sequence[PipelineRun]]) -> int:
@@ -49,65 +75,76 @@ def run_here(groups: Sequence[Sequence[PipelineRun]]) -> int:
     return 0
 
 
-def submit_unfinished(config: PipelineConfig, groups: Sequence[Sequence[PipelineRun]]) -> int:
-    """Submit what has neither finished nor is in the queue; returns the exit code."""
-    queue = read_queue()
+def submit_unfinished(config: PipelineConfig, groups: Sequence[Sequence[PipelineRun]], queue: Mapping[str, str]) -> int:
+    """Submit what has neither finished nor is in the queue, or print it; returns the exit code."""
+    jobs = {run.folder: submitted_jobs(run.folder) for group in groups for run in group}
     for group in groups:
-        todo = [run for run in group if not run.result.exists() and job_of(run) not in queue]
-        if config.dry_run and todo:
-            names = ", ".join(variant_name(run.variant) or "once" for run in todo)
-            print(f"would submit {todo[0].folder.name}: {names}")
-        elif todo:
-            for runs, dependency in group_by_dependency(todo):
-                submit_array(config, runs, dependency)
+        todo = [run for run in group if not run.result.exists() and queue.keys().isdisjoint(jobs[run.folder])]
+        for runs, dependency in group_by_dependency(todo, jobs):
+            ids = submit_array(config, runs, dependency)
+            jobs |= {run.folder: [job] for run, job in zip(runs, ids, strict=True)}
     return 0
 
 
-def job_of(run: PipelineRun) -> str | None:
-    """Return the id of the job last submitted for a run."""
-    return read_submission(run.folder).get("job")
-
-
-def group_by_dependency(runs: Sequence[PipelineRun]) -> list[tuple[list[PipelineRun], str | None]]:
+def group_by_dependency(
+    runs: Sequence[PipelineRun], jobs: Mapping[Path, Sequence[str]]
+) -> list[tuple[list[PipelineRun], str | None]]:
     """Return which runs are submitted together, and what they wait for.
 
     Evaluations of all tasks of an array, in its order, wait task by task; others each for its own pretraining, or for
     nothing if that has finished.
+
+    jobs  ids of the jobs of each run folder; the last one ends its run.
     """
     ready = []
     waiting = []
-    jobs = []
+    awaited = []
     for run in runs:
         if run.pretraining is None or (run.pretraining / "summary.json").exists():
             ready.append(run)
         else:
             waiting.append(run)
-            jobs.append(read_submission(run.pretraining).get("job", ""))
-    array = jobs[0].partition("_")[0] if jobs else ""
+            awaited.append(jobs[run.pretraining][-1])
+    array = awaited[0].rpartition("_")[0] if awaited else ""
     grouped: list[tuple[list[PipelineRun], str | None]] = [(ready, None)] if ready else []
-    if len(jobs) > 1 and jobs == [f"{array}_{index}" for index in range(len(jobs))]:
+    if len(awaited) > 1 and awaited == [f"{array}_{index}" for index in range(len(awaited))]:
         return [*grouped, (waiting, f"aftercorr:{array}")]
-    return [*grouped, *(([run], f"afterok:{job}") for run, job in zip(waiting, jobs, strict=True))]
+    return [*grouped, *(([run], f"afterok:{job}") for run, job in zip(waiting, awaited, strict=True))]
 
 
-def submit_array(config: PipelineConfig, runs: Sequence[PipelineRun], dependency: str | None) -> None:
-    """Submit runs of one task, several as an array."""
-    task = runs[0].task
-    cluster = cluster_of(config, task)
+def submit_array(config: PipelineConfig, runs: Sequence[PipelineRun], dependency: str | None) -> list[str]:
+    """Submit runs of one task, several as an array; returns the job ids, which a dry run makes up."""
+    cluster = cluster_of(config, runs[0].task)
     if dependency:
-        cluster = replace(cluster, sbatch={**cluster.sbatch, "dependency": dependency, "kill-on-invalid-dep": "yes"})
+        cluster = after(cluster, dependency, **{"kill-on-invalid-dep": "yes"})
     label = runs[0].folder.name
     folder = new_job_folder(cluster, label)
     array_parallelism = config.at_once or len(runs)
     executor = make_executor(cluster, f"{config.folder.name}-{label}", folder, array_parallelism=array_parallelism)
+    if config.dry_run:
+        print_array(runs, job_script(executor, count=len(runs)))
+        return [f"ID-OF-{label}" + f"_{index}" * (len(runs) > 1) for index in range(len(runs))]
+    refuse_without_slurm()
     copy_code(folder)
-    package, subcommand = task.command[:2]
     jobs = []
     for index, run in enumerate(runs):
         frozen = folder / f"settings-{index}.yaml"
         frozen.write_text(dump(run.settings))
+        package, subcommand = run.task.command[:2]
         jobs.append(Job(package, (subcommand, "--config", str(frozen)), cluster.requeues))
-    submit_jobs(executor, jobs, [run.folder for run in runs])
+    submitted = submit_jobs(executor, jobs)
+    for run, job in zip(runs, submitted, strict=True):
+        record_submission(run.folder, [job])
+    return [str(job.job_id) for job in submitted]
+
+
+def print_array(runs: Sequence[PipelineRun], script: str) -> None:
+    """Print the commands of an array's jobs, and their script."""
+    names = ", ".join(variant_name(run.variant) or "once" for run in runs)
+    print(f"would submit {runs[0].folder.name}: {names}")
+    for run in runs:
+        print(f"  python -m {shlex.join([*run.task.command, *run.flags])}")
+    print(f"\n{script}")
 
 
 def cluster_of(config: PipelineConfig, task: TaskSpec) -> ClusterConfig:

@@ -70,7 +70,7 @@ class PipelineConfig:
     at_once: int | None = None
     """Maximum number of jobs of an array that run at the same time; null for no limit."""
     dry_run: bool = False
-    """Print what would be submitted, and submit nothing."""
+    """Print the commands and the scripts that would be submitted, and submit nothing."""
     local: bool = False
     """Run everything here, one command after another, without SLURM."""
 
@@ -78,6 +78,8 @@ class PipelineConfig:
         labels = [task.label for task in (self.pretrain, *self.evaluate)]
         if repeated := {label for label in labels if labels.count(label) > 1}:
             raise ConfigError(f"evaluate: two tasks are called '{min(repeated)}'; give one of them a `name`")
+        if self.local and self.dry_run:
+            raise ConfigError("local: the commands run here, at once; leave out --dry_run")
         if self.at_once is not None and self.at_once < 1:
             raise ConfigError(f"at_once must be at least 1, got {self.at_once}")
         if min(self.evaluation_epochs, default=1) < 1:

@@ -12,7 +12,7 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.run.folder import SUBMISSION, RunFolder, no_run
 from mae_curriculum.terminal import format_clock, format_duration, format_table, printable
 from mae_curriculum.tracking.history import History, read_history, run_state
-from slurm.cluster import last_message, read_submission
+from slurm.cluster import last_message, read_submission, submitted_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -104,14 +104,13 @@ def state_and_error(folder: RunFolder, history: History | None, queue: Mapping[s
     if state in ("finished", "running"):
         return state, None
     start = history.last.start if history else {}
-    submission = read_submission(folder.path)
-    for job in (str(submission.get("job")), str(start.get("job"))):
+    for job in (*submitted_jobs(folder.path), str(start.get("job"))):
         if job in queue:
             return queue[job], None
     if state == "stopped":
         return state, None
     error = history.last.newest("error") if history else None
-    log = start.get("log") or submission.get("log")
+    log = start.get("log") or read_submission(folder.path).get("log")
     reason = error["reason"] if error else last_error(log)
     where = f"log: {log}" if log else f"on {start.get('host', 'an unknown host')}"
     return state, f"{reason or 'no error message'} ({where})"

@@ -2,14 +2,26 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from mae_curriculum.config import ConfigError, dump, load
 from mae_curriculum.run.stop import parse_duration
 from mae_curriculum.terminal import format_duration
-from slurm.cluster import ClusterConfig, copy_code, make_executor, new_job_folder, submit_jobs
+from mae_curriculum.training.config import TrainingConfig
+from slurm.cluster import (
+    ClusterConfig,
+    after,
+    copy_code,
+    job_script,
+    make_executor,
+    new_job_folder,
+    record_submission,
+    refuse_without_slurm,
+    submit_jobs,
+)
 from slurm.job import Job
 
 PACKAGES = ("mae_curriculum", "finetune")
@@ -24,6 +36,9 @@ class SubmitConfig(ClusterConfig):
     """Package, command and settings: everything after `--`."""
     name: str | None = None
     """Name of the job; null for the name of its run folder."""
+    segments: int = 1
+    """Number of jobs for one run, each of which waits for the end of the one before and resumes the run: for clusters
+    that do not requeue. Only the last is requeued."""
     dry_run: bool = False
     """Print the script and, for pretraining, its estimated cost; submit nothing."""
     rate: float = 1000.0
@@ -36,6 +51,12 @@ class SubmitConfig(ClusterConfig):
         validate_command(self.command)
         if self.rate <= 0:
             raise ConfigError(f"rate must be above 0 images/s, got {self.rate}")
+        if self.segments < 1:
+            raise ConfigError(f"segments must be at least 1, got {self.segments}")
+        if self.segments > 1 and "array" in self.sbatch:
+            raise ConfigError("segments: a chain of arrays is not possible; leave `array` out of sbatch")
+        if self.local and (self.dry_run or self.segments > 1):
+            raise ConfigError("local: the command runs here, at once; leave out --dry_run and --segments")
 
 
 def submit(config: SubmitConfig) -> int:
@@ -44,21 +65,50 @@ def submit(config: SubmitConfig) -> int:
     settings = resolve_settings(package, subcommand, arguments)
     if config.local:
         return run_in_process(package, subcommand, arguments)
+    if config.segments > 1 and not isinstance(settings, TrainingConfig):
+        raise ConfigError(f"segments: {subcommand} cannot be resumed; submit it as a single job")
     run = getattr(settings, "run", None)
     name = config.name or (run.name if run else subcommand)
     folder = new_job_folder(config, name)
-    executor = make_executor(config, name, folder)
+    executor = make_executor(config, name, folder)  # which checks the request
     if config.dry_run:
-        print(executor._make_submission_file_text(executor._submitit_command_str, "job"))
+        print(job_script(executor))
         print(describe_resources(config))
+        if config.segments > 1:
+            print(f"# {config.segments} such jobs, each later one with --dependency=afterany:ID-OF-PREVIOUS")
         print(describe_cost(settings, config) if subcommand == "pretrain" else f"# no cost estimate for {subcommand}")
         return 0
+    refuse_without_slurm()
     copy_code(folder)
     frozen = folder / "settings.yaml"
     frozen.write_text(dump(settings))
-    (job,) = submit_jobs(executor, [Job(package, (subcommand, "--config", str(frozen)), config.requeues)], [run])
-    print(f"job {job}: {package} {subcommand}, run folder {run}; logs in {folder}")
+    job = Job(package, (subcommand, "--config", str(frozen)), config.requeues)
+    ids = submit_segments(config, name, folder, job, run)
+    print(f"job {ids[0]}: {package} {subcommand}, run folder {run}; logs in {folder}")
+    if config.segments > 1:
+        print(f"{config.segments} segments, each after the one before; to cancel all: scancel {' '.join(ids)}")
     return 0
+
+
+def submit_segments(config: SubmitConfig, name: str, folder: Path, job: Job, run: Path | None) -> list[str]:
+    """Submit a job, or several of which each resumes the run after the one before; returns their ids.
+
+    run  the run folder, if there is one.
+    """
+    # the first runs the command whatever is there, which refuses the folder of another run
+    result = run and run / ("summary.json" if job.arguments[0] == "pretrain" else "results.json")
+    submitted: list[Any] = []
+    for segment in range(config.segments):
+        request = after(config, f"afterany:{submitted[-1].job_id}") if submitted else config
+        part = replace(job, continued=segment + 1 < config.segments, result=result if submitted else None)
+        try:
+            submitted += submit_jobs(make_executor(request, name, folder), [part])
+        except ConfigError as error:
+            queued = f"; already in the queue: {' '.join(each.job_id for each in submitted)}" if submitted else ""
+            raise ConfigError(f"{error}{queued}") from error
+        if run is not None:
+            record_submission(run, submitted)
+    return [str(job.job_id) for job in submitted]
 
 
 def run_in_process(package: str, subcommand: str, arguments: Sequence[str]) -> int:
@@ -77,7 +127,7 @@ def describe_resources(config: ClusterConfig) -> str:
 
 
 def describe_cost(settings: Any, config: SubmitConfig) -> str:
-    """Format what `plan` computes for a pretraining: hours, requeues at this time limit, bytes of its checkpoints."""
+    """Format what `plan` computes for a pretraining: hours, starts at this time limit, bytes of its checkpoints."""
     from mae_curriculum.commands.config import PlanConfig
     from mae_curriculum.commands.plan import compute_plan
 
@@ -86,7 +136,7 @@ def describe_cost(settings: Any, config: SubmitConfig) -> str:
     facts = compute_plan(PlanConfig(**own, devices=processes, rate=config.rate))
     seconds, baseline_seconds = 3600 * facts["hours"], 3600 * facts["baseline_hours"]
     unit = "GPUs" if config.gpus_per_node else "processes"
-    requeues = max(0, math.ceil(seconds / parse_time_limit(config.time)) - 1)
+    starts = max(1, math.ceil(seconds / parse_time_limit(config.time)))
     saving = settings.saving
     kept = saving.keep
     if saving.keep_every_epochs:
@@ -95,7 +145,7 @@ def describe_cost(settings: Any, config: SubmitConfig) -> str:
         f"# {facts['steps']:,} steps, {format_duration(seconds)} at {config.rate:g} images/s at full size; all {unit} "
         f"together {format_duration(processes * seconds)}, without a curriculum "
         f"{format_duration(processes * baseline_seconds)}\n"
-        f"# at least {requeues} requeues at {config.time} per start; a checkpoint takes "
+        f"# at least {starts} starts at {config.time} each; a checkpoint takes "
         f"{facts['checkpoint_bytes'] / 1e9:.3g} GB, and up to {kept} are kept"
     )
 

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -131,6 +132,10 @@ def test_each_package_lists_its_commands_and_its_version(package: str, capsys: p
     out = capsys.readouterr().out
     assert f"usage: python -m {package} COMMAND" in out
     assert all(f"\n  {command} " in out for command in commands)
+    assert max(map(len, out.splitlines())) <= 100
+    for other, module in PACKAGES.items():
+        assert (f"\n  python -m {other} " in out) == (other != package)
+        assert all(re.search(rf"\b{command}\b", out) for command in module.COMMANDS)
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith(f"mae-curriculum {__version__}")
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from mae_curriculum.config import ConfigError, config_fingerprint, differences, dump, exempt, load, load_file
+from mae_curriculum.config import ConfigError, config_fingerprint, differences, dump, exempt, load, load_each, load_file
 from mae_curriculum.pretraining_config import PretrainConfig
 from slurm.submit import SubmitConfig
 
@@ -155,7 +155,7 @@ def test_an_error_in_a_file_is_one_line_that_names_it(text: str, folder: Path) -
         ("--epochs", "epochs"),
         ("--config none.yaml", "cannot read 'none.yaml'"),
         ("--part none.yaml", "part: cannot read 'none.yaml'"),
-        ("--unheard 3", "--unheard 3; --help lists the keys"),
+        ("--unheard 3", "--unheard 3; --help all lists the keys"),
     ],
 )
 def test_an_error_on_the_command_line_is_one_line_that_names_it(arguments: str, message: str, folder: Path) -> None:
@@ -241,6 +241,16 @@ def test_a_word_without_a_flag_is_a_file(folder: Path) -> None:
     assert load(Config, [write(folder / "a.yaml", "epochs: 7"), "--rate", "2"]) == Config(epochs=7, rate=2.0)
     with pytest.raises(ConfigError, match=r"cannot read 'epochs'"):
         load(Config, ["epochs", "7"])
+
+
+def test_each_word_without_a_flag_is_a_config_of_its_own_with_all_flags(folder: Path) -> None:
+    words = [write(Path(name), f"epochs: {epochs}\nrate: 5") for name, epochs in (("a.yaml", 7), ("b.yaml", 8))]
+    apart = load_each(Config, ["--quick", *words, "--rate", "2", "--part.ends=[0, 1]"], prog="x")
+    ends = Part(ends=(0.0, 1.0))
+    expected = [Config(part=ends, epochs=epochs, rate=2.0, quick=True) for epochs in (7, 8)]
+    assert apart == dict(zip(words, expected, strict=True))
+    assert load_each(Config, words[1:], prog="x") == {"b.yaml": Config(epochs=8, rate=5.0)}
+    assert load_each(Config, ["--epochs", "2"], prog="x") == {"": Config(epochs=2)}
 
 
 def test_an_inline_mapping_may_stand_for_a_part() -> None:

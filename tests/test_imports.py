@@ -9,7 +9,7 @@ import pytest
 from tests.processes import ROOT
 
 FLOORS = [
-    "config config_messages distributed files png precision recipes terminal version",
+    "config config_help config_messages distributed files png precision recipes terminal version",
     "cli curriculum run",
     "data model tracking",
     "training weights",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
@@ -39,16 +39,20 @@ class ExportConfig(AutoencoderHints):
 
 @dataclass(frozen=True)
 class PlanConfig(PretrainConfig):
-    """Plan a pretraining run and compute its cost; takes all settings of the run."""
+    """Plan a pretraining run and its cost, or compare several: `plan A.yaml B.yaml`."""
+
+    files_apart: ClassVar[bool] = True
+    """Words without a flag are files of separate plans."""
 
     json: bool = False
-    """Print one JSON object instead of a table."""
+    """Print JSON instead of a table: an object, or a list of those of several plans."""
     devices: int = 1
     """Number of processes of the run, which share each batch."""
     rate: float = 1000.0
     """Training throughput of all devices together at full size, in images/s; other sizes are scaled by their FLOPs."""
     picture: Path | None = None
-    """PNG file for a figure of the curriculum, with the first training image as each stage sees it; null for none."""
+    """PNG file for a figure of the curriculum, with the first training image as each stage sees it, or of the image
+    sizes of several plans; null for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +65,7 @@ class PlanConfig(PretrainConfig):
 
 @dataclass(frozen=True)
 class BenchConfig(PretrainConfig):
-    """Measure the speed of a pretraining run's stages on random images; takes all settings of the run."""
+    """Measure the speed of a pretraining run's stages on random images."""
 
     rounds: int = 7
     """Number of measurements of each stage, interleaved with the others; the median is reported."""
@@ -117,7 +121,7 @@ class ReconstructConfig(AutoencoderHints):
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write an HTML report on runs: `python -m mae_curriculum report RUN... [--baseline RUN] [--out FILE]`."""
+    """Write an HTML report on runs, compared with a baseline."""
 
     runs: tuple[Path, ...]
     """Run folders."""
@@ -148,7 +152,7 @@ class PlotConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Replay the first of the steps with non-finite loss or gradient that ended a pretraining run."""
+    """Replay the first of the steps with non-finite loss or gradient that ended a run."""
 
     run: Path
     """Run folder."""

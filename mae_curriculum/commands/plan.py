@@ -2,24 +2,30 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mae_curriculum.commands.config import PlanConfig
 from mae_curriculum.commands.shapes import count_images, find_shape
+from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.schedule import Clock, Span, View
 from mae_curriculum.evaluation.speedup import run_flops
 from mae_curriculum.model.shape import ModelShape
 from mae_curriculum.pretraining_config import PretrainConfig, build_clock
-from mae_curriculum.terminal import format_duration, format_table, side
+from mae_curriculum.terminal import format_duration, format_flops, format_table, side
 from mae_curriculum.training.config import without_curriculum
 
 P = TypeVar("P", bound=PretrainConfig)
 
 
-def plan(config: PlanConfig) -> int:
-    """Print the plan; returns the exit code."""
+def plan(plans: Mapping[str, PlanConfig]) -> int:
+    """Print a plan, or several by their names side by side; returns the exit code."""
+    config, *others = plans.values()
+    if others:
+        return compare(plans, as_json=config.json, picture=config.picture)
     config = with_shape_of_init(config)
     facts = compute_plan(config, devices=config.devices, rate=config.rate)
     if config.picture is not None:
@@ -39,6 +45,23 @@ def with_shape_of_init(config: P) -> P:
 
     with connect() as world:
         return replace(resolve_init(config, world)[0], init=None, stop_below_start=False)
+
+
+def compare(plans: Mapping[str, PlanConfig], *, as_json: bool, picture: Path | None) -> int:
+    """Print plans side by side, and draw them if there is a file for the picture; returns the exit code."""
+    computed = {}
+    for name, config in plans.items():
+        try:
+            computed[name] = compute_plan(config, devices=config.devices, rate=config.rate)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+    if picture is not None:
+        from mae_curriculum.report.figures import draw_plans  # loads torch and matplotlib
+
+        draw_plans(picture, computed)
+    facts = [{"name": name, **facts} for name, facts in computed.items()]
+    print(json.dumps(facts, indent=2) if as_json else format_comparison(facts))
+    return 0
 
 
 def compute_plan(config: PretrainConfig, *, devices: int = 1, rate: float = 1000.0) -> dict[str, Any]:
@@ -144,3 +167,26 @@ def format_plan(facts: dict[str, Any]) -> str:
         "loader: images/s that data loading must supply"
     )
     return "\n".join([head.format(**facts), format_table(rows), totals.format(**facts), times])
+
+
+def format_comparison(plans: Sequence[dict[str, Any]]) -> str:
+    """Format the totals of plans as a table with a column for each."""
+    columns = [
+        {
+            "plan": facts["name"],
+            "model": facts["model"],
+            "sizes in pixels": " ".join(side(stage["size"]) for stage in facts["stages"]),
+            "equivalent epochs": str(facts["equivalent_epochs"]),
+            "real epochs": f"{facts['real_epochs']:.1f}",
+            "images per epoch": f"{facts['images_per_epoch']:,}",
+            "images": f"{facts['images']:,}",
+            "steps": f"{facts['steps']:,}",
+            "FLOPs": format_flops(facts["flops"]),
+            "FLOPs without a curriculum": format_flops(facts["baseline_flops"]),
+            "speed-up": f"{facts['speedup']:.2f}x",
+            "images/s at full size, assumed": f"{facts['rate']:g}",
+            "training time": format_duration(3600 * facts["hours"]),
+        }
+        for facts in plans
+    ]
+    return format_table([[quantity, *(column[quantity] for column in columns)] for quantity in columns[0]])

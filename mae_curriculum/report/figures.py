@@ -6,7 +6,7 @@ A figure that cannot be written raises OSError; an existing file is then kept.
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -130,6 +130,37 @@ def draw_plan(
     save(figure, path)
 
 
+def draw_plans(path: Path, plans: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draw the image sizes of several plans over progress and over compute.
+
+    plans  what `compute_plan` returns, by name.
+    """
+    figure = empty_figure(9, 6 + 0.2 * len(plans))
+    figure.suptitle("image size over the run (dots: its end)", fontsize=11)
+    axes = figure.subplots(2, 1)
+    for place, facts in enumerate(plans.values()):
+        stages = facts["stages"]
+        heights = [stage["size"][0] for stage in stages]
+        progress = [0.0, *(stage["progress"][1] for stage in stages)]
+        flops = [0.0, *accumulate(float(stage["images"] * stage["flops_per_image"]) for stage in stages)]
+        width = 10 * (1 - place / len(plans))  # points: each line shows below later ones
+        style = {"color": f"C{place}", "linewidth": width}
+        for axis, edges in zip(axes, (progress, flops), strict=True):
+            axis.stairs(heights, edges, baseline=None, **style)
+            axis.plot(edges[-1], heights[-1], "o", clip_on=False, **style)
+    for axis, label in zip(axes, ("progress of the run", "training FLOPs"), strict=True):
+        axis.set(xlabel=label, ylabel="image height\npixels", xlim=(0, None), ylim=(0, None))
+        axis.grid(alpha=0.3)
+    _draw_legend(figure, axes[0].get_lines(), list(plans))
+    save(figure, path)
+
+
+def _draw_legend(figure: Any, lines: Sequence[Any], names: Sequence[str]) -> None:
+    legend = figure.legend(lines, [drawable(name) for name in names], loc="outside lower center")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
 def _draw_samples(figure: Any, samples: Sequence[tuple[Moment, Tensor]]) -> None:
     if samples:
         figure.suptitle("the first training image as the encoder sees it halfway through each stage", fontsize=10)
@@ -191,10 +222,7 @@ def draw_losses(path: Path, runs: Sequence[RunData]) -> None:
         axis.set(xlabel=label, xlim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="loss (dots: start of a stage)")
-    names = [drawable(run.name) for run in runs]
-    legend: Any = figure.legend(axes[0].get_lines(), names, loc="outside lower center")
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    _draw_legend(figure, axes[0].get_lines(), [run.name for run in runs])
     save(figure, path)
 
 

@@ -1,7 +1,9 @@
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mae_curriculum.__main__ import main
 from tests.processes import ROOT
@@ -93,3 +95,34 @@ def test_curriculum_files_match_the_tables_of_the_papers(
     ]
     assert (facts["real_epochs"] > 1601) == (pace == "compute")
     assert [s["magnitude"] is None for s in facts["stages"]] == [name == "none"] * len(stages)
+
+
+def test_plans_stand_side_by_side_with_the_same_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["vit_b16_in1k", str(CONFIGS / "pretrain" / "vit_l16_in1k_efficienttrain.yaml")]
+    assert main(["plan", *files, "--epochs", "160", "--json"]) == 0
+    plans = json.loads(capsys.readouterr().out)
+    assert [facts["name"] for facts in plans] == files
+    assert plans[1] == {"name": files[1], **plan("vit_l16_in1k_efficienttrain", "--epochs", "160", capsys=capsys)}
+
+    assert main(["plan", "--json", "false", *files, "--epochs", "160"]) == 0
+    rows = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    table = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in row if cell] for row in rows)}
+    assert table["plan"] == files
+    assert table["sizes in pixels"] == ["224", "160 192 224"]
+    assert table["equivalent epochs"] == ["160", "160"]
+    assert table["speed-up"] == ["1.00x", "1.53x"]
+    assert table["steps"] == ["50,046", "50,046"]
+
+
+def test_a_mistake_in_one_of_several_plans_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "vit_b16_in1k", "digits", "--devices", "1000"]) == 2
+    assert capsys.readouterr().err.startswith("error: digits: batch_size 128 makes steps of 128 images, fewer than ")
+    assert main(["plan", "digits", "cifar10", "--print_config"]) == 2
+    assert capsys.readouterr().err == "error: --print_config: one file at a time, got digits, cifar10\n"
+
+
+def test_plans_are_drawn_in_one_figure(tmp_path: Path) -> None:
+    assert main(["plan", "digits", "vit_b16_in1k", "--picture", str(tmp_path / "a.png")]) == 0
+    with Image.open(tmp_path / "a.png") as image:
+        colors = {color for _, color in image.convert("RGB").getcolors(10**5) or []}
+    assert colors >= {(31, 119, 180), (255, 127, 14)}  # of the two plans

@@ -111,6 +111,41 @@ def test_a_mistake_is_reported_before_anything_starts(
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize("variable", ["PATH", "SLURM_CONF"])
+def test_a_dry_run_without_slurm_or_its_answer_prints_commands_and_scripts(
+    variable: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "/nonexistent")
+    assert main(["pipeline", str(write_pipeline(tmp_path, at_once=1)), "--dry_run"]) == 0
+    output = capsys.readouterr().out
+    study = tmp_path / "study"
+    pretrain, *evaluations = output.split("would submit ")[1:]
+    assert pretrain.startswith("pretrain: seed=0, seed=1\n  python -m mae_curriculum pretrain ")
+    assert f"--run {study}/seed=1/pretrain --seed=1 --saving.keep_every_epochs 1\n" in pretrain
+    assert "#SBATCH --array=0-1%1\n" in pretrain
+    assert "dependency" not in pretrain
+    assert [text.partition(":")[0] for text in evaluations] == ["knn@1", "knn@2", "knn", "fewshot"]
+    assert all("#SBATCH --dependency=aftercorr:ID-OF-pretrain\n" in text for text in evaluations)
+    assert f"--run {study}/seed=0/knn@2 --checkpoint {study}/seed=0/pretrain@2\n" in evaluations[1]
+    assert cells(output)["fewshot"] == "2 to do"
+    assert not study.exists()
+
+
+def test_a_dry_run_of_single_jobs_names_what_they_wait_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain = {"command": ["mae_curriculum", "pretrain", *options(epochs=3)], "name": "first_try"}
+    file = write_pipeline(tmp_path, pretrain=pretrain, evaluate=[{"command": ["mae_curriculum", "knn"]}])
+    assert main(["pipeline", str(file), "--dry_run"]) == 0
+    output = capsys.readouterr().out
+    assert "would submit knn: once\n" in output
+    assert "#SBATCH --dependency=afterok:ID-OF-first_try\n" in output
+    assert "--array" not in output
+
+
+def test_a_dry_run_here_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pipeline", str(write_pipeline(tmp_path)), "--local", "--dry_run"]) == 2
+    assert capsys.readouterr().err == "error: local: the commands run here, at once; leave out --dry_run\n"
+
+
 def test_arrays_wait_for_the_pretrainings_that_they_evaluate_and_resume_alone(cluster: Cluster, tmp_path: Path) -> None:
     task = {"command": ["mae_curriculum", "pretrain", *options(epochs=6)], "vary": {"seed": [0, 1]}}
     whole = tmp_path / "whole"

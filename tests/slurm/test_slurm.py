@@ -194,9 +194,43 @@ def test_status_knows_jobs_that_have_not_started_and_those_that_never_did(cluste
     wait_for(lambda: "finished" in status(cluster, jobs.folder), jobs.folder)
 
 
-def test_the_script_contains_what_was_requested(
-    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_segments_continue_a_run_whatever_the_end_of_the_one_before_and_end_at_once_when_it_has_finished(
+    cluster: Cluster, tmp_path: Path
 ) -> None:
+    run, folder = tmp_path / "run", tmp_path / "jobs"
+    request = ["submit", "--folder", folder, "--segments", 4, "--time", 5]
+    command = ["--", "mae_curriculum", "pretrain", *options(run, epochs=10, saving__every_minutes=0.01)]
+
+    held = run_slurm(cluster, *request, "--sbatch", '{"hold": true}', *command).stdout.splitlines()[1]
+    assert cluster.ask("squeue", "-h", "-o", "%i").split() == sorted(held.split()[-4:], reverse=True)
+    assert "pending" in run_slurm(cluster, "status", run).stdout
+    cluster.ask(*held.partition("to cancel all: ")[2].split())
+    wait_for(lambda: cluster.ask("squeue", "-h") == "", folder)
+
+    first, second, third, fourth = run_slurm(cluster, *request, *command).stdout.split()[-4:]
+    wait_for(lambda: last_step(run) > 0, folder)
+    cluster.ask("scontrol", "update", f"JobId={first}", "Requeue=0")
+    cluster.ask("scancel", "--signal=USR1", first)
+    wait_for(lambda: len(starts(run)) == 2 and last_step(run) > starts(run)[1], folder)
+    assert rows(run, "stop")[0]["reason"] == "SIGUSR1"
+    cluster.ask("scancel", second)
+    wait_for((run / "summary.json").exists, folder)
+    assert len(starts(run)) == 3
+    assert 0 == starts(run)[0] < starts(run)[1] <= starts(run)[2]
+    done = run_slurm(cluster, "status", run).stdout
+    assert "finished" in done
+    assert done.count("\n") == 3  # no line of an error
+
+    wait_for(lambda: "is finished already" in logs(folder), folder)
+    wait_for(lambda: cluster.ask("squeue", "-h") == "", folder)
+    ends = cluster.ask("sacct", "-n", "-X", "-j", f"{first},{second},{third},{fourth}", "-o", "state").split()
+    assert ends == ["COMPLETED", "CANCELLED+", "COMPLETED", "COMPLETED"]
+
+
+def test_the_script_contains_what_was_requested(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")  # a machine without SLURM
     folder = tmp_path / "jobs"
     requested = ["--folder", str(folder), "--nodes", "2", "--gpus_per_node", "4", "--gpus_as", "gres"]
     requested += ["--cpus_per_task", "8", "--memory", "64G"]
@@ -205,7 +239,7 @@ def test_the_script_contains_what_was_requested(
     requested += ["--sbatch", "{reservation: tuesday}", "--setup", "[module load cuda, conda activate mae]"]
     saved = {"saving__keep": 1, "saving__keep_every_epochs": 1}
     command = ["--", "mae_curriculum", "pretrain", *options(tmp_path / "run", **saved)]
-    assert main(["submit", "--dry_run=true", *requested, *command]) == 0
+    assert main(["submit", "--dry_run=true", "--segments", "3", *requested, *command]) == 0
     output = capsys.readouterr().out
     lines = output.splitlines()
     expected = "nodes=2 gres=gpu:4 ntasks-per-node=4 cpus-per-task=8 mem=64G partition=gpu account=lab qos=long"
@@ -213,14 +247,22 @@ def test_the_script_contains_what_was_requested(
     assert {f"#SBATCH --{word}" for word in [*expected.split(), "requeue"]} <= set(lines)
     assert lines.index("module load cuda") < lines.index("conda activate mae")
     assert "up to 4 are kept" in output
+    assert "# 3 such jobs, each later one with --dependency=afterany:ID-OF-PREVIOUS" in lines
     assert not folder.exists()  # a dry run leaves nothing
 
+
+PRETRAIN = ["--", "mae_curriculum", "pretrain"]
 
 MISTAKES = {
     "after `--`, name a package (mae_curriculum, finetune)": ["--nodes", "2"],
     "mae_curriculum has no command 'pretrian'; it has": ["--", "mae_curriculum", "pretrian"],
     "did you mean 'epochs'?": ["--", "mae_curriculum", "pretrain", "--epohcs", "3"],
     "nodes must be at least 1": ["--nodes", "0", "--", "mae_curriculum", "pretrain"],
+    "segments must be at least 1, got 0": ["--segments", "0", *PRETRAIN],
+    "segments: a chain of arrays is not possible": ["--segments", "2", "--sbatch", "{array: 0-3}", *PRETRAIN],
+    "segments: knn cannot be resumed": ["--segments", "2", "--", "mae_curriculum", "knn", "--checkpoint", "runs/a"],
+    "local: the command runs here, at once": ["--segments", "2", "--local", *PRETRAIN],
+    "leave out --dry_run and --segments": ["--dry_run", "--local", *PRETRAIN],
     "did you mean 'partition'?": ["--partitoin", "gpu", "--", "mae_curriculum", "pretrain"],
 }
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from mae_curriculum import __main__ as pretraining
+from mae_curriculum.files import write_json
+from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.tracking.history import read_history
 from mae_curriculum.tracking.journal import Journal
 from slurm.__main__ import main
+from slurm.status import state_and_error
 from tests.processes import Process
 from tests.runs import options, picture_folder, pictures, rows, stop_midway
 
@@ -104,6 +107,18 @@ def test_a_step_repeated_after_a_kill_is_in_the_journal_once(tmp_path: Path) -> 
     history = read_history(run / "journal.jsonl")
     assert history is not None
     assert 0 < history.lost_seconds < 60
+
+
+def test_the_state_of_a_chain_is_that_of_its_next_segment_until_the_run_has_finished(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_json(tmp_path / "submission.json", {"job": "11,12,13", "log": "a.out"})
+    journal = Journal(folder.journal)
+    journal.write("start", steps_done=0, job="11")
+    journal.write("stop", steps_done=5, reason="time limit")
+    queue = {"12": "pending (Priority)", "13": "pending (Dependency)"}
+    assert state_and_error(folder, read_history(folder.journal), queue) == ("pending (Priority)", None)
+    write_json(folder.summary, {})
+    assert state_and_error(folder, read_history(folder.journal), queue) == ("finished", None)
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
