@@ -3,8 +3,8 @@
 import logging
 import math
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -29,7 +29,7 @@ from mae_curriculum.evaluation.encoder import Encoder, encoder_of
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.knn import nearest_others
 from mae_curriculum.evaluation.reconstruction import choose_spread
-from mae_curriculum.files import write_json
+from mae_curriculum.files import is_user_error, write_json
 from mae_curriculum.report.contact_sheet import Tile, draw_contact_sheet
 from mae_curriculum.run.folder import check_checkpoint
 from mae_curriculum.run.lock import hold
@@ -61,10 +61,14 @@ class Work:
     world: World
 
     @property
-    def batches(self) -> Sequence[range]:
-        """The numbers of the images of each batch: the same batches for any number of processes give the same bits."""
-        count, size = len(self.source.images), self.config.batch_images
-        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+    def batch_count(self) -> int:
+        """The number of batches."""
+        return -(-len(self.source.images) // self.config.batch_images)
+
+    def batch(self, number: int) -> range:
+        """Return the images of a batch, the same for any number of processes: other batches may give other bits."""
+        start = number * self.config.batch_images
+        return range(start, min(start + self.config.batch_images, len(self.source.images)))
 
     def settings(self) -> dict[str, Any]:
         """Return everything that the vectors depend on."""
@@ -107,7 +111,8 @@ def embed(config: EmbedConfig) -> int:
             return 0
         if not embed_missing(work, stop):
             return EXIT_RESUMABLE
-        world.on_main(partial(finish, work))
+        with say_how_to_resume():
+            world.on_main(partial(finish, work))
         held.close()
         world.on_main(work.file.remove_parts)
     return 0
@@ -118,62 +123,80 @@ def start(work: Work, held: ExitStack) -> bool:
 
     Raises  ConfigError for a file, or parts, of another embedding, and for too small a disk.
     """
-    config, file, settings = work.config, work.file, work.settings()
-    count = len(work.source.images)
-    work.refuse_few(count)
+    file, settings = work.file, work.settings()
+    work.refuse_few(len(work.source.images))
     if file.is_finished(settings):
         return False
-    file.parts.mkdir(parents=True, exist_ok=True)
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_small_disk(work)
+    file.parts.mkdir(exist_ok=True)
     held.enter_context(hold(file.lock, on_takeover=lambda _: None))
     file.claim(settings)
-    missing = count - sum(len(work.batches[number]) for number in file.done())
-    needed = 4 * math.prod(vector_shape(work.encoder, config.pool)) * (missing + count)
-    free = shutil.disk_usage(file.parts).free
+    return True
+
+
+def refuse_small_disk(work: Work) -> None:
+    """Raise ConfigError if there is no space for the parts that are missing and for the file."""
+    folder, count = work.file.path.parent, len(work.source.images)
+    missing = count - sum(len(work.batch(number)) for number in work.file.done())
+    needed = 4 * math.prod(vector_shape(work.encoder, work.config.pool)) * (missing + count)
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise ConfigError(
-            f"out: the vectors and their file need {needed / 1e6:,.1f} MB in {config.out.parent}, which has "
-            f"{free / 1e6:,.1f} MB left; free some, or choose another --out"
+            f"out: the vectors and their file need {needed / 1e6:,.1f} MB in {folder}, which has {free / 1e6:,.1f} MB "
+            "left; free some, or choose another --out"
         )
-    return True
+
+
+@contextmanager
+def say_how_to_resume() -> Iterator[None]:
+    """Turn the error of a full disk, and its kind, into a ConfigError: what is done is kept."""
+    try:
+        yield
+    except OSError as error:
+        if not is_user_error(error):
+            raise
+        what = f"out: {error.filename} cannot be written ({error.strerror})"
+        raise ConfigError(f"{what}; once it can, run the same command to resume") from error
 
 
 def embed_missing(work: Work, stop: Stop) -> bool:
     """Embed the batches that are missing, each rank its share; returns whether all are there.
 
-    Raises  the exception of any rank on all of them, as that of a full disk: the others must not wait.
+    Raises  ConfigError on all ranks if one cannot write: the others must not wait for it.
     """
     world = work.world
-    missing = world.on_main(lambda: sorted({*range(len(work.batches))} - work.file.done()))
-    failure: OSError | None = None
+    missing = world.on_main(lambda: sorted({*range(work.batch_count)} - work.file.done()))
+    failure: ConfigError | None = None
     try:
-        embed_batches(work, missing[world.rank :: world.world_size], stop)
-    except OSError as error:
+        with say_how_to_resume():
+            embed_batches(work, missing[world.rank :: world.world_size], stop)
+    except ConfigError as error:
         failure = error
     for first in filter(None, world.gather(failure)):
         raise first
-    left = world.on_main(lambda: len(work.batches) - len(work.file.done()))
+    left = world.on_main(lambda: work.batch_count - len(work.file.done()))
     if left:
         why = next(filter(None, world.gather(stop.reason(needed_seconds=0))), "a signal")
-        world.log(f"{why}: stopped before {left} of {len(work.batches)} batches; run the same command to resume")
+        world.log(f"{why}: stopped before {left} of {work.batch_count} batches; run the same command to resume")
     return not left
 
 
 def embed_batches(work: Work, numbers: Sequence[int], stop: Stop) -> None:
     """Embed some batches on this process alone, and save each; ends early if asked to stop."""
     config, encoder = work.config, work.encoder
-    ids = [index for number in numbers for index in work.batches[number]]
+    ids = torch.tensor([index for number in numbers for index in work.batch(number)])
     alone = replace(work.world, rank=0, world_size=1)
-    inference = Inference(alone, encoder.data, config.precision, config.batch_images)
-    rows = inference.run(
+    rows = Inference(alone, encoder.data, config.precision, config.batch_images).run(
         partial(encoder.describe, pool=config.pool),
-        Subset(work.source.images, ids),
+        Subset(work.source.images, ids.tolist()),
         size=encoder.model.image_size,
         channels=encoder.model.channels,
     )
     progress, done = Progress(total_images=len(ids), done_images=0, shown=work.world.is_main), 0
     for number, (vectors, found) in zip(numbers, rows, strict=True):
-        work.file.save(number, vectors, torch.tensor(ids)[found.cpu()])
-        done += len(work.batches[number])
+        work.file.save(number, vectors, ids[found.cpu()])
+        done += len(work.batch(number))
         progress.update(done, f"{done} of {len(ids)} images embedded")
         if stop.reason(needed_seconds=0):
             break
@@ -198,7 +221,8 @@ def finish(work: Work) -> None:
     shape = (len(ids), *vector_shape(work.encoder, config.pool))
     write_json(file.card, card(work, shape, broken))
     file.write(columns, shape)
-    world.print(printable(f"{config.out}: vectors {list(shape)}; card: {file.card}"))
+    beside = [file.card] if config.neighbours is None else [file.card, file.sheet]
+    world.print(printable(f"{config.out}: vectors {list(shape)}; beside it: {' '.join(path.name for path in beside)}"))
 
 
 def card(work: Work, shape: Sequence[int], broken: Sequence[str]) -> dict[str, Any]:
@@ -210,7 +234,7 @@ def card(work: Work, shape: Sequence[int], broken: Sequence[str]) -> dict[str, A
         "version": describe_version(),
         "shape": list(shape),
         "preparation": "largest center crop, bicubic resizing to image_size, (value / 255 - mean) / std",
-        "settings": work.settings(),
+        "settings": work.file.settings(),
         "broken": list(broken),
     }
 

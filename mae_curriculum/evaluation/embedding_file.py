@@ -79,10 +79,14 @@ class EmbeddingFile:
 
     def claim(self, settings: dict[str, Any]) -> None:
         """Write the settings beside the parts; raises ConfigError if there are parts with other ones."""
-        card = self.parts / "card.json"
         if self.done():
-            _refuse_others(self.parts, card, settings)
-        write_json(card, {"settings": settings})
+            _refuse_others(self.parts, self._parts_card, settings)
+        write_json(self._parts_card, {"settings": settings})
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that the parts were made with."""
+        settings: dict[str, Any] = read_facts(self._parts_card)["settings"]
+        return settings
 
     def done(self) -> set[int]:
         """Return the numbers of the parts that are there."""
@@ -119,12 +123,19 @@ class EmbeddingFile:
         """Write the file from what is known of each image and from the parts; `shape` is that of all vectors."""
         write, table = WRITERS[self.path.suffix], Table(columns, shape, self.vectors)
         temporary = temporary_name(self.path)
-        write_temporary(temporary, lambda stream: write(stream, table))
-        rename_into_place(temporary, self.path)
+        try:
+            write_temporary(temporary, lambda stream: write(stream, table))
+            rename_into_place(temporary, self.path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def remove_parts(self) -> None:
         """Remove the parts."""
         shutil.rmtree(self.parts)
+
+    @property
+    def _parts_card(self) -> Path:
+        return self.parts / "card.json"
 
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)

@@ -300,7 +300,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(
     disk = small_disk("100k")  # all patch tokens of 20 images take 61 kB, and their file as much
     assert main(words(run, photos, disk / "a.npz", pool="tokens")) == 2
     assert "out: the vectors and their file need 0.1 MB in" in capsys.readouterr().err
-    assert not list(disk.rglob("*.safetensors"))
+    assert list(disk.iterdir()) == []
 
 
 def test_what_was_done_before_a_disk_was_full_is_kept(
@@ -309,9 +309,22 @@ def test_what_was_done_before_a_disk_was_full_is_kept(
     out = small_disk("2m,nr_inodes=9") / "a.npz"
     done = two_processes(*words(run, photos, out))
     assert done.returncode == 2
-    assert "No space left on device" in done.stderr
+    assert done.stderr.count("cannot be written (No space left on device); once it can, run the same command") == 2
+    assert "Traceback" not in done.stderr
     assert not out.exists()
     assert list(out.parent.rglob("*.safetensors"))
     small_disk("2m,nr_inodes=99")
     assert main(words(run, photos, out)) == 0
     np.testing.assert_array_equal(read(out)["vector"], expected.vectors.numpy())
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_no_file(
+    run: Path, photos: Path, small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = small_disk("2m,nr_inodes=6") / "a.npz"  # the disk itself, parts, their card, lock and batch, and the card
+    assert main(words(run, photos, out, batch_images=COUNT)) == 2
+    assert f"out: {out} cannot be written (No space left on device); once it can" in capsys.readouterr().err
+    assert not out.exists()
+    small_disk("2m,nr_inodes=9")
+    assert main(words(run, photos, out, batch_images=COUNT)) == 0
+    assert sorted(path.name for path in out.parent.iterdir()) == ["a.npz", "a.npz.json"]
