@@ -6,6 +6,7 @@ The Python API; each name is imported when it is first used, so `import mae_curr
 
     result = mc.pretrain(mc.PretrainConfig(run=Path("runs/mine"), data=mc.DataConfig(source="PHOTOS")))
     features = mc.load_encoder("runs/mine").features(images)  # (b, c, h, w) -> (b, d)
+    found = mc.embed(mc.load_encoder("runs/mine"), "PHOTOS")  # found.names, found.labels, found.vectors (n, d)
     clock = mc.Clock(mc.Curriculum.preset("efficienttrain"), ...)  # the curriculum in a training loop of your own
 """
 

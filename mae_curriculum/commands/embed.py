@@ -85,7 +85,7 @@ class Work:
             "block": config.block,
             "neighbours": config.neighbours,
             "batch_images": config.batch_images,
-            "images": self.source.images.fingerprint(),
+            "images": self.source.images.fingerprint()[:16],
         }
         return {key: plain(value) for key, value in facts.items()}
 
@@ -106,14 +106,14 @@ def embed(config: EmbedConfig) -> int:
         check_pool(encoder, config.pool)
         source = open_source(data, world)
         work = Work(config, weights.origin, encoder, source, EmbeddingFile(config.out), world)
-        if not world.on_main(partial(start, work, held)):
+        if world.on_main(partial(start, work, held)):
+            if not embed_missing(work, stop):
+                return EXIT_RESUMABLE
+            with say_how_to_resume():
+                world.on_main(partial(finish, work))
+            held.close()
+        else:
             world.log(f"{config.out} is complete, with the same weights, images and settings; it is left as it is")
-            return 0
-        if not embed_missing(work, stop):
-            return EXIT_RESUMABLE
-        with say_how_to_resume():
-            world.on_main(partial(finish, work))
-        held.close()
         world.on_main(work.file.remove_parts)
     return 0
 
@@ -123,8 +123,10 @@ def start(work: Work, held: ExitStack) -> bool:
 
     Raises  ConfigError for a file, or parts, of another embedding, and for too small a disk.
     """
-    file, settings = work.file, work.settings()
+    file, settings, folder = work.file, work.settings(), work.source.folder
     work.refuse_few(len(work.source.images))
+    if work.config.neighbours is not None and folder is not None and folder.resolve() in file.path.resolve().parents:
+        raise ConfigError(f"out: a contact sheet in {folder} would become one of its images; choose another folder")
     if file.is_finished(settings):
         return False
     file.path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,11 +216,11 @@ def finish(work: Work) -> None:
         names = ", ".join(broken[:5]) + (", ..." if broken[5:] else "")
         world.log(f"{len(broken)} images cannot be read and are left out: {names}", logging.WARNING)
     columns: Columns = {**work.source.columns(ids)}
+    shape = (len(ids), *vector_shape(work.encoder, config.pool))
     if config.neighbours is not None:
-        similarity, nearest = nearest_others(file.load(len(ids), world.device), config.neighbours)
+        similarity, nearest = nearest_others(file.load_normalized(shape, world.device), config.neighbours)
         columns |= {"neighbours": nearest.cpu().numpy(), "similarity": similarity.cpu().numpy()}
         draw_neighbors(work, ids, columns)
-    shape = (len(ids), *vector_shape(work.encoder, config.pool))
     write_json(file.card, card(work, shape, broken))
     file.write(columns, shape)
     beside = [file.card] if config.neighbours is None else [file.card, file.sheet]

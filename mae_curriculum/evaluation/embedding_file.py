@@ -107,16 +107,12 @@ class EmbeddingFile:
             if len(vectors):
                 yield vectors
 
-    def load(self, count: int, device: torch.device) -> Tensor:
-        """Return all vectors (count, d), one per image, scaled to norm 1."""
-        loaded: Tensor | None = None
-        start = 0
+    def load_normalized(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return all vectors (n, d), one per image, scaled to norm 1."""
+        loaded, start = torch.empty(shape, device=device), 0
         for part in self.vectors():
-            if loaded is None:
-                loaded = torch.empty(count, part.shape[1], device=device)
             loaded[start : start + len(part)] = torch.nn.functional.normalize(part, dim=1)
             start += len(part)
-        assert loaded is not None, "an embedding has vectors"
         return loaded
 
     def write(self, columns: Columns, shape: tuple[int, ...]) -> None:
@@ -130,8 +126,8 @@ class EmbeddingFile:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def remove_parts(self) -> None:
-        """Remove the parts."""
-        shutil.rmtree(self.parts)
+        """Remove the parts, if there are some."""
+        shutil.rmtree(self.parts, ignore_errors=True)
 
     @property
     def _parts_card(self) -> Path:

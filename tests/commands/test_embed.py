@@ -199,10 +199,11 @@ def test_a_complete_file_is_left_as_it_is(
     out = tmp_path / "a.npz"
     assert main(words(run, photos, out)) == 0
     before = out.stat().st_mtime_ns
+    (tmp_path / "a.npz.parts").mkdir()  # of a process that was killed just before its end
     assert main(words(run, photos, out)) == 0
     assert f"{out} is complete, with the same weights, images and settings" in capsys.readouterr().err
     assert out.stat().st_mtime_ns == before
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.npz.json"]
 
 
 def test_a_file_of_other_weights_images_or_settings_is_refused(
@@ -283,6 +284,14 @@ def test_bad_settings_are_refused_in_one_line(
     error = capsys.readouterr().err
     assert message in error.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_contact_sheet_among_the_images_is_refused(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(run, photos, photos / "new" / "a.npz", neighbours=2)) == 2
+    assert f"out: a contact sheet in {photos} would become one of its images" in capsys.readouterr().err
+    assert not (photos / "new").exists()
 
 
 def test_other_formats_and_a_missing_checkpoint_are_refused(
