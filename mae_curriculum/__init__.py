@@ -6,6 +6,7 @@ The Python API; each name is imported when it is first used, so `import mae_curr
 
     result = mc.pretrain(mc.PretrainConfig(run=Path("runs/mine"), data=mc.DataConfig(source="PHOTOS")))
     features = mc.load_encoder("runs/mine").features(images)  # (b, c, h, w) -> (b, d)
+    found = mc.embed(mc.load_encoder("runs/mine"), "PHOTOS")  # found.names, found.labels, found.vectors (n, d)
     clock = mc.Clock(mc.Curriculum.preset("efficienttrain"), ...)  # the curriculum in a training loop of your own
 """
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, Stage
     from mae_curriculum.data.config import DataConfig
     from mae_curriculum.evaluation.config import KnnConfig
-    from mae_curriculum.evaluation.encoder import Encoder, embed, load_encoder
+    from mae_curriculum.evaluation.embedding import Embeddings, embed
+    from mae_curriculum.evaluation.encoder import Encoder, load_encoder
     from mae_curriculum.model.config import ModelConfig
     from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
     from mae_curriculum.pretraining import PretrainResult
@@ -36,6 +38,7 @@ __all__ = [
     "ConfigError",
     "Curriculum",
     "DataConfig",
+    "Embeddings",
     "Encoder",
     "KnnConfig",
     "MaskedAutoencoder",
@@ -60,6 +63,7 @@ _SOURCES = {
     "ConfigError": "config",
     "Curriculum": "curriculum.schedule",
     "DataConfig": "data.config",
+    "Embeddings": "evaluation.embedding",
     "Encoder": "evaluation.encoder",
     "KnnConfig": "evaluation.config",
     "MaskedAutoencoder": "model.masked_autoencoder",
@@ -71,7 +75,7 @@ _SOURCES = {
     "Stage": "curriculum.schedule",
     "TrackingConfig": "tracking.config",
     "__version__": "version",
-    "embed": "evaluation.encoder",
+    "embed": "evaluation.embedding",
     "load_encoder": "evaluation.encoder",
     "low_frequency_crop": "curriculum.low_frequency",
     "plan": "commands.plan:compute_plan",

@@ -11,6 +11,7 @@ COMMANDS = {
     "plan": (f"{FOLDER}.config:PlanConfig", f"{FOLDER}.plan:plan"),
     "bench": (f"{FOLDER}.config:BenchConfig", f"{FOLDER}.bench:bench"),
     "knn": (f"{FOLDER}.config:EvaluateConfig", f"{FOLDER}.knn:evaluate"),
+    "embed": (f"{FOLDER}.config:EmbedConfig", f"{FOLDER}.embed:embed"),
     "reconstruct": (f"{FOLDER}.config:ReconstructConfig", f"{FOLDER}.reconstruct:reconstruct"),
     "export": (f"{FOLDER}.config:ExportConfig", f"{FOLDER}.export:export"),
     "report": (f"{FOLDER}.config:ReportConfig", f"{FOLDER}.report:report"),

@@ -176,7 +176,7 @@ def test_bad_images_are_refused_in_one_line(message: str, encoder: mc.Encoder) -
 
 
 def test_an_unknown_pool_is_refused(encoder: mc.Encoder) -> None:
-    with pytest.raises(ValueError, match=r"pool must be one of token, avg for this encoder, got 'max'"):
+    with pytest.raises(ValueError, match=r"pool must be one of token, avg, tokens for this encoder, got 'max'"):
         encoder.features(PIXELS, "max")  # type: ignore[arg-type]
 
 
@@ -193,17 +193,48 @@ def test_a_path_that_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_embed_returns_the_names_and_features_of_all_intact_images(encoder: mc.Encoder, tmp_path: Path) -> None:
-    for number, name in enumerate(["b.png", "train/c.png", "val/a.png"]):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+NAMES = ["train/cat/b.png", "train/dog/a.png", "train/dog/c.png", "val/cat/a.png"]
+
+
+def test_embed_returns_the_features_of_all_intact_images(encoder: mc.Encoder, tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (50, 40), (80 * number, 99, 10)).save(tmp_path / name)
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    names, features = mc.embed(encoder, tmp_path, batch_images=2)
-    assert names == ["b.png", "train/c.png", "val/a.png"]
-    pixels = torch.stack([resize_and_crop(read_image(tmp_path / name, 3), (32, 32), crop=1.0) for name in names])
-    torch.testing.assert_close(features, encoder.features(pixels))
+    (tmp_path / "train/cat/broken.png").write_bytes(b"no image")
+    for pool in ("avg", "tokens"):
+        found = mc.embed(encoder, tmp_path, pool=pool, batch_images=2)
+        assert found.names == NAMES
+        assert found.labels == ["cat", "dog", "dog", "cat"]
+        assert found.splits == ["train", "train", "train", "val"]
+        assert found.broken == ["train/cat/broken.png"]
+        pixels = torch.stack([resize_and_crop(read_image(tmp_path / name, 3), (32, 32)) for name in NAMES])
+        torch.testing.assert_close(found.vectors, encoder.features(pixels, pool))
+
+
+def test_embed_of_one_folder_has_neither_labels_nor_splits(encoder: mc.Encoder, tmp_path: Path) -> None:
+    Image.new("RGB", (50, 40)).save(tmp_path / "a\udcff.png")
+    found = mc.embed(encoder, tmp_path)
+    assert (found.names, found.labels, found.splits) == (["a\\udcff.png"], None, None)
+
+
+def test_embed_refuses_a_source_without_images_that_can_be_read(encoder: mc.Encoder, tmp_path: Path) -> None:
     with pytest.raises(mc.ConfigError, match="no images in"):
         mc.embed(encoder, ROOT / "slurm")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(mc.ConfigError, match=r"none of the 1 images can be read, such as broken.png"):
+        mc.embed(encoder, tmp_path)
+
+
+def test_an_encoder_can_end_at_any_block(run: Path, encoder: mc.Encoder) -> None:
+    first, same = (mc.load_encoder(run, block=block) for block in (0, -2))
+    with torch.no_grad():
+        images = normalize(PIXELS, MEAN, STD)
+        [expected] = encoder.vit.forward_intermediates(images, indices=[0], norm=True, output_fmt="NLC")[1]
+    torch.testing.assert_close(first.features(PIXELS, "tokens"), expected)
+    assert torch.equal(same.features(PIXELS), first.features(PIXELS))
+    assert not torch.allclose(first.features(PIXELS), encoder.features(PIXELS), atol=1e-3)
+    with pytest.raises(mc.ConfigError, match=r"block must be in -2..1 for this encoder, got 2"):
+        mc.load_encoder(run, block=2)
 
 
 def test_an_encoder_works_in_a_thread(run: Path, encoder: mc.Encoder) -> None:

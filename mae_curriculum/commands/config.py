@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
-from mae_curriculum.evaluation.config import KnnConfig
+from mae_curriculum.evaluation.config import KnnConfig, Pool
 from mae_curriculum.png import check_png
 from mae_curriculum.precision import Precision
 from mae_curriculum.pretraining_config import PretrainConfig
@@ -96,6 +96,40 @@ class EvaluateConfig(EncoderHints):
     def __post_init__(self) -> None:
         if self.knn.every_epochs is not None:
             raise ConfigError(f"knn.every_epochs is for pretraining only, got {self.knn.every_epochs}; omit it")
+
+
+@dataclass(frozen=True)
+class EmbedConfig(EncoderHints):
+    """Embed all images of a source: write the vectors of an encoder, with names and labels, to one file."""
+
+    checkpoint: Path = field(kw_only=True)
+    """Run folder, or any other supported checkpoint."""
+    out: Path = field(kw_only=True)
+    """Output file, .parquet (needs pyarrow), .npz or .safetensors; a card of the same name and .json is beside it."""
+    data: DataConfig = DataConfig(source=RUNS_IMAGES)
+    """Images, training and validation; source `run` uses those of the checkpoint's run, with its normalization."""
+    pool: Pool = "avg"
+    """avg: mean of the patch tokens. token: class token. tokens: all patch tokens."""
+    block: int = -1
+    """The last block that is used, counted like an index of Python; the encoder's final norm follows it."""
+    neighbours: int | None = None
+    """Number of most similar images to add to each, with a contact sheet of a few; null for none."""
+    batch_images: int = 256
+    """Images per batch on each device; a batch is also what an interrupted process has to compute again."""
+    precision: Precision = "auto"
+    """Precision of the encoder, as in pretraining; vectors are always stored as float32."""
+
+    def __post_init__(self) -> None:
+        if self.out.suffix not in (".parquet", ".npz", ".safetensors"):
+            raise ConfigError(f"out: the file name must end in .parquet, .npz or .safetensors, got '{self.out}'")
+        if self.out.suffix == ".parquet" and find_spec("pyarrow") is None:
+            raise ConfigError(".parquet needs pyarrow: pip install 'mae-curriculum[parquet]', or choose .npz for out")
+        if self.batch_images < 1:
+            raise ConfigError(f"batch_images must be at least 1, got {self.batch_images}")
+        if self.neighbours is not None and self.neighbours < 1:
+            raise ConfigError(f"neighbours must be at least 1 or null, got {self.neighbours}")
+        if self.neighbours is not None and self.pool == "tokens":
+            raise ConfigError("neighbours need one vector per image, not pool tokens; choose avg or token")
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,13 @@ class DataConfig:
         if self.std is not None and not (self.std and all(value > 0 for value in self.std)):
             raise ConfigError(f"data.std must be above 0, got {list(self.std)}")
 
+    @property
+    def folder(self) -> Path | None:
+        """The folder that holds the images; None for a source that is no folder."""
+        if self.source == "imagenette":
+            return self.cache / IMAGENETTE
+        return None if self.source in IMAGE_COUNTS else Path(self.source)
+
     def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each channel; raises ConfigError if their number is wrong."""
         default_mean = IMAGENET_MEAN if channels == 3 else (GRAY_MEAN,) * channels

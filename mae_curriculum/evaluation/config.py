@@ -1,8 +1,12 @@
 """Settings of evaluations."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mae_curriculum.config import ConfigError, exempt
+
+Pool = Literal["token", "avg", "tokens"]
+"""What an encoder says of an image: the class token, the mean of the patch tokens, or all patch tokens."""
 
 
 @dataclass(frozen=True)

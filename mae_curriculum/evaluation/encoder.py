@@ -1,34 +1,29 @@
-"""A pretrained encoder for scripts and notebooks: load it, and turn images or a folder of images into features."""
+"""A pretrained encoder: load it, and turn images into features."""
 
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from mae_curriculum.config import load_part
+from mae_curriculum.config import ConfigError, load_part
 from mae_curriculum.data.config import DataConfig
-from mae_curriculum.data.folders import list_images
-from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages
 from mae_curriculum.data.preprocess import normalize
-from mae_curriculum.data.sources import FileImages
+from mae_curriculum.evaluation.config import Pool
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.run.folder import check_checkpoint
 from mae_curriculum.weights.build import build_encoder
 from mae_curriculum.weights.normalization import with_normalization
-from mae_curriculum.weights.read import read_weights
+from mae_curriculum.weights.read import Weights, read_weights
 from mae_curriculum.weights.run_settings import run_settings
 
 logger = logging.getLogger(__name__)
 
-Pool = Literal["avg", "token"]
-
 
 class Encoder(nn.Module):
-    """A pretrained ViT that describes each image by one vector."""
+    """A pretrained ViT that describes each image by one vector, or each patch by one."""
 
     def __init__(self, model: MaskedAutoencoder, data: DataConfig) -> None:
         """Wrap a model and the statistics that its images are normalized with."""
@@ -36,6 +31,11 @@ class Encoder(nn.Module):
         self.model = model
         self.data = data
         self.eval()
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """What `features` can return: an encoder without a class token lacks token."""
+        return (*self.model.pools, "tokens")
 
     @property
     def vit(self) -> Any:
@@ -48,21 +48,26 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor, pool: Pool = "avg") -> Tensor:
-        """Compute one feature vector per image.
+        """Compute one feature vector per image, or one per patch.
 
         images   (b, c, h, w), uint8 in 0..255 or floating point in 0..1, not normalized; on the encoder's device. h and
                  w are multiples of the patch size, and may differ from the size the encoder was trained at.
-        pool     avg: mean of the patch tokens. token: class token.
-        Returns  (b, d) float32.
+        pool     avg: mean of the patch tokens. token: class token. tokens: all patch tokens, row by row.
+        Returns  (b, d) float32; of tokens, (b, n, d).
         Raises   TypeError for another dtype; ValueError for another shape or range, or a pool the encoder lacks.
         """
-        if pool not in self.model.pools:
-            raise ValueError(f"pool must be one of {', '.join(self.model.pools)} for this encoder, got {pool!r}")
+        if pool not in self.pools:
+            raise ValueError(f"pool must be one of {', '.join(self.pools)} for this encoder, got {pool!r}")
         self._check(images)
         pixels = images if images.dtype == torch.uint8 else images.float() * 255
         mean, std = self.data.statistics(self.model.channels)
-        pooled: Tensor = self.model.features(normalize(pixels, mean, std))[:, self.model.pools.index(pool)]
-        return pooled.float()
+        return self.describe(normalize(pixels, mean, std), pool).float()
+
+    def describe(self, images: Tensor, pool: Pool) -> Tensor:
+        """Compute features as `features` does, of images that are normalized already; nothing is checked."""
+        if pool == "tokens":
+            return self.model.tokens(images)[:, self.model.encoder.num_prefix_tokens :]
+        return self.model.features(images)[:, self.model.pools.index(pool)]
 
     def _check(self, images: Tensor) -> None:
         """Raise TypeError or ValueError for images of a wrong dtype, shape or range."""
@@ -82,6 +87,7 @@ class Encoder(nn.Module):
 def load_encoder(
     path: str | Path,
     *,
+    block: int = -1,
     heads: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     weights: str | None = None,
@@ -92,6 +98,7 @@ def load_encoder(
 
     path       run folder, RUN@EPOCHS, or a checkpoint of timm, Hugging Face or facebookresearch/mae. What has to be
                assumed about it is logged as a warning.
+    block      the last block that is used, counted like an index of Python; the final norm follows it.
     heads      attention heads, for a checkpoint that does not say so.
     image_size a side or (height, width), likewise.
     weights    which weights of a checkpoint with several, such as "model_ema" or "teacher".
@@ -101,31 +108,19 @@ def load_encoder(
     path = Path(path)
     check_checkpoint(path)
     read = read_weights(path, heads=heads, image_size=image_size, weights=weights)
-    model = build_encoder(read, path)
-    del model.decoder, model.mask_token  # untrained here, and features do not need them
     data = replace(load_part(DataConfig, run_settings(path).get("data", {})), mean=mean, std=std)
-    return Encoder(model, with_normalization(data, read, path, logger.warning))
+    return encoder_of(read, path, with_normalization(data, read, path, logger.warning), block=block)
 
 
-def embed(
-    encoder: Encoder, folder: str | Path, *, pool: Pool = "avg", batch_images: int = 64, workers: int = 0
-) -> tuple[list[str], Tensor]:
-    """Compute the features of all images below a folder, each resized and cropped to the encoder's image size.
+def encoder_of(weights: Weights, path: Path, data: DataConfig, *, block: int) -> Encoder:
+    """Build the encoder that weights read from `path` belong to, up to a block; `data` has its normalization.
 
-    batch_images  images encoded at once.
-    workers       processes that decode images; 0 decodes in this one.
-    Returns       the images' paths relative to the folder, sorted, and their features (n, d) float32 on the CPU. An
-                  image that cannot be decoded is left out.
-    Raises        ConfigError if there are no images.
+    Raises  ConfigError if the weights do not fit, or if there is no such block.
     """
-    model, paths = encoder.model, list_images(Path(folder)).paths
-    device = next(encoder.parameters()).device
-    images = EvaluationImages(FileImages(paths, labels=None), model.image_size, model.channels)
-    names: list[str] = []
-    features = [torch.empty(0, model.encoder.embed_dim)]
-    for pixels, indices in DataLoader(images, batch_size=batch_images, num_workers=workers):
-        intact = indices != NO_IMAGE
-        names += [str(paths[index].relative_to(folder)) for index in indices[intact].tolist()]
-        if intact.any():
-            features.append(encoder.features(pixels[intact].to(device), pool).cpu())
-    return names, torch.cat(features)
+    model = build_encoder(weights, path)
+    del model.decoder, model.mask_token  # untrained here, and features do not need them
+    blocks = model.encoder.blocks
+    if not -len(blocks) <= block < len(blocks):
+        raise ConfigError(f"block must be in {-len(blocks)}..{len(blocks) - 1} for this encoder, got {block}")
+    model.encoder.blocks = blocks[: block % len(blocks) + 1]
+    return Encoder(model, data)

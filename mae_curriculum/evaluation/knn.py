@@ -27,7 +27,7 @@ def knn_accuracy(
         raise ConfigError(f"knn.neighbors is {neighbors}, but there are only {len(bank)} training images")
     bank, queries = (torch.nn.functional.normalize(features.float(), dim=1) for features in (bank, queries))
     classes = int(torch.cat([bank_labels, query_labels]).max()) + 1
-    chunk = max(1, 2**26 // len(bank))  # at most 256 MB of similarities at once, whatever the size of the bank
+    chunk = _queries_at_once(len(bank))
     correct = 0
     for part, labels in zip(torch.split(queries, chunk), torch.split(query_labels, chunk), strict=True):
         similarity, nearest = (part @ bank.T).topk(neighbors, dim=1)
@@ -35,6 +35,28 @@ def knn_accuracy(
         votes.scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
         correct += int((votes.argmax(dim=1) == labels).sum())
     return correct / len(queries)
+
+
+@torch.inference_mode()
+def nearest_others(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the cosine similarity and the index of the vectors nearest to each, without itself: (n, count) each.
+
+    vectors  (n, d) of norm 1, more than `count`. The nearest comes first.
+    """
+    similarities, indices = [], []
+    numbers = torch.arange(len(vectors), device=vectors.device)
+    for own in torch.split(numbers, _queries_at_once(len(vectors))):
+        similarity = vectors[own] @ vectors.T
+        similarity[numbers[: len(own)], own] = -torch.inf
+        nearest = similarity.topk(count, dim=1)
+        similarities.append(nearest.values)
+        indices.append(nearest.indices)
+    return torch.cat(similarities), torch.cat(indices)
+
+
+def _queries_at_once(bank_size: int) -> int:
+    """Return how many queries to compare at once: at most 256 MB of similarities, whatever the size of the bank."""
+    return max(1, 2**26 // bank_size)
 
 
 def why_no_knn(train: Images, val: Images | None, config: KnnConfig) -> str | None:

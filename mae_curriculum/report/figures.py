@@ -49,9 +49,9 @@ def draw_reconstructions(path: Path, images: Reconstruction, names: Sequence[str
     figure.suptitle(drawable(title), parse_math=False)
     note = "\ndenormalized" if images.target == "norm_pixels" else ""
     parts = [
-        (f"input\n{side((h, w))} px", _to_rgb(images.seen)),
-        (f"masked\n{images.visible_count} of {images.patch_count}\npatches\nvisible", _to_rgb(images.masked)),
-        (f"reconstruction{note}", _to_rgb(images.completed)),
+        (f"input\n{side((h, w))} px", to_rgb(images.seen)),
+        (f"masked\n{images.visible_count} of {images.patch_count}\npatches\nvisible", to_rgb(images.masked)),
+        (f"reconstruction{note}", to_rgb(images.completed)),
         ("error", images.error),
     ]
     gap = max(1, w // 24)
@@ -60,7 +60,7 @@ def draw_reconstructions(path: Path, images: Reconstruction, names: Sequence[str
         block = slice(row // 4 * columns, row // 4 * columns + columns)
         heading, part = parts[row % 4]
         drawn = axis.imshow(_row_of_images(part[block], columns, gap), cmap="magma", vmin=0, vmax=MAX_ERROR)
-        _hide_frame(axis)
+        hide_frame(axis)
         axis.set_yticks([(h - 1) / 2], [heading], fontsize=9)
         axis.tick_params(length=0)
         if row % 4 == 0:
@@ -166,10 +166,10 @@ def _draw_samples(figure: Any, samples: Sequence[tuple[Moment, Tensor]]) -> None
         figure.suptitle("the first training image as the encoder sees it halfway through each stage", fontsize=10)
     for number, (moment, image) in enumerate(samples, start=1):
         axis = figure.add_subplot(1, len(samples), number)
-        axis.imshow(_to_rgb(image[None])[0].permute(1, 2, 0).numpy())
+        axis.imshow(to_rgb(image[None])[0].permute(1, 2, 0).numpy())
         magnitude = "" if moment.magnitude is None else f"\nmagnitude {moment.magnitude:.1f}"
         axis.set_title(f"stage {moment.stage + 1}: {side(moment.size)} px{magnitude}", fontsize=9)
-        _hide_frame(axis)
+        hide_frame(axis)
 
 
 def _draw_size(axis: Any, clock: Clock) -> None:
@@ -248,12 +248,13 @@ def empty_figure(width: float, height: float, layout: Literal["constrained", "co
     return Figure(figsize=(width, height), layout=layout)
 
 
-def _hide_frame(axis: Any) -> None:
+def hide_frame(axis: Any) -> None:
+    """Remove the ticks and the frame around an image."""
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
 
-def _to_rgb(images: Tensor) -> Tensor:
+def to_rgb(images: Tensor) -> Tensor:
     """Convert images of any number of channels to (b, 3, h, w), 0 to 1; unless it is 3, as the mean of the channels."""
     if images.shape[1] != 3:
         images = images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)

@@ -77,7 +77,7 @@ def _acquire(path: Path, own: dict[str, Any], on_takeover: Callable[[dict[str, A
         if _is_alive(path, holder):
             raise ConfigError(
                 f"{path.parent} is in use by process {holder.get('pid')} on {holder.get('host')}; wait for it, "
-                "stop it, or choose another --run"
+                "stop it, or write elsewhere"
             )
         taken = path.with_name(f".{path.name}.{own['id']}")
         try:

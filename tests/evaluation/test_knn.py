@@ -7,7 +7,7 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.sources import ArrayImages, open_images
 from mae_curriculum.evaluation.config import KnnConfig
-from mae_curriculum.evaluation.knn import knn_accuracy, why_no_knn
+from mae_curriculum.evaluation.knn import knn_accuracy, nearest_others, why_no_knn
 
 
 def clusters(count: int, seed: int, noise: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,3 +72,12 @@ def test_reason_for_no_accuracy() -> None:
     assert why_no_knn(few, None, KnnConfig()) is None  # every fifth is a query: 20 are left
     reason = why_no_knn(few, None, KnnConfig(neighbors=21))
     assert reason == "knn.neighbors is 21, but there are only 20 training images"
+
+
+def test_the_nearest_others_come_in_order_and_without_the_image_itself() -> None:
+    angles = torch.tensor([0.0, 0.1, 0.3, 3.0, 0.02])
+    vectors = torch.stack([angles.cos(), angles.sin()], dim=1)
+    similarity, nearest = nearest_others(vectors, 3)
+    assert nearest.tolist() == [[4, 1, 2], [4, 0, 2], [1, 4, 0], [2, 1, 4], [0, 1, 2]]
+    torch.testing.assert_close(similarity[2], torch.tensor([0.2, 0.28, 0.3]).cos())
+    assert nearest_others(torch.tensor([[1.0, 0.0]] * 2), 1)[1].tolist() == [[1], [0]]  # copies of each other
