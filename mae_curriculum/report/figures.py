@@ -138,18 +138,19 @@ def draw_plans(path: Path, plans: Mapping[str, Mapping[str, Any]]) -> None:
     figure = empty_figure(9, 6 + 0.2 * len(plans))
     figure.suptitle("image size over the run (dots: its end)", fontsize=11)
     axes = figure.subplots(2, 1)
+    tallest = max(stage["size"][0] for facts in plans.values() for stage in facts["stages"])
     for place, facts in enumerate(plans.values()):
         stages = facts["stages"]
         heights = [stage["size"][0] for stage in stages]
         progress = [0.0, *(stage["progress"][1] for stage in stages)]
         flops = [0.0, *accumulate(float(stage["images"] * stage["flops_per_image"]) for stage in stages)]
-        width = 10 * (1 - place / len(plans))  # points: each line shows below later ones
+        width = 8 * (1 - place / len(plans))  # points: each line shows below later ones
         style = {"color": f"C{place}", "linewidth": width}
         for axis, edges in zip(axes, (progress, flops), strict=True):
             axis.stairs(heights, edges, baseline=None, **style)
             axis.plot(edges[-1], heights[-1], "o", clip_on=False, **style)
     for axis, label in zip(axes, ("progress of the run", "training FLOPs"), strict=True):
-        axis.set(xlabel=label, ylabel="image height\npixels", xlim=(0, None), ylim=(0, None))
+        axis.set(xlabel=label, ylabel="image height\npixels", xlim=(0, None), ylim=(0, 1.1 * tallest))
         axis.grid(alpha=0.3)
     _draw_legend(figure, axes[0].get_lines(), list(plans))
     save(figure, path)
