@@ -118,5 +118,5 @@ def test_help_ends_the_command(words: list[str], full: bool, capsys: pytest.Capt
         load(PretrainConfig, ["--epochs", "3", *words], prog="python -m mae_curriculum pretrain")
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Recipes: cifar10, digits" in text
+    assert "Recipes: cifar10, continue_vit_b16, digits" in text
     assert ("--optim.betas" in text) == full

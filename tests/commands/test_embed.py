@@ -61,14 +61,20 @@ def read(path: Path) -> dict[str, Any]:
     if path.suffix == ".npz":
         return {name: values.tolist() if values.dtype.kind == "U" else values for name, values in np.load(path).items()}
     if path.suffix == ".parquet":
-        columns = pytest.importorskip("pyarrow.parquet").read_table(path).to_pydict()
-        texts = {name: values for name, values in columns.items() if isinstance(values[0], str)}
-        return {name: np.array(values) for name, values in columns.items()} | texts
+        table = pytest.importorskip("pyarrow.parquet").read_table(path)
+        texts = {name: values for name, values in table.to_pydict().items() if isinstance(values[0], str)}
+        numbers = table.drop_columns(list(texts))
+        return texts | {f.name: np.array(numbers[f.name].to_pylist(), dtype_of(f.type)) for f in numbers.schema}
     tensors = load_file(path)
     return {
         name: bytes(tensor.numpy()).decode().split("\0") if tensor.dtype == torch.uint8 else tensor.numpy()
         for name, tensor in tensors.items()
     }
+
+
+def dtype_of(kind: Any) -> Any:
+    """Return the type of the numbers in a column of numbers or of (nested) lists of them."""
+    return dtype_of(kind.value_type) if hasattr(kind, "value_type") else kind.to_pandas_dtype()
 
 
 @pytest.fixture(scope="module")
