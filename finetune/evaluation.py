@@ -57,15 +57,24 @@ def measure(training: Training[Classifier], val: LabeledImages, inference: Infer
 
 
 def keep_best(
-    run: RunSession, training: Training[Classifier], accuracy: float, classes: Sequence[str], *, step: int
+    run: RunSession,
+    training: Training[Classifier],
+    accuracy: float,
+    *,
+    classes: Sequence[str],
+    crop: float,
+    step: int,
 ) -> None:
-    """Save the weights under timm's names if this is the best evaluation so far; the file can be imported."""
+    """Save the weights under timm's names if this is the best evaluation so far; the file can be imported.
+
+    crop  fraction of an image's shorter side that the evaluation kept.
+    """
     is_best = accuracy > (best_accuracy(run.folder) or -1.0)  # False for an accuracy of NaN
     if not is_best:
         return
-    model, config = evaluated_model(training), training.config
-    mean, std = config.data.statistics(model.channels)
-    description = describe(model, classes=tuple(classes), mean=mean, std=std, crop=config.crop)
+    model = evaluated_model(training)
+    mean, std = training.config.data.statistics(model.channels)
+    description = describe(model, classes=tuple(classes), mean=mean, std=std, crop=crop)
     save_classifier(run, model.net, description, accuracy=accuracy, step=step)
 
 

@@ -100,8 +100,9 @@ def test_a_saved_classifier_and_its_export_to_timm_and_transformers_give_the_sam
 
 @pytest.mark.parametrize("name", ["resnet", "swin"])
 def test_timm_and_transformers_prepare_images_as_evaluation_does(name: str, tmp_path: Path) -> None:
-    from timm.data import create_transform, resolve_model_data_config
-    from transformers import AutoImageProcessor
+    import transformers
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
 
     checkpoint, model = make(NETWORKS[name], tmp_path)
     folder = tmp_path / "exported"
@@ -111,8 +112,10 @@ def test_timm_and_transformers_prepare_images_as_evaluation_does(name: str, tmp_
     image = torch.from_numpy(photo).permute(2, 0, 1)
     expected = (resize_and_crop(image, model.image_size, crop=0.875) / 255 - 0.4) / 0.2
     net: Any = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    in_timm = create_transform(**resolve_model_data_config(net))(Image.fromarray(photo))
-    in_transformers = AutoImageProcessor.from_pretrained(folder)(Image.fromarray(photo))["pixel_values"][0]
+    settings = resolve_model_data_config(net)  # type: ignore[no-untyped-call]
+    in_timm: Any = create_transform(**settings)(Image.fromarray(photo))
+    processor: Any = transformers.AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
+    in_transformers = processor(Image.fromarray(photo))["pixel_values"][0]
     for found in (in_timm, in_transformers):
         assert found.shape == expected.shape
         assert (found - expected).abs().mean() < 0.05  # of a range of 5
