@@ -8,6 +8,8 @@ COMMANDS = {
     "finetune": ("finetune.config:FinetuneConfig", "finetune.finetune:finetune"),
     "linprobe": ("finetune.config:LinprobeConfig", "finetune.linprobe:linprobe"),
     "fewshot": ("finetune.config:FewshotConfig", "finetune.fewshot:fewshot"),
+    "predict": ("finetune.config:PredictConfig", "finetune.predict:predict"),
+    "export": ("finetune.config:ExportConfig", "finetune.export:export"),
     "import": ("finetune.config:ImportConfig", "finetune.import_checkpoint:import_"),
 }
 

@@ -39,7 +39,7 @@ _BIAS_TABLE = "relative_position_bias_table"
 _SHAPE_ERRORS = (AssertionError, RuntimeError, ValueError)
 """What timm and torch raise for tensors of a shape that a network does not take."""
 
-_CREATION_ERRORS = (*_SHAPE_ERRORS, IndexError, KeyError, TypeError)
+CREATION_ERRORS = (*_SHAPE_ERRORS, IndexError, KeyError, TypeError)
 """What `timm.create_model` raises for arguments that a network does not take."""
 
 
@@ -49,11 +49,14 @@ class Classifier(nn.Module):
     def __init__(self, make: Callable[..., Any], image_size: Size | None, channels: int) -> None:
         """Build the network for the full size.
 
-        make        builds timm's network for an image size, or None for its default, and further arguments of timm.
+        make        builds timm's network for an image size, or None for its default, and further arguments of timm;
+                    returns it and all arguments that it was built with.
         image_size  full (height, width) in pixels; None for the network's default.
         """
         super().__init__()
-        self.net: Any = make(image_size)
+        net, arguments = make(image_size)
+        self.net: Any = net
+        self.arguments: dict[str, Any] = arguments
         height, width = image_size or self.net.pretrained_cfg["input_size"][1:]
         self.image_size: Size = (height, width)
         self.channels = channels
@@ -116,7 +119,7 @@ class Classifier(nn.Module):
         if "pos_embed" not in names and not any(name.endswith(_BIAS_TABLE) for name in names):
             return
         with torch.random.fork_rng(devices=[]):
-            other = self._make(size, **self._windows_at(size)).to(device)
+            other = self._make(size, **self._windows_at(size))[0].to(device)
         shapes = {name: value.shape for name, value in other.named_parameters()}
         for value in other.parameters():
             value.data = torch.empty(0, device=device)  # never used: frees the memory
@@ -163,19 +166,21 @@ def build_classifier(
     name, image_size, arguments = _timm_arguments(config, weights)
     arguments |= {"num_classes": class_count, "drop_path_rate": config.drop_path or None} | config.options
 
-    def make(size: Size | None, **more: Any) -> Any:
+    def make(size: Size | None, **more: Any) -> tuple[Any, dict[str, Any]]:
+        given = arguments | more
+        sized = given if size is None else {"img_size": size} | given
         try:
-            return timm.create_model(name, **({"img_size": size} | arguments | more))
+            return timm.create_model(name, **sized), sized
         except TypeError as error:
             if size is None or "img_size" not in str(error):
                 raise
-        return timm.create_model(name, **(arguments | more))  # a network that takes images of any size
+        return timm.create_model(name, **given), given  # a network that takes images of any size
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             classifier = Classifier(make, image_size, arguments["in_chans"])
-        except _CREATION_ERRORS as error:
+        except CREATION_ERRORS as error:
             raise ConfigError(f"model: timm cannot build {name} with {arguments}: {_one_line(error)}") from error
         note = "" if weights is None else _load_pretrained_(classifier.net, weights)
     if any(pixels % cell for pixels, cell in zip(classifier.image_size, classifier.cell, strict=True)):

@@ -1,6 +1,7 @@
-"""Settings of fine-tuning, probing, few-shot evaluation and import."""
+"""Settings of fine-tuning, probing, few-shot evaluation, predictions, export and import."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -209,6 +210,54 @@ class FewshotConfig(LabeledConfig):
             raise ConfigError(f"regularization must be above 0, got {self.regularization}")
         if self.seed < 0:
             raise ConfigError(f"seed must be at least 0, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Classify images with a fine-tuned or probed classifier."""
+
+    checkpoint: Path = field(kw_only=True)
+    """Run of `finetune` or `linprobe`, its best.safetensors, or a model folder of timm."""
+    out: Path = field(kw_only=True)
+    """CSV file of the predictions; each image is a row: file, class, probability, top5 (JSON), error."""
+    data: DataConfig = DataConfig(source=RUNS_IMAGES)
+    """Images: all those of a folder, or the validation images of a named source; `run` uses the classifier's source."""
+    precision: Precision = "auto"
+    """Precision of the network, as in training."""
+    evaluation_batch: int = 256
+    """Images per batch on each device."""
+
+    def __post_init__(self) -> None:
+        if self.evaluation_batch < 1:
+            raise ConfigError(f"evaluation_batch must be at least 1, got {self.evaluation_batch}")
+        if self.out.suffix != ".csv":
+            raise ConfigError(f"out: predictions are written to a .csv file, got '{self.out}'")
+        _refuse_existing(self.out)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Export a fine-tuned or probed classifier."""
+
+    checkpoint: Path = field(kw_only=True)
+    """Run of `finetune` or `linprobe`, its best.safetensors, or a model folder of timm."""
+    out: Path = field(kw_only=True)
+    """Output folder (timm) or .onnx file (onnx)."""
+    format: Literal["timm", "onnx"] = "timm"
+    """timm: a model folder for timm and for transformers. onnx: a file for ONNX Runtime and others."""
+
+    def __post_init__(self) -> None:
+        suffix = {"onnx": ".onnx"}.get(self.format, "")
+        if self.out.suffix != suffix:
+            raise ConfigError(f"out: --format {self.format} writes a {suffix or 'folder'}, got '{self.out}'")
+        _refuse_existing(self.out)
+        if self.format == "onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
+            raise ConfigError("format onnx needs onnx and onnxscript: pip install 'mae-curriculum[onnx]'")
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise ConfigError(f"out: {path} exists; remove it or choose another")
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """Evaluate a classifier on validation images, and keep its best weights."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from finetune.classifier import Classifier, vit_config
 from finetune.labeled import LabeledImages
+from finetune.saved import BEST, Description, as_metadata, describe
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.training.session import RunSession
@@ -17,9 +19,6 @@ from mae_curriculum.weights.names import read_metadata
 from mae_curriculum.weights.write import describe_weights, save_weights
 
 logger = logging.getLogger(__name__)
-
-BEST = "best.safetensors"
-"""File in the run folder with the weights of the best evaluation so far."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +56,36 @@ def measure(training: Training[Classifier], val: LabeledImages, inference: Infer
     return ClassifierEvaluation(confusion.cpu(), float(loss / confusion.sum()))
 
 
-def keep_best(run: RunSession, training: Training[Classifier], accuracy: float, *, step: int) -> None:
+def keep_best(
+    run: RunSession,
+    training: Training[Classifier],
+    accuracy: float,
+    *,
+    classes: Sequence[str],
+    crop: float,
+    step: int,
+) -> None:
     """Save the weights under timm's names if this is the best evaluation so far; the file can be imported.
 
-    A full disk does not end the run: a warning and the journal say that the weights were not saved.
+    crop  fraction of an image's shorter side that the evaluation kept.
     """
     is_best = accuracy > (best_accuracy(run.folder) or -1.0)  # False for an accuracy of NaN
     if not is_best:
         return
-    net = evaluated_model(training).net
-    model = vit_config(net.pretrained_cfg["architecture"], net)
-    mean, std = training.config.data.statistics(training.model.channels)
-    metadata = describe_weights(model, mean, std) | {"accuracy": str(accuracy), "steps_done": str(step)}
+    model = evaluated_model(training)
+    mean, std = training.config.data.statistics(model.channels)
+    description = describe(model, classes=tuple(classes), mean=mean, std=std, crop=crop)
+    save_classifier(run, model.net, description, accuracy=accuracy, step=step)
+
+
+def save_classifier(run: RunSession, net: Any, description: Description, *, accuracy: float, step: int) -> None:
+    """Save a classifier in the run folder.
+
+    A full disk does not end the run: a warning and the journal say that the weights were not saved.
+    """
+    model = vit_config(description.architecture, net)
+    metadata = describe_weights(model, description.mean, description.std) | as_metadata(description)
+    metadata |= {"accuracy": str(accuracy), "steps_done": str(step)}
     try:
         save_weights(run.folder.path / BEST, net.state_dict(), metadata)
     except OSError as error:

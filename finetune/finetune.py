@@ -96,7 +96,8 @@ def build_hooks(
         evaluation = measure(training, val, inference)
         accuracy, loss = map(finite_or_none, (evaluation.accuracy, evaluation.loss))
         session.journal.write("evaluation", steps_done=steps_done, accuracy=accuracy, val_loss=loss)
-        world.on_main(lambda: keep_best(session, training, evaluation.accuracy, step=steps_done))
+        keep = partial(keep_best, session, training, evaluation.accuracy, classes=val.classes, crop=config.crop)
+        world.on_main(partial(keep, step=steps_done))
         return evaluation
 
     def conclude(stopwatch: Stopwatch, check: Check) -> dict[str, Any]:

@@ -71,6 +71,15 @@ class Heads(nn.Module):
             pooled = [one for one in normed for _ in range(len(self.linears) // len(normed))]
         return torch.stack([linear(one) for linear, one in zip(self.linears, pooled, strict=True)], dim=1)
 
+    @torch.no_grad()
+    def folded(self, number: int) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of the linear layer that equals a head's batch normalization and linear layer."""
+        norm: Any = self.norms[number * len(self.norms) // len(self.linears)]
+        linear: Any = self.linears[number]
+        weight = linear.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        bias = linear.bias.double() - weight @ norm.running_mean.double()
+        return weight.float(), bias.float()
+
     def groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return parameter groups with the learning rates of the heads; LARS neither decays nor adapts biases."""
         groups = []

@@ -1,5 +1,6 @@
 """Linear and attentive probes of a frozen encoder: a grid of heads, trained side by side at the cost of one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +14,9 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from finetune.config import LinprobeConfig
+from finetune.evaluation import save_classifier
 from finetune.heads import Heads
+from finetune.joining import describe_probe, join
 from finetune.labeled import LabeledImages, open_labeled
 from finetune.repeat import run_seeds
 from mae_curriculum.config import ConfigError
@@ -25,6 +28,7 @@ from mae_curriculum.data.sources import Images, Subset, names_fingerprint
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.results import format_percent, record, spread
+from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.run.folder import check_checkpoint
 from mae_curriculum.run.stop import Stop
@@ -34,6 +38,7 @@ from mae_curriculum.training.config import build_training_clock, check_channels
 from mae_curriculum.training.loop import Check, Hooks, watch_for_stop
 from mae_curriculum.training.optimizer import build_adamw
 from mae_curriculum.training.run import run_training
+from mae_curriculum.training.session import RunSession
 from mae_curriculum.training.step import Training
 from mae_curriculum.weights.build import build_encoder, read_together
 from mae_curriculum.weights.names import fingerprint
@@ -65,7 +70,8 @@ def linprobe(config: LinprobeConfig) -> int:
             if pool not in encoder.pools:
                 raise ConfigError(f"pools: this encoder has no {pool}, only {', '.join(encoder.pools)}")
         train, val = open_labeled(config.data, world)
-        once = partial(probe_once, encoder=encoder, train=train, val=val, world=world, stop=stop)
+        probe_one = partial(probe_once, encoder=encoder, model=weights.model, train=train, val=val)
+        once = partial(probe_one, world=world, stop=stop)
         return run_seeds(config, world, once, conclude)
 
 
@@ -111,6 +117,7 @@ class FeatureInputs:
 def probe_once(
     config: LinprobeConfig,
     encoder: MaskedAutoencoder,
+    model: ModelConfig,
     train: LabeledImages,
     val: LabeledImages,
     world: World,
@@ -122,7 +129,7 @@ def probe_once(
     probe = Probe(encoder, config)
     training = set_up(config, probe, learning, world, inference)
 
-    def conclude(stopwatch: Stopwatch, check: Check) -> dict[str, Any]:
+    def conclude(session: RunSession, stopwatch: Stopwatch, check: Check) -> dict[str, Any]:
         checked = replace(inference, check=check)
         sides = [side for side in (held_out, val) if side is not None]
         accuracies = [measure(training.model, probe, side, checked) for side in sides]
@@ -132,16 +139,45 @@ def probe_once(
             "images": training.clock.total_images,
         }
         held_out_accuracies = accuracies[0] if held_out else None
-        return costs | choose_head(training.model, config, held_out_accuracies, accuracies[-1])
+        chosen = choose_head(training.model, config, held_out_accuracies, accuracies[-1])
+        world.on_main(lambda: keep_chosen(session, training, probe, model, train.classes, chosen))
+        return costs | chosen
 
-    return run_training(training, command="linprobe", stop=stop, build_hooks=lambda _: Hooks(conclude))
+    def build_hooks(session: RunSession) -> Hooks:
+        return Hooks(partial(conclude, session))
+
+    return run_training(training, command="linprobe", stop=stop, build_hooks=build_hooks)
+
+
+def keep_chosen(
+    session: RunSession,
+    training: Training[Heads],
+    probe: Probe,
+    model: ModelConfig,
+    classes: Sequence[str],
+    chosen: dict[str, Any],
+) -> None:
+    """Save the encoder, whose configuration is `model`, with the chosen head, so that one file classifies images."""
+    encoder, config = probe.encoder, probe.config
+    mean, std = config.data.statistics(encoder.channels)
+    description = describe_probe(
+        encoder, model, classes=tuple(classes), pool=chosen["chosen"]["pool"], mean=mean, std=std, crop=config.crop
+    )
+    number = list_heads(training.model, config).index(chosen["chosen"])
+    net = join(encoder, training.model, number, description)
+    save_classifier(session, net, description, accuracy=chosen["accuracy"], step=training.clock.total_steps)
+
+
+def list_heads(model: Heads, config: LinprobeConfig) -> list[dict[str, Any]]:
+    """Return the pooling and the learning rate of each head."""
+    return [{"pool": pool, "lr": factor * config.optim.base_lr} for pool, factor in model.names]
 
 
 def choose_head(
     model: Heads, config: LinprobeConfig, held_out: list[float] | None, accuracies: list[float]
 ) -> dict[str, Any]:
     """Return the head with the best accuracy on the images held out (of one head, that one), and all of them."""
-    names = [{"pool": pool, "lr": factor * config.optim.base_lr} for pool, factor in model.names]
+    names = list_heads(model, config)
     chosen_by = held_out or accuracies
     best = max(range(len(names)), key=lambda number: chosen_by[number])
     heads = [

@@ -60,6 +60,10 @@ class Images(Protocol):
         ...
 
 
+Opened = tuple[Images, Images | None]
+"""Training images and, if there are any, validation images."""
+
+
 @dataclass(frozen=True)
 class ArrayImages:
     """Images in memory."""
@@ -237,7 +241,7 @@ def download(config: DataConfig) -> None:
         raise ConfigError(f"data.source: cannot download {config.source} to {config.cache}: {error}") from error
 
 
-def open_images(config: DataConfig, log: Log = logger.warning) -> tuple[Images, Images | None]:
+def open_images(config: DataConfig, log: Log = logger.warning) -> Opened:
     """Open the training images and, if the source has any, the validation images; `download` must have run before.
 
     log     takes a line about files that are left out.
@@ -261,15 +265,17 @@ def open_images(config: DataConfig, log: Log = logger.warning) -> tuple[Images, 
     return train, val
 
 
-def open_together(config: DataConfig, world: World) -> tuple[Images, Images | None]:
-    """Download the images if need be and open them on all ranks, as `open_images`.
+def open_together(
+    config: DataConfig, world: World, open_source: Callable[[DataConfig, Log], Opened] = open_images
+) -> Opened:
+    """Download the images if need be and open them on all ranks, as `open_source` does.
 
     Raises  ConfigError, also if ranks see other images: other names, another number, or other content of a few.
     """
     world.on_main(lambda: download(config))
     opened, seen = None, ""
     try:
-        opened = open_images(config, world.log)
+        opened = open_source(config, world.log)
         if world.world_size > 1:
             seen = " and ".join(describe_images(images) for images in opened if images is not None)
     except ConfigError as error:
@@ -325,15 +331,23 @@ def _cifar10(cache: Path, *, train: bool) -> ArrayImages:
 
 
 def _open_folder(folder: Path, log: Log) -> tuple[FileImages, FileImages | None]:
+    check_folder(folder)
+    train_folder, val_folder = find_parts(folder)
+    train = open_tree(train_folder, None, log)
+    return train, open_tree(val_folder, train.classes, log) if val_folder else None
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ConfigError if there is no such folder."""
     if not folder.is_dir():
         raise ConfigError(f"data.source: '{folder}' is neither a folder nor one of {', '.join(IMAGE_COUNTS)}")
-    train_folder, val_folder = find_parts(folder)
-    train = _open_tree(train_folder, None, log)
-    return train, _open_tree(val_folder, train.classes, log) if val_folder else None
 
 
-def _open_tree(folder: Path, train_classes: Sequence[str] | None, log: Log) -> FileImages:
-    """Open the images of a tree; their classes are its top folders, numbered as in `train_classes` if given."""
+def open_tree(folder: Path, train_classes: Sequence[str] | None, log: Log) -> FileImages:
+    """Open the images of a tree; their classes are its top folders, numbered as in `train_classes` if given.
+
+    train_classes  None for classes of its own, none of them to ignore the folders.
+    """
     listing = list_images(folder)
     paths = listing.paths
     if listing.left_out:

@@ -195,7 +195,8 @@ def _read_run(path: Path) -> Weights:
     state = load_state(checkpoint)
     names = {key: key.removeprefix("encoder.") for key in state["model"] if key.startswith("encoder.")}
     if not names:
-        raise ConfigError(f"{path} is a run without a masked autoencoder; use the .safetensors file in it")
+        hint = "use best.safetensors in it, or python -m finetune export for a classifier"
+        raise ConfigError(f"{path} is a run without a masked autoencoder; {hint}")
     encoder = {name: state["model"][key] for key, name in names.items()}
     decoder = decoder_to_mae(state["model"])
     settings = run_settings(path)

@@ -1,5 +1,6 @@
 """Fine-tuning, probing, few-shot evaluation and import, on a real pretraining run on digits."""
 
+import csv
 import io
 import json
 import shutil
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
 
 from finetune.__main__ import main
 from finetune.config import FinetuneConfig
@@ -155,6 +157,21 @@ def test_timm_and_this_project_load_the_best_weights(tuned: Path, tmp_path: Path
     assert results(tmp_path / "again")["accuracy"]["mean"] == pytest.approx(max(evaluations), abs=1e-6)
 
 
+def predicted_accuracy(checkpoint: Path, out: Path) -> float:
+    """Predict the digits held out for validation; returns the share of the rows that name the right class."""
+    main(["predict", *as_flags({"checkpoint": checkpoint, "out": out, "data.workers": 0})])
+    with out.open() as stream:
+        rows = list(csv.DictReader(stream))
+    labels = [str(label) for label in load_digits().target[4::5]]
+    assert [row["file"] for row in rows] == [f"image {index}" for index in range(len(labels))]
+    return float(np.mean([row["class"] == label for row, label in zip(rows, labels, strict=True)]))
+
+
+def test_predictions_are_as_accurate_as_the_best_evaluation(tuned: Path, tmp_path: Path) -> None:
+    accuracy = predicted_accuracy(tuned, tmp_path / "new" / "out.csv")
+    assert accuracy == pytest.approx(results(tuned)["best_accuracy"]["mean"], abs=1e-6)
+
+
 def test_a_finished_fine_tuning_prints_its_results_again(
     tuned: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +298,21 @@ def test_a_probe_chooses_its_head_by_held_out_images(probed: Path, pretrained: P
     assert (probed.parent / "output.txt").read_text().count("chosen") == 1
 
 
+def test_a_probe_predicts_with_the_chosen_head(probed: Path, tmp_path: Path) -> None:
+    accuracy = predicted_accuracy(probed, tmp_path / "out.csv")
+    assert accuracy == pytest.approx(summary(probed)["accuracy"], abs=1e-6)
+
+
+def test_a_run_without_a_head_does_not_predict(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = tmp_path / "encoder.safetensors"
+    assert mae_curriculum(["export", *as_flags({"checkpoint": finished, "out": encoder})]) == 0
+    for checkpoint in (finished, encoder):
+        assert main(["predict", *as_flags({"checkpoint": checkpoint, "out": tmp_path / "out.csv"})]) == 2
+        assert f"`python -m finetune linprobe --checkpoint {checkpoint}` (or `finetune`)" in capsys.readouterr().err
+
+
 def test_a_head_trained_beside_others_equals_one_trained_alone(probed: Path, pretrained: Path, tmp_path: Path) -> None:
     alone = probing(pretrained, tmp_path / "run", grid="[2.0]", pools="[avg]")
     assert main(["linprobe", *alone]) == 0
@@ -333,8 +365,10 @@ def test_a_diverging_attentive_head_does_not_affect_others(pretrained: Path, tmp
 
 def test_an_attentive_probe_learns(pretrained: Path, tmp_path: Path) -> None:
     changes = {"head": "attentive", "optim__base_lr": 0.01, "optim__weight_decay": 0.05, "grid": "[1.0, 3.0]"}
-    assert main(["linprobe", *probing(pretrained, tmp_path / "run", **changes)]) == 0
-    assert results(tmp_path / "run")["accuracy"]["mean"] > 0.4
+    run = tmp_path / "run"
+    assert main(["linprobe", *probing(pretrained, run, **changes)]) == 0
+    assert results(run)["accuracy"]["mean"] > 0.4
+    assert predicted_accuracy(run, tmp_path / "out.csv") == pytest.approx(summary(run)["accuracy"], abs=1e-6)
 
 
 def test_few_shot_accuracy_grows_with_the_number_of_labels(
