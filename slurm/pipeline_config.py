@@ -151,8 +151,11 @@ def expand_pretrainings(config: PipelineConfig) -> list[PipelineRun]:
     for variant in config.pretrain.variants:
         folder = config.folder / variant_name(variant) / config.pretrain.label
         run = PipelineRun(config.pretrain, variant, folder, ("--run", str(folder), *as_flags(variant), *kept))
-        if at and max(at) > run.settings.epochs:
-            raise ConfigError(f"evaluate.at: {max(at)} is beyond the {run.settings.epochs} epochs of {folder}")
+        epochs = run.settings.epochs
+        if at and epochs is None:
+            raise ConfigError(f"evaluate.at: set the epochs of {folder}, of which {max(at)} are evaluated")
+        if at and max(at) > epochs:
+            raise ConfigError(f"evaluate.at: {max(at)} is beyond the {epochs} epochs of {folder}")
         runs.append(run)
     return runs
 

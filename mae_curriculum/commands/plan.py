@@ -2,16 +2,23 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from mae_curriculum.commands.config import PlanConfig
-from mae_curriculum.commands.shapes import count_images, find_shape
+from mae_curriculum.commands.shapes import find_shape
 from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.schedule import Clock, Span, View
+from mae_curriculum.data.contents import Contents, format_contents, look_at
 from mae_curriculum.evaluation.speedup import run_flops
 from mae_curriculum.model.shape import ModelShape
-from mae_curriculum.pretraining_config import PretrainConfig, build_clock
+from mae_curriculum.pretraining_config import (
+    PretrainConfig,
+    build_clock,
+    format_choices,
+    list_choices,
+    with_choices,
+)
 from mae_curriculum.terminal import format_duration, format_table, side
 from mae_curriculum.training.config import without_curriculum
 
@@ -20,13 +27,18 @@ P = TypeVar("P", bound=PretrainConfig)
 
 def plan(config: PlanConfig) -> int:
     """Print the plan; returns the exit code."""
-    config = with_shape_of_init(config)
-    facts = compute_plan(config, devices=config.devices, rate=config.rate)
+    contents = look_at(config.data)
+    settled = with_shape_of_init(with_choices(config, contents))
+    facts = describe_plan(settled, contents, devices=config.devices, rate=config.rate)
+    facts["chosen"] = list_choices(config, settled)
     if config.picture is not None:
         from mae_curriculum.commands.plan_picture import plan_figure  # loads torch and matplotlib
 
-        plan_figure(config.picture, config, facts)
-    print(json.dumps(facts, indent=2) if config.json else format_plan(facts))
+        plan_figure(config.picture, settled, facts)
+    if config.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print("\n".join([*format_contents(contents), *format_choices(facts["chosen"]), format_plan(facts)]))
     return 0
 
 
@@ -49,15 +61,21 @@ def compute_plan(config: PretrainConfig, *, devices: int = 1, rate: float = 1000
     Returns  "steps", "images", "flops", "speedup", "hours", "stages" and more, as `plan --json` prints them.
     Raises   ConfigError for stages that cannot be trained.
     """
-    config = with_shape_of_init(config)
+    contents = look_at(config.data)
+    return describe_plan(with_shape_of_init(with_choices(config, contents)), contents, devices=devices, rate=rate)
+
+
+def describe_plan(config: PretrainConfig, contents: Contents, *, devices: int, rate: float) -> dict[str, Any]:
+    """Return the plan, as `compute_plan`, of settings that are complete."""
     shape = find_shape(config.model)
-    count = count_images(config.data)
+    count = contents.train.images
     clock = build_clock(config, shape, images_per_epoch=count, processes=devices)
     baseline = build_clock(without_curriculum(config), shape, images_per_epoch=count)
     flops, baseline_flops = (run_flops(each, shape.training_flops) for each in (clock, baseline))
     full = View(shape.encoder.image_size, config.model.mask_ratio)
     last = clock.total_steps
     return {
+        "source": asdict(contents),
         "model": config.model.name,
         "images_per_epoch": clock.images_per_epoch,
         "equivalent_epochs": clock.epochs,
