@@ -27,6 +27,9 @@ MODELS: tuple[tuple[int, str, dict[str, Any]], ...] = (
 smaller ones learn as much from less, in a tenth of the time. Below ViT-B, decoders are half as wide as the encoder, as
 in the recipes: MAE's would cost more than the encoder."""
 
+HEAD_WIDTH = 32
+"""Width of a head in all these decoders."""
+
 MAX_BATCH = 4096
 """MAE's batch size, for ImageNet-1k."""
 MIN_BATCH = 64
@@ -51,6 +54,8 @@ def choose_model(config: ModelConfig, contents: Contents) -> ModelConfig:
     size = config.image_size or choose_image_size(contents)
     side = min(size) if isinstance(size, tuple) else size
     patch = config.patch_size or next(patch for least, patch in PATCH_SIZES if side >= least)
+    if config.decoder_width is not None:
+        decoder = decoder | {"decoder_heads": max(1, config.decoder_width // HEAD_WIDTH)}
     decoder = {key: getattr(config, key) or value for key, value in decoder.items()}
     return replace(config, name=name, image_size=size, patch_size=patch, **decoder)
 
