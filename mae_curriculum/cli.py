@@ -13,7 +13,7 @@ from typing import Any
 
 from mae_curriculum.config import ConfigError, load
 from mae_curriculum.files import is_user_error
-from mae_curriculum.terminal import configure_logging, printable
+from mae_curriculum.terminal import configure_logging, printable, shown
 from mae_curriculum.version import describe_version
 
 PACKAGES = ("mae_curriculum", "finetune", "slurm")
@@ -59,7 +59,9 @@ def _run(package: str, commands: Mapping[str, tuple[str, str]], arguments: list[
             raise ConfigError(f"{package} has no command '{command}'; {_other_command(package, commands, command)}")
         config_class, function = commands[command]
         config = load(_import(config_class), rest, prog=f"python -m {package} {command}")
-        code: int = _import(function)(config)
+        with shown("loading Python packages ..."):
+            run = _import(function)
+        code: int = run(config)
     except (ConfigError, OSError) as error:
         if isinstance(error, OSError) and not is_user_error(error):
             raise

@@ -264,12 +264,16 @@ def describe(config: PretrainConfig, result: PretrainResult) -> str:
     if summary["end"]:
         untrained = "" if summary["start"] else f", untrained {summary['knn_untrained']:.4f}"
         lines.append(describe_evaluation(summary["end"], summary["start"]) + untrained)
+    files = ["config.yaml", "journal.jsonl", "summary.json", "checkpoints/"]
     if config.tracking.pictures:
-        lines.append(f"reconstructions: {run / 'pictures'}")
+        files.append("pictures/ (reconstructions)")
+    lines.append(f"all of it is in {run}: {', '.join(files)}")
     recipe = f" --config {source}" if source in ("digits", "cifar10") else ""
     lines += [
         "what next:",
         f"  python -m mae_curriculum report {run}",
-        f"  python -m finetune finetune{recipe} --checkpoint {run}",
+        f"  python -m finetune finetune{recipe} --checkpoint {run}"
+        if result.accuracy is not None
+        else f"  python -m mae_curriculum export --checkpoint {run} --out {run / 'encoder.safetensors'}",
     ]
     return "\n".join(lines)
