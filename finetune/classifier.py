@@ -221,7 +221,7 @@ def _timm_arguments(config: ClassifierConfig, weights: Weights | None) -> tuple[
     else:
         if config.name is not None or config.options:
             raise ConfigError("model.name and model.options: the checkpoint defines the ViT; omit them or --checkpoint")
-        name, arguments = weights.model.name, timm_arguments(weights.model) | {"global_pool": "avg"}
+        name, arguments = str(weights.model.name), timm_arguments(weights.model) | {"global_pool": "avg"}
     timm_names = TIMM_NAMES | {"pool": "global_pool"}
     given = {key: value for key, value in vars(config).items() if value is not None}
     arguments |= {timm_names[key]: value for key, value in given.items() if key in timm_names}

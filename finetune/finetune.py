@@ -180,6 +180,7 @@ def set_up(
     augmentation = config.curriculum.augmentation
     mean, std = config.data.statistics(model.channels)
     training = Training(
+        name=str(config.model.name if weights is None else weights.model.name),
         config=config,
         world=world,
         images=train.images,

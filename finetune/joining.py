@@ -33,7 +33,7 @@ def describe_probe(
     else:
         arguments |= {"global_pool": pool, "fc_norm": not norms_tokens}
     return Description(
-        architecture=model.name,
+        architecture=str(model.name),
         channels=encoder.channels,
         image_size=encoder.image_size,
         classes=classes,

@@ -29,7 +29,8 @@ def open_labeled(data: DataConfig, world: World) -> tuple[LabeledImages, Labeled
 
     Raises  ConfigError if there are fewer than two classes, or if a class has no training image.
     """
-    train, val = hold_out(*open_together(data, world))
+    given, given_val, _ = open_together(data, world)
+    train, val = hold_out(given, given_val)
     if train.labels is None or val.labels is None:
         raise ConfigError(f"data.source: {data.source} needs one folder per class, at least two, under train/ and val/")
     counts = np.bincount(train.labels, minlength=len(train.classes))

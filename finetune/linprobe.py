@@ -251,6 +251,7 @@ def set_up(
     if config.head == "linear":
         optimizer = Lars(groups, momentum=config.optim.betas[0])
     return Training(
+        name=f"{config.head} heads",
         config=config,
         world=world,
         images=images,

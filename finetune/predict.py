@@ -15,8 +15,10 @@ from finetune.config import PredictConfig
 from finetune.saved import Description, load_classifier
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, DataConfig
+from mae_curriculum.data.contents import format_part
 from mae_curriculum.data.decode import BrokenImageError
-from mae_curriculum.data.sources import Images, Log, check_folder, open_images, open_together, open_tree
+from mae_curriculum.data.folders import check_folder, list_part
+from mae_curriculum.data.sources import Images, Opened, open_alike, open_part, open_source
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.files import rename_into_place, temporary_name
@@ -42,10 +44,13 @@ def predict(config: PredictConfig) -> int:
             raise ConfigError(f"{config.checkpoint} changed while it was read; start again")
         source = resolve_source(config.data, config.checkpoint)
         data = replace(source, mean=config.data.mean or description.mean, std=config.data.std or description.std)
-        images, _ = open_together(data, world, open_to_classify)
+        opened = open_alike(data, world, open_to_classify)
+        images = opened.train
         size, count = side(description.image_size), len(description.classes)
         world.log(f"{config.checkpoint}: {description.architecture}, {count} classes, images of {size} px")
-        world.log(f"{data.source}: {len(images):,} images")
+        parts = opened.parts
+        for line in world.on_main(lambda: format_part("to classify", parts[0]) if parts else []):
+            world.log(line)
         inference = Inference(world, data, config.precision, config.evaluation_batch, description.crop)
         broken = write_rows(classify(net.to(world.device), description, images, inference), config.out, world)
         if broken == len(images):
@@ -58,14 +63,15 @@ def predict(config: PredictConfig) -> int:
     return 0
 
 
-def open_to_classify(config: DataConfig, log: Log) -> tuple[Images, None]:
+def open_to_classify(config: DataConfig) -> Opened:
     """Open the validation images of a named source, or all images of a folder, whatever the folders in it mean."""
     if config.source in IMAGE_COUNTS:
-        _, val = open_images(config, log)
+        val = open_source(config).val
         assert val is not None, "named sources have validation images"
-        return val, None
+        return Opened(val, None, None)
     check_folder(Path(config.source))
-    return open_tree(Path(config.source), (), log), None
+    part = list_part(Path(config.source), ())
+    return Opened(open_part(part), None, (part, None))
 
 
 def classify(net: Any, description: Description, images: Images, inference: Inference) -> Iterator[list[Row]]:

@@ -7,13 +7,14 @@ import os
 import select
 import signal
 import sys
+import textwrap
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
 from mae_curriculum.config import ConfigError, load, load_each
 from mae_curriculum.files import is_user_error
-from mae_curriculum.terminal import configure_logging, printable
+from mae_curriculum.terminal import configure_logging, printable, shown
 from mae_curriculum.version import describe_version
 
 PACKAGES = ("mae_curriculum", "finetune", "slurm")
@@ -61,7 +62,9 @@ def _run(package: str, commands: Mapping[str, tuple[str, str]], arguments: list[
         config_class = _import(settings)
         read = load_each if getattr(config_class, "files_apart", False) else load
         config = read(config_class, rest, prog=f"python -m {package} {command}")
-        code: int = _import(function)(config)
+        with shown("loading Python packages ..."):
+            run = _import(function)
+        code: int = run(config)
     except (ConfigError, OSError) as error:
         if isinstance(error, OSError) and not is_user_error(error):
             raise
@@ -99,7 +102,9 @@ def _usage(package: str, commands: Mapping[str, tuple[str, str]]) -> str:
     lines += ["", f"`python -m {package} COMMAND --help` describes a command. Other commands:", ""]
     for other in PACKAGES:
         if other != package:
-            lines.append(f"  python -m {other:14}  {', '.join(_commands_of(other))}")
+            start = f"  python -m {other:14}  "
+            names = ", ".join(_commands_of(other))
+            lines.append(textwrap.fill(names, 100, initial_indent=start, subsequent_indent=" " * len(start)))
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import pickle
+import platform
 import shlex
 import signal
 import socket
@@ -51,6 +52,13 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes files and logs."""
         return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        """The device, for people."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks."""

@@ -36,6 +36,7 @@ def resolve_init(config: P, world: World) -> tuple[P, Weights | None]:
     world.log(f"starting from {path} ({weights.origin}, {weights.model.name}): {changes}")
     data = with_normalization(config.data, weights, path, world.log)
     config = replace(config, model=start.weights.model, data=data)
+    assert config.epochs is not None, "choices come first"
     if not start.weights.decoder and config.init_decoder_epochs >= config.epochs:
         raise ConfigError(
             f"init_decoder_epochs is {config.init_decoder_epochs} of {config.epochs} epochs, so the encoder would "

@@ -11,6 +11,7 @@ import torch
 
 from mae_curriculum.config import ConfigError, config_fingerprint
 from mae_curriculum.curriculum.schedule import View
+from mae_curriculum.data.contents import Contents
 from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages, TrainingImages
 from mae_curriculum.data.sources import Images, names_fingerprint, open_together
 from mae_curriculum.distributed import World, connect
@@ -23,7 +24,14 @@ from mae_curriculum.evaluation.step_times import measure_speedups
 from mae_curriculum.evaluation.unlabeled import measure_unlabeled
 from mae_curriculum.initialization import build_start, frozen_parameters, resolve_init
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
-from mae_curriculum.pretraining_config import PretrainConfig, build_clock
+from mae_curriculum.pretraining_config import (
+    PretrainConfig,
+    build_clock,
+    format_choices,
+    list_choices,
+    with_choices,
+    with_choices_of_run,
+)
 from mae_curriculum.report.figures import draw_reconstructions
 from mae_curriculum.run.stop import EXIT_RESUMABLE
 from mae_curriculum.tracking.stopwatch import Stopwatch
@@ -81,13 +89,21 @@ def run_pretraining(config: PretrainConfig) -> PretrainResult:
 def pretrain_in(world: World, config: PretrainConfig, *, exits: bool = False) -> PretrainResult:
     """Pretrain in the processes that are connected already; `exits` is that of `catch_signals`."""
     with watch_for_stop(config, exits=exits) as stop:
-        config, weights = resolve_init(config, world)
-        images, val = open_together(config.data, world)
+        images, val, contents = open_together(config.data, world)
+        config, weights = resolve_init(settle(config, world, contents), world)
         training = set_up(config, world, images, weights)
         hooks = partial(build_hooks, training, config, val)
         summary = run_training(training, command="pretrain", stop=stop, build_hooks=hooks)
     facts = summary or {}
     return PretrainResult(config.run, summary is not None, facts.get("knn"), facts.get("loss"), facts)
+
+
+def settle(config: PretrainConfig, world: World, contents: Contents) -> PretrainConfig:
+    """Return settings that are complete: what they leave open is the run's choice, or is chosen now, and logged."""
+    settled = with_choices(world.on_main(lambda: with_choices_of_run(config)), contents)
+    for line in format_choices(list_choices(config, settled)):
+        world.log(line)
+    return settled
 
 
 def set_up(
@@ -102,6 +118,7 @@ def set_up(
     clock = build_clock(config, model.shape, images_per_epoch=len(images), processes=world.world_size)
     start = "" if weights is None else f", weights {fingerprint(weights.encoder | weights.decoder)}"
     return Training(
+        name=str(config.model.name),
         config=config,
         world=world,
         images=images,
@@ -226,6 +243,7 @@ def summarize(
     start = training.world.on_main(partial(read_start, journal))
     return costs | {
         "model": config.model.name,
+        "epochs": config.epochs,
         "knn": found.get("knn"),
         "knn_start": start.get("knn"),
         "knn_untrained": untrained.get("knn"),
@@ -239,16 +257,23 @@ def summarize(
 def describe(config: PretrainConfig, result: PretrainResult) -> str:
     """Return a result as text for someone who has not read the README."""
     summary, run, source = result.summary, config.run, config.data.source
-    lines = [f"pretrained {summary['model']} on {source}, {config.epochs} equivalent epochs", describe_costs(summary)]
+    lines = [
+        f"pretrained {summary['model']} on {source}, {summary['epochs']} equivalent epochs",
+        describe_costs(summary),
+    ]
     if summary["end"]:
         untrained = "" if summary["start"] else f", untrained {summary['knn_untrained']:.4f}"
         lines.append(describe_evaluation(summary["end"], summary["start"]) + untrained)
+    files = ["config.yaml", "journal.jsonl", "summary.json", "checkpoints/"]
     if config.tracking.pictures:
-        lines.append(f"reconstructions: {run / 'pictures'}")
+        files.append("pictures/ (reconstructions)")
+    lines.append(f"all of it is in {run}: {', '.join(files)}")
     recipe = f" --config {source}" if source in ("digits", "cifar10") else ""
     lines += [
         "what next:",
         f"  python -m mae_curriculum report {run}",
-        f"  python -m finetune finetune{recipe} --checkpoint {run}",
+        f"  python -m finetune finetune{recipe} --checkpoint {run}"
+        if result.accuracy is not None
+        else f"  python -m mae_curriculum export --checkpoint {run} --out {run / 'encoder.safetensors'}",
     ]
     return "\n".join(lines)

@@ -1,15 +1,26 @@
-"""Settings of a pretraining run, and the clock that follows from them."""
+"""Settings of a pretraining run, what they leave to the images, and the clock that follows from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import wrap
+from typing import Any, TypeVar
 
-from mae_curriculum.config import ConfigError, exempt
-from mae_curriculum.curriculum.schedule import Clock
+from mae_curriculum.config import ConfigError, exempt, leaves, load_file, plain
+from mae_curriculum.curriculum.schedule import Clock, Curriculum, Stage
+from mae_curriculum.data.contents import Contents
 from mae_curriculum.evaluation.config import KnnConfig
 from mae_curriculum.model.config import ModelConfig
-from mae_curriculum.model.shape import ModelShape
+from mae_curriculum.model.shape import MAE_DECODER, ModelShape
+from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.terminal import side
+from mae_curriculum.training.choices import choose_batch_size, choose_epochs, choose_model
 from mae_curriculum.training.config import TrainingConfig, build_training_clock, check_channels
+
+EFFICIENTTRAIN = (Stage(0.6, 160), Stage(0.2, 192), Stage(0.2, 224))
+"""EfficientTrain's stages (arXiv:2211.09703)."""
+
+CHOSEN = ("name", "image_size", "patch_size", *MAE_DECODER)
+"""Settings of the model that follow from the images where they and its name are null."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +29,10 @@ class PretrainConfig(TrainingConfig):
 
     run: Path = exempt(Path("runs/pretrain"))
     """Run folder. Running the same command again resumes the run."""
-    micro_batch: int | None = exempt(None)
+    curriculum: Curriculum = Curriculum(stages=EFFICIENTTRAIN)
+    """Image size and augmentation over the run, given inline or as the name or path of a curriculum file; `none` is
+    plain MAE."""
+    micro_batch: int | None = exempt(256)
     """Maximum number of images that a device processes at once at full size (more at smaller sizes); larger batches
     accumulate gradients. null for no limit."""
     init: Path | None = None
@@ -43,6 +57,54 @@ class PretrainConfig(TrainingConfig):
             raise ConfigError(f"init_decoder_epochs must be at least 0, got {self.init_decoder_epochs}")
         if self.stop_below_start and (self.init is None or self.knn.every_epochs is None):
             raise ConfigError("stop_below_start compares with the start: it needs init and knn.every_epochs")
+
+
+P = TypeVar("P", bound=PretrainConfig)
+
+
+def with_choices(config: P, contents: Contents) -> P:
+    """Return settings whose model, batch size and epochs fit the images where they were null.
+
+    The model of a run that starts from weights follows from these instead.
+    """
+    images = contents.train.images
+    batch_size = config.batch_size or choose_batch_size(images)
+    return replace(
+        config,
+        model=choose_model(config.model, contents) if config.init is None else config.model,
+        batch_size=batch_size,
+        epochs=config.epochs or choose_epochs(images, batch_size),
+    )
+
+
+def with_choices_of_run(config: P) -> P:
+    """Return settings with what their run chose when it started, where they are null: a resumed run stays as it is."""
+    folder = RunFolder(config.run)
+    if not folder.config.exists() or folder.info.get("command") != "pretrain":
+        return config
+    saved, model = load_file(PretrainConfig, folder.config), config.model
+    if model.name is None and config.init is None:
+        model = replace(model, **{key: getattr(saved.model, key) for key in CHOSEN if getattr(model, key) is None})
+    return replace(
+        config, model=model, batch_size=config.batch_size or saved.batch_size, epochs=config.epochs or saved.epochs
+    )
+
+
+def list_choices(config: PretrainConfig, resolved: PretrainConfig) -> dict[str, Any]:
+    """Return the settings that `with_choices` chose; not MAE's decoder, which comes with a named model."""
+    before, after = (dict(leaves(plain(each))) for each in (config, resolved))
+    keys = [f"model.{key}" for key in CHOSEN] if config.model.name is None else []
+    return {
+        key: after[key] for key in [*keys, "batch_size", "epochs"] if before[key] is None and after[key] is not None
+    }
+
+
+def format_choices(choices: dict[str, Any]) -> list[str]:
+    """Format what was chosen, for people: a few lines, or none."""
+    if not choices:
+        return []
+    settings = ", ".join(f"{key} {value}" for key, value in choices.items())
+    return wrap(f"chosen for these images, where not set: {settings}", 100, subsequent_indent="  ")
 
 
 def build_clock(config: PretrainConfig, shape: ModelShape, *, images_per_epoch: int, processes: int = 1) -> Clock:

@@ -5,7 +5,8 @@ import math
 import sys
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -43,6 +44,19 @@ def configure_logging(*, below_bar: bool = False) -> None:
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         logger.addHandler(_handler)  # which logging ignores if it has it
+
+
+@contextmanager
+def shown(text: str) -> Iterator[None]:
+    """Show a text on the terminal, if stderr is one, for as long as the context lasts."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    print(text, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)  # erases the line
 
 
 def printable(text: object) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_curriculum.config import ConfigError
+from mae_curriculum.training.choices import MIN_EPOCHS
 from slurm.cluster import ClusterConfig
 from slurm.submit import resolve_settings, validate_command
 
@@ -153,8 +154,9 @@ def expand_pretrainings(config: PipelineConfig) -> list[PipelineRun]:
     for variant in config.pretrain.variants:
         folder = config.folder / variant_name(variant) / config.pretrain.label
         run = PipelineRun(config.pretrain, variant, folder, ("--run", str(folder), *as_flags(variant), *kept))
-        if at and max(at) > run.settings.epochs:
-            raise ConfigError(f"evaluate.at: {max(at)} is beyond the {run.settings.epochs} epochs of {folder}")
+        epochs = run.settings.epochs or MIN_EPOCHS  # the fewest that a run chooses for its images
+        if at and max(at) > epochs:
+            raise ConfigError(f"evaluate.at: {max(at)} is beyond the {epochs} epochs of {folder}")
         runs.append(run)
     return runs
 

@@ -140,7 +140,7 @@ def describe_cost(settings: Any, config: SubmitConfig) -> str:
     saving = settings.saving
     kept = saving.keep
     if saving.keep_every_epochs:
-        kept += settings.epochs // saving.keep_every_epochs
+        kept += facts["equivalent_epochs"] // saving.keep_every_epochs
     return (
         f"# {facts['steps']:,} steps, {format_duration(seconds)} at {config.rate:g} images/s at full size; all {unit} "
         f"together {format_duration(processes * seconds)}, without a curriculum "

@@ -68,7 +68,7 @@ def test_own_settings_come_first_and_parts_last_with_their_main_settings_before(
     found = flags(format_help(PlanConfig, "plan", full=False))
     assert found[2:8] == ["json", "devices", "rate", "picture", "run", "micro_batch"]
     assert found.index("data.source") < found.index("epochs") < found.index("model.")
-    assert found[-7:] == ["model.", "knn.", "data.", "curriculum.", "optim.", "saving.", "tracking."]
+    assert found[-7:] == ["curriculum.", "model.", "knn.", "data.", "optim.", "saving.", "tracking."]
 
 
 def test_required_settings_of_parts_are_among_the_main_ones() -> None:

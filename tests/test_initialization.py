@@ -18,7 +18,7 @@ from tests.runs import equal, newest_state, options, picture_folder, pictures, r
 
 # what the weights decide is left open
 OPEN: dict[str, Any] = {
-    "model__name": "vit_base_patch16_224",
+    "model__name": "null",
     "model__image_size": "null",
     "model__patch_size": "null",
     "model__width": "null",

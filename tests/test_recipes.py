@@ -10,7 +10,7 @@ import yaml
 from finetune.config import FinetuneConfig, LinprobeConfig
 from mae_curriculum.__main__ import COMMANDS as MAE_CURRICULUM
 from mae_curriculum.config import ConfigError, dump, load, load_file
-from mae_curriculum.curriculum.schedule import Curriculum
+from mae_curriculum.curriculum.schedule import Augmentation, Curriculum
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.recipes import FOLDERS, find_file, list_recipes
 from slurm.__main__ import COMMANDS as SLURM
@@ -103,7 +103,11 @@ def test_mae_recipes_follow_the_curriculum_files_except_for_randaugment(recipe: 
 
 def test_the_recipe_none_is_one_stage_at_full_size() -> None:
     none = load(PretrainConfig, ["--curriculum", str(CONFIGS / "curriculum" / "none.yaml")]).curriculum
-    assert none == Curriculum() == PretrainConfig().curriculum
+    assert none == Curriculum()
+
+
+def test_pretraining_follows_efficienttrain_unless_told_otherwise() -> None:
+    assert PretrainConfig().curriculum == replace(Curriculum.preset("efficienttrain"), augmentation=Augmentation())
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from mae_curriculum.commands.config import BenchConfig
-from mae_curriculum.commands.shapes import count_images
 from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.low_frequency import RESIZE
 from mae_curriculum.curriculum.schedule import Clock
+from mae_curriculum.data.contents import look_at
 from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.data.sources import ArrayImages
 from mae_curriculum.distributed import connect
@@ -21,7 +21,7 @@ from mae_curriculum.evaluation.step_times import make_steps, random_pixels, time
 from mae_curriculum.initialization import resolve_init
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.pretraining import set_up
-from mae_curriculum.pretraining_config import build_clock
+from mae_curriculum.pretraining_config import build_clock, format_choices, list_choices, with_choices
 from mae_curriculum.terminal import format_table, side
 from mae_curriculum.training.config import without_curriculum
 from mae_curriculum.training.step import Training
@@ -30,8 +30,12 @@ from mae_curriculum.training.step import Training
 def bench(config: BenchConfig) -> int:
     """Run the benchmark and print its results; returns the exit code."""
     with connect() as world:
-        placeholders = ArrayImages(np.empty((count_images(config.data), 0), np.uint8), labels=[], classes=())
-        resolved, weights = resolve_init(config, world)
+        contents = look_at(config.data)
+        placeholders = ArrayImages(np.empty((contents.train.images, 0), np.uint8), labels=[], classes=())
+        settled = with_choices(config, contents)
+        for line in format_choices(list_choices(config, settled)):
+            world.log(line)
+        resolved, weights = resolve_init(settled, world)
         training = set_up(resolved, world, placeholders, weights)
         baseline = build_clock(without_curriculum(resolved), training.model.shape, images_per_epoch=len(placeholders))
         is_gpu = world.device.type == "cuda"

@@ -100,7 +100,7 @@ class EvaluateConfig(EncoderHints):
 
 @dataclass(frozen=True)
 class EmbedConfig(EncoderHints):
-    """Embed all images of a source: write the vectors of an encoder, with names and labels, to one file."""
+    """Write an encoder's features of all images to one file, with names and labels."""
 
     checkpoint: Path = field(kw_only=True)
     """Run folder, or any other supported checkpoint."""

@@ -22,7 +22,7 @@ def evaluate(config: EvaluateConfig) -> int:
         weights = read_together(config.checkpoint, world, **config.hints)
         data = with_normalization(data, weights, config.checkpoint, world.log)
         model = build_encoder(weights, config.checkpoint).to(world.device)
-        train, val = open_together(data, world)
+        train, val, _ = open_together(data, world)
         if why := why_no_knn(train, val, config.knn):
             raise ConfigError(f"no kNN accuracy: {why}")
         inference = Inference(world, data, config.precision, config.knn.batch_images)

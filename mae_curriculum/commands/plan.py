@@ -3,18 +3,25 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mae_curriculum.commands.config import PlanConfig
-from mae_curriculum.commands.shapes import count_images, find_shape
+from mae_curriculum.commands.shapes import find_shape
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.schedule import Clock, Span, View
+from mae_curriculum.data.contents import Contents, format_contents, look_at
 from mae_curriculum.evaluation.speedup import run_flops
 from mae_curriculum.model.shape import ModelShape
-from mae_curriculum.pretraining_config import PretrainConfig, build_clock
+from mae_curriculum.pretraining_config import (
+    PretrainConfig,
+    build_clock,
+    format_choices,
+    list_choices,
+    with_choices,
+)
 from mae_curriculum.terminal import format_duration, format_flops, format_table, side
 from mae_curriculum.training.config import without_curriculum
 
@@ -26,18 +33,22 @@ def plan(plans: Mapping[str, PlanConfig]) -> int:
     config, *others = plans.values()
     if others:
         return compare(plans, as_json=config.json, picture=config.picture)
-    config = with_shape_of_init(config)
-    facts = compute_plan(config, devices=config.devices, rate=config.rate)
+    contents = look_at(config.data)
+    facts = describe_plan(config, contents, devices=config.devices, rate=config.rate)
     if config.picture is not None:
         from mae_curriculum.commands.plan_picture import plan_figure  # loads torch and matplotlib
 
-        plan_figure(config.picture, config, facts)
-    print(json.dumps(facts, indent=2) if config.json else format_plan(facts))
+        plan_figure(config.picture, complete(config, contents), facts)
+    if config.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print("\n".join([*format_contents(contents), *format_choices(facts["chosen"]), format_plan(facts)]))
     return 0
 
 
-def with_shape_of_init(config: P) -> P:
-    """Return settings whose model is that of the weights that the run starts from, if any, and no longer names them."""
+def complete(config: P, contents: Contents) -> P:
+    """Return settings whose model fits the images or follows from `init`, which is null then."""
+    config = with_choices(config, contents)
     if config.init is None:
         return config
     from mae_curriculum.distributed import connect  # loads torch
@@ -72,15 +83,22 @@ def compute_plan(config: PretrainConfig, *, devices: int = 1, rate: float = 1000
     Returns  "steps", "images", "flops", "speedup", "hours", "stages" and more, as `plan --json` prints them.
     Raises   ConfigError for stages that cannot be trained.
     """
-    config = with_shape_of_init(config)
+    return describe_plan(config, look_at(config.data), devices=devices, rate=rate)
+
+
+def describe_plan(given: PretrainConfig, contents: Contents, *, devices: int, rate: float) -> dict[str, Any]:
+    """Return the plan, as `compute_plan`, for what a source holds."""
+    config = complete(given, contents)
     shape = find_shape(config.model)
-    count = count_images(config.data)
+    count = contents.train.images
     clock = build_clock(config, shape, images_per_epoch=count, processes=devices)
     baseline = build_clock(without_curriculum(config), shape, images_per_epoch=count)
     flops, baseline_flops = (run_flops(each, shape.training_flops) for each in (clock, baseline))
     full = View(shape.encoder.image_size, config.model.mask_ratio)
     last = clock.total_steps
     return {
+        "source": asdict(contents),
+        "chosen": list_choices(given, config),
         "model": config.model.name,
         "images_per_epoch": clock.images_per_epoch,
         "equivalent_epochs": clock.epochs,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_curriculum.config import ConfigError
+from mae_curriculum.data.config import IMAGE_COUNTS
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
@@ -26,6 +27,9 @@ PARTS = {
 }
 """Names, in any case, of the folders that hold the parts of a data set."""
 
+HIDDEN = "hidden"
+"""What images are counted as whose names start with a dot, such as those that macOS adds to archives."""
+
 SYSTEM = frozenset({"__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information"})
 """Names, in lower case, of folders that operating systems and archives add."""
 
@@ -37,7 +41,46 @@ class Listing:
     paths: Sequence[Path]
     """Sorted."""
     left_out: Mapping[str, int]
-    """Numbers of files that are images of a kind that is not read, by suffix."""
+    """Numbers of image files that are not read: of kinds that cannot be, by suffix, and `HIDDEN` ones."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The training or the validation images of a folder, and their classes."""
+
+    folder: Path
+    listing: Listing
+    classes: Sequence[str]
+    """Name of each class, in the order of their numbers; empty without classes."""
+    labels: Sequence[int] | None
+    """Class number of each image, or None without classes."""
+
+
+def list_parts(folder: Path) -> tuple[Part, Part | None]:
+    """List the training and, if there are any, the validation images of a folder, as `find_parts` finds them.
+
+    Raises  ConfigError for a folder that is missing, empty or ambiguous.
+    """
+    check_folder(folder)
+    train_folder, val_folder = find_parts(folder)
+    train = list_part(train_folder, None)
+    return train, list_part(val_folder, train.classes) if val_folder else None
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ConfigError if there is no such folder."""
+    if not folder.is_dir():
+        raise ConfigError(f"data.source: '{folder}' is neither a folder nor one of {', '.join(IMAGE_COUNTS)}")
+
+
+def list_part(folder: Path, train_classes: Sequence[str] | None) -> Part:
+    """List the images of a tree; their classes are its top folders, numbered as in `train_classes` if given.
+
+    train_classes  None for classes of its own, none of them to ignore the folders.
+    """
+    listing = list_images(folder)
+    classes = find_classes(folder, listing.paths) if train_classes is None else train_classes
+    return Part(folder, listing, classes, label_images(folder, listing.paths, classes) if classes else None)
 
 
 def find_parts(folder: Path) -> tuple[Path, Path | None]:
@@ -102,8 +145,8 @@ def list_images(folder: Path) -> Listing:
     for path in _walk(folder):
         if _is_image(path):
             paths.append(path)
-        elif path.suffix.lower() in UNREADABLE:
-            left_out[path.suffix.lower()] += 1
+        elif _has_suffix(path, EXTENSIONS | UNREADABLE):
+            left_out[path.suffix.lower() if _is_visible(path.name) else HIDDEN] += 1
     if not paths:
         raise ConfigError(f"data.source: no images in {folder}; image files end in {' '.join(sorted(EXTENSIONS))}")
     return Listing(sorted(paths), left_out)
@@ -138,7 +181,11 @@ def _names(paths: Sequence[Path]) -> str:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS
+    return _has_suffix(path, EXTENSIONS) and _is_visible(path.name)
+
+
+def _has_suffix(path: Path, suffixes: frozenset[str]) -> bool:
+    return path.suffix.lower() in suffixes
 
 
 def _visible_folders(folder: Path) -> list[Path]:
@@ -156,7 +203,7 @@ def _files(folder: Path) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         for entry in entries:
             path = Path(entry)
-            if _is_visible(entry.name) and (entry.is_file() or (entry.is_symlink() and not path.exists())):
+            if entry.is_file() or (entry.is_symlink() and not path.exists()):
                 yield path
 
 

@@ -1,10 +1,10 @@
 """Data sets of images with random access: a named one, or a folder."""
 
 import hashlib
-import logging
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from importlib.metadata import distribution
 from pathlib import Path
@@ -18,13 +18,10 @@ from torch import Tensor
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, IMAGENETTE, DataConfig
+from mae_curriculum.data.contents import Contents, describe_source, format_contents
 from mae_curriculum.data.decode import BrokenImageError, check_array, read_image, to_channels
-from mae_curriculum.data.folders import find_classes, find_parts, label_images, list_images
+from mae_curriculum.data.folders import Part, list_parts
 from mae_curriculum.distributed import World
-
-logger = logging.getLogger(__name__)
-
-Log = Callable[[str], None]
 
 COMPARED_IMAGES = 8
 """Number of images, evenly spread, whose content the ranks compare."""
@@ -60,7 +57,6 @@ class Images(Protocol):
         ...
 
 
-Opened = tuple[Images, Images | None]
 """Training images and, if there are any, validation images."""
 
 
@@ -241,43 +237,66 @@ def download(config: DataConfig) -> None:
         raise ConfigError(f"data.source: cannot download {config.source} to {config.cache}: {error}") from error
 
 
-def open_images(config: DataConfig, log: Log = logger.warning) -> Opened:
-    """Open the training images and, if the source has any, the validation images; `download` must have run before.
+@dataclass(frozen=True)
+class Opened:
+    """The images of a source."""
 
-    log     takes a line about files that are left out.
-    Raises  ConfigError if the source is missing or empty, or if its number of images is not `image_count`.
-    """
     train: Images
     val: Images | None
+    """None if the source has none."""
+    parts: tuple[Part, Part | None] | None
+    """The files of a folder; None for a source that is in memory."""
+
+
+def open_images(config: DataConfig) -> tuple[Images, Images | None]:
+    """Open the training images and, if the source has any, the validation images, as `open_source`."""
+    opened = open_source(config)
+    return opened.train, opened.val
+
+
+def open_source(config: DataConfig) -> Opened:
+    """Open the images of a source; `download` must have run before.
+
+    Raises  ConfigError if the source is missing or empty, or if its number of images is not `image_count`.
+    """
     match config.source:
         case "digits":
-            train, val = _digits("train"), _digits("val")
+            opened = Opened(_digits("train"), _digits("val"), None)
         case "cifar10":
-            train, val = _cifar10(config.cache, train=True), _cifar10(config.cache, train=False)
+            opened = Opened(_cifar10(config.cache, train=True), _cifar10(config.cache, train=False), None)
         case "imagenette":
-            train, val = _open_folder(config.cache / IMAGENETTE, log)
-            if len(train) != IMAGE_COUNTS["imagenette"]:
+            opened = _open_folder(config.cache / IMAGENETTE)
+            if len(opened.train) != IMAGE_COUNTS["imagenette"]:
                 raise ConfigError(f"{config.cache / IMAGENETTE} is incomplete; remove it to download it again")
         case folder:
-            train, val = _open_folder(Path(folder), log)
-    if config.image_count not in (None, len(train)):
-        raise ConfigError(f"data.image_count is {config.image_count}, but {config.source} has {len(train)}; set null")
-    return train, val
+            opened = _open_folder(Path(folder))
+    count = len(opened.train)
+    if config.image_count not in (None, count):
+        raise ConfigError(f"data.image_count is {config.image_count}, but {config.source} has {count}; set null")
+    return opened
 
 
-def open_together(
-    config: DataConfig, world: World, open_source: Callable[[DataConfig, Log], Opened] = open_images
-) -> Opened:
-    """Download the images if need be and open them on all ranks, as `open_source` does.
+def open_together(config: DataConfig, world: World) -> tuple[Images, Images | None, Contents]:
+    """Open the training and validation images on all ranks, as `open_alike`, and log what they are."""
+    opened = open_alike(config, world, open_source)
+    contents = world.on_main(partial(describe_source, config.source, opened.parts))
+    for line in format_contents(contents):
+        world.log(line)
+    return opened.train, opened.val, contents
+
+
+def open_alike(config: DataConfig, world: World, open_source: Callable[[DataConfig], Opened]) -> Opened:
+    """Download the images if need be, and open them on all ranks.
 
     Raises  ConfigError, also if ranks see other images: other names, another number, or other content of a few.
     """
     world.on_main(lambda: download(config))
     opened, seen = None, ""
     try:
-        opened = open_source(config, world.log)
+        opened = open_source(config)
         if world.world_size > 1:
-            seen = " and ".join(describe_images(images) for images in opened if images is not None)
+            both = (opened.train, opened.val)
+            seen = " and ".join(describe_images(images) for images in both if images is not None)
     except ConfigError as error:
         seen = str(error)
     views = world.gather((socket.gethostname(), seen))
@@ -330,32 +349,15 @@ def _cifar10(cache: Path, *, train: bool) -> ArrayImages:
     return ArrayImages(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
 
 
-def _open_folder(folder: Path, log: Log) -> tuple[FileImages, FileImages | None]:
-    check_folder(folder)
-    train_folder, val_folder = find_parts(folder)
-    train = open_tree(train_folder, None, log)
-    return train, open_tree(val_folder, train.classes, log) if val_folder else None
+def _open_folder(folder: Path) -> Opened:
+    train, val = list_parts(folder)
+    return Opened(open_part(train), open_part(val) if val else None, (train, val))
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ConfigError if there is no such folder."""
-    if not folder.is_dir():
-        raise ConfigError(f"data.source: '{folder}' is neither a folder nor one of {', '.join(IMAGE_COUNTS)}")
-
-
-def open_tree(folder: Path, train_classes: Sequence[str] | None, log: Log) -> FileImages:
-    """Open the images of a tree; their classes are its top folders, numbered as in `train_classes` if given.
-
-    train_classes  None for classes of its own, none of them to ignore the folders.
-    """
-    listing = list_images(folder)
-    paths = listing.paths
-    if listing.left_out:
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(listing.left_out.items()))
-        log(f"left out, since they cannot be read: {counts} files in {folder}")
-    _check_arrays(paths)
-    classes = find_classes(folder, paths) if train_classes is None else train_classes
-    return FileImages(paths, label_images(folder, paths, classes) if classes else None, classes)
+def open_part(part: Part) -> FileImages:
+    """Open the images of a part of a folder; raises ConfigError for arrays that hold no images."""
+    _check_arrays(part.listing.paths)
+    return FileImages(part.listing.paths, part.labels, part.classes)
 
 
 def _check_arrays(paths: Sequence[Path]) -> None:

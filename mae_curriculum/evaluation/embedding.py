@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
-from mae_curriculum.data.sources import Images, Joined, open_together
+from mae_curriculum.data.sources import Joined, open_together
 from mae_curriculum.distributed import World
 from mae_curriculum.evaluation.config import Pool
 from mae_curriculum.evaluation.encoder import Encoder
@@ -68,8 +68,8 @@ class Source:
 
 def open_source(data: DataConfig, world: World) -> Source:
     """Open all images of a source, as `open_together` does."""
-    opened: tuple[Images | None, ...] = open_together(data, world)
-    return Source(Joined([images for images in opened if images is not None]), data.folder)
+    train, val, _ = open_together(data, world)
+    return Source(Joined([train] if val is None else [train, val]), data.folder)
 
 
 def embed(

@@ -22,8 +22,9 @@ TIMM_NAMES = {
 class ModelConfig:
     """Encoder, decoder, masking and target. null keeps what `name` implies."""
 
-    name: str = "vit_base_patch16_224"
-    """Encoder: any plain ViT in timm."""
+    name: str | None = None
+    """Encoder: any plain ViT in timm. null lets pretraining choose encoder, image size, patch size and decoder from the
+    number of images and their sizes, as far as they are null."""
     image_size: int | tuple[int, int] | None = None
     """Full image size in pixels, a side or [height, width]; multiple of the patch size. null keeps that of `name`."""
     patch_size: int | None = None
@@ -44,12 +45,12 @@ class ModelConfig:
     """Fraction of the patches hidden from the encoder, above 0 and below 1."""
     target: Target = "norm_pixels"
     """What the decoder predicts: pixels, or pixels normalized per patch (norm_pix_loss)."""
-    decoder_width: int = 512
-    """Width of the decoder; a multiple of 4 and of `decoder_heads`."""
-    decoder_depth: int = 8
-    """Number of decoder blocks."""
-    decoder_heads: int = 16
-    """Number of attention heads in the decoder."""
+    decoder_width: int | None = None
+    """Width of the decoder; a multiple of 4 and of `decoder_heads`. null for MAE's 512."""
+    decoder_depth: int | None = None
+    """Number of decoder blocks; null for MAE's 8."""
+    decoder_heads: int | None = None
+    """Number of attention heads in the decoder; null for MAE's 16."""
     decoder_options: dict[str, Any] = field(default_factory=dict)
     """Further arguments for timm's Block in the decoder, such as {mlp_ratio: 2.0, act_layer: relu}."""
 
@@ -68,7 +69,8 @@ class ModelConfig:
         mlp_ratio = self.decoder_options.get("mlp_ratio", 4.0)
         if not isinstance(mlp_ratio, int | float) or mlp_ratio <= 0:
             raise ConfigError(f"model.decoder_options: mlp_ratio must be above 0, got {mlp_ratio!r}")
-        check_width("decoder_width", self.decoder_width, self.decoder_heads)
+        if self.decoder_width is not None and self.decoder_heads is not None:
+            check_width("decoder_width", self.decoder_width, self.decoder_heads)
 
 
 def check_width(key: str, width: int, heads: int) -> None:

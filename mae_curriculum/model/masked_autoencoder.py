@@ -49,7 +49,7 @@ class MaskedAutoencoder(nn.Module):
         self.full_grid = self.grid(self.image_size)
         self.learned_positions = False
         """Whether the encoder's positions are those of its weights instead of the fixed sine-cosine table."""
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.shape.decoder.width))
         norm_eps, options = config.norm_eps or DECODER_NORM_EPS, config.decoder_options
         try:
             self.decoder = Decoder(self.shape.decoder, full_grid=self.full_grid, norm_eps=norm_eps, options=options)
@@ -159,6 +159,8 @@ def timm_arguments(config: ModelConfig) -> dict[str, Any]:
 
 def build_timm(config: ModelConfig) -> Any:
     """Return timm's ViT without a head; typed Any because timm's attributes are typed loosely."""
+    if config.name is None:
+        raise ConfigError("model.name: choose a plain ViT in timm, such as vit_base_patch16_224")
     if not timm.models.is_model_in_modules(config.name, ["vision_transformer"]):
         near = ", ".join(similar_names(config.name, timm.list_models(module="vision_transformer")))
         raise ConfigError(f"model.name: timm has no plain ViT named '{config.name}'; similar: {near or 'none'}")

@@ -5,6 +5,7 @@ One multiply-add is two floating-point operations; only matrix products count, a
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.schedule import View
@@ -12,6 +13,9 @@ from mae_curriculum.model.config import ModelConfig, check_width
 
 TRAINING_FACTOR = 3
 """A training step costs three forward passes: the backward pass forms two products for each one of the forward pass."""
+
+MAE_DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
+"""MAE's decoder (arXiv:2111.06377), for settings that leave it open."""
 
 PLAIN_VITS = {
     "vit_tiny_patch16_224": (16, 192, 12, 3),
@@ -137,7 +141,7 @@ def plain_vit_shape(config: ModelConfig) -> ModelShape | None:
 
     Raises  ConfigError for sizes that do not go together.
     """
-    if config.name not in PLAIN_VITS or config.options:
+    if config.name is None or config.name not in PLAIN_VITS or config.options:
         return None
     patch, width, depth, heads = PLAIN_VITS[config.name]
     patch, width, depth, heads = (
@@ -168,16 +172,24 @@ def plain_vit_shape(config: ModelConfig) -> ModelShape | None:
 
 
 def decoder_shape(config: ModelConfig, encoder: EncoderShape) -> DecoderShape:
-    """Return the shape of the decoder that goes with an encoder."""
+    """Return the shape of the decoder that goes with an encoder; raises ConfigError if its heads do not divide it."""
+    own = decoder_settings(config)
+    width, heads = own["decoder_width"], own["decoder_heads"]
+    check_width("decoder_width", width, heads)
     return DecoderShape(
         encoder_width=encoder.width,
-        width=config.decoder_width,
-        depth=config.decoder_depth,
-        heads=config.decoder_heads,
+        width=width,
+        depth=own["decoder_depth"],
+        heads=heads,
         target_width=target_width(config, encoder.patch_size),
-        mlp_width=int(config.decoder_width * config.decoder_options.get("mlp_ratio", 4)),
+        mlp_width=int(width * config.decoder_options.get("mlp_ratio", 4)),
         qkv_bias=config.decoder_options.get("qkv_bias", True),
     )
+
+
+def decoder_settings(config: ModelConfig) -> dict[str, Any]:
+    """Return the settings of the decoder's size; MAE's where they are null."""
+    return {key: getattr(config, key) or value for key, value in MAE_DECODER.items()}
 
 
 def target_width(config: ModelConfig, patch_size: tuple[int, int]) -> int:

@@ -1,6 +1,7 @@
 """The progress of a run on the terminal."""
 
 import logging
+import math
 import sys
 import time
 
@@ -10,13 +11,13 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """The progress of a run: a bar on a terminal, otherwise a message every minute."""
+    """The progress of a run: a bar on a terminal, otherwise a message at the first step and every minute."""
 
     def __init__(self, *, total_images: int, done_images: int, shown: bool) -> None:
         self._shown = shown
         self._total = total_images
         self._images = done_images
-        self._last_line = time.monotonic()
+        self._last_line = -math.inf
         terminal = shown and sys.stderr.isatty()
         self._bar = (
             tqdm(

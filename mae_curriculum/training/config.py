@@ -57,13 +57,14 @@ class TrainingConfig:
     """Checkpoints."""
     tracking: TrackingConfig = TrackingConfig()
     """Reports, pictures and W&B."""
-    batch_size: int = 4096
-    """Images per optimizer step, across all devices."""
+    batch_size: int | None = None
+    """Images per optimizer step, across all devices. null lets pretraining choose it from the number of images."""
     micro_batch: int | None = None
     """Maximum number of images that a device processes at once at full size (more at smaller sizes); larger batches
     accumulate gradients. null for no limit. Affects batch norm and drop path, so it cannot change within a run."""
-    epochs: int = 800
-    """Equivalent epochs: passes over the data that the same run without a curriculum would make."""
+    epochs: int | None = None
+    """Equivalent epochs: passes over the data that the same run without a curriculum would make. null lets pretraining
+    choose them from the number of images."""
     seed: int = 0
     """Seed for weights, data order, augmentation, masks and all other randomness, 0 to 2**63 - 1."""
     time_limit: str | None = exempt(None)
@@ -109,6 +110,8 @@ def build_training_clock(
     mask_ratio: float = 0.0,
 ) -> Clock:
     """Build the clock of a run; raises ConfigError for stages that cannot be trained."""
+    assert config.epochs is not None, "choices come first"
+    assert config.batch_size is not None, "choices come first"
     clock = Clock(
         config.curriculum,
         image_size=image_size,

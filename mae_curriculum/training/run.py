@@ -5,6 +5,7 @@ from typing import Any
 
 from mae_curriculum.files import read_json, write_json
 from mae_curriculum.run.stop import Stop
+from mae_curriculum.training.beginning import log_beginning
 from mae_curriculum.training.loop import Hooks, StoppedError, raise_if_stopped, train_
 from mae_curriculum.training.session import RunSession, open_session, resume_
 from mae_curriculum.training.step import Training
@@ -30,6 +31,7 @@ def run_training(
             return summary
         if step:
             world.log(f"{session.folder.path} continues from step {step} of {total}")
+        log_beginning(training, command, first_step=step)
         hooks = build_hooks(session)
         session.log_start(training, step=step, **hooks.facts)
         if step == 0 and hooks.evaluates_start:

@@ -45,6 +45,8 @@ class ImageCost:
 class Training(Generic[M]):
     """What is trained, on what, and by whom."""
 
+    name: str = "a model"
+    """What is trained, such as vit_tiny_patch16_224."""
     config: TrainingConfig
     world: World
     images: Images

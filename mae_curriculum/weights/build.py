@@ -74,7 +74,7 @@ def build_autoencoder(weights: Weights, what: object) -> MaskedAutoencoder:
     load_encoder_(model, weights, what)
     if "decoder_pos_embed" in weights.decoder:  # positions of its own, those of the class token included
         tokens = model.encoder.num_prefix_tokens + model.full_grid[0] * model.full_grid[1]
-        model.decoder.pos_embed = torch.empty(1, tokens, weights.model.decoder_width)
+        model.decoder.pos_embed = torch.empty(1, tokens, model.shape.decoder.width)
     encoder = {key: value for key, value in model.state_dict().items() if key.startswith("encoder.")}
     load_into_(model, encoder | decoder_from_mae(weights.decoder), f"the decoder of {what}")
     return model.eval()

@@ -12,6 +12,7 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.model.positions import is_sincos, resample_positions, sincos_positions
+from mae_curriculum.model.shape import decoder_settings
 from mae_curriculum.terminal import side
 from mae_curriculum.weights.names import format_keys
 from mae_curriculum.weights.read import Weights
@@ -53,7 +54,7 @@ def convert(weights: Weights, wanted: ModelConfig, what: object) -> Start:
         norm_eps=wanted.norm_eps or weights.model.norm_eps,
         channels=wanted.channels,
         mask_ratio=wanted.mask_ratio,
-        **{key: getattr(wanted, key) for key in DECODER},
+        **{key: getattr(wanted, key) for key in DECODER} | decoder_settings(wanted),
     )
     old, new = _on_paper(weights.model), _on_paper(model)
     sizes = {
@@ -117,8 +118,9 @@ def _keep_decoder(
         return {}, f"a fresh decoder: the weights do not say how theirs works ({' and '.join(weights.open)})"
     decoder = dict(weights.decoder)
     if old.full_grid != new.full_grid:
-        prefix = torch.zeros(1, old.shape.encoder.prefix_tokens, own.decoder_width)
-        usual = torch.cat([prefix, _table(old.full_grid, own.decoder_width)], dim=1)
+        width = old.shape.decoder.width
+        prefix = torch.zeros(1, old.shape.encoder.prefix_tokens, width)
+        usual = torch.cat([prefix, _table(old.full_grid, width)], dim=1)
         decoder["decoder_pos_embed"] = _resample(decoder.get("decoder_pos_embed", usual), old.full_grid, new.full_grid)
     return decoder, None
 

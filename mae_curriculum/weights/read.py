@@ -104,7 +104,7 @@ def _refuse_contradictions(weights: Weights, hints: Mapping[str, Any], path: Pat
         model = MaskedAutoencoder(weights.model)
     actual = {"heads": model.shape.encoder.heads, "image_size": model.image_size}
     if weights.decoder:
-        actual |= {"decoder_heads": weights.model.decoder_heads, "target": weights.model.target}
+        actual |= {"decoder_heads": model.shape.decoder.heads, "target": weights.model.target}
     for key, value in given.items():
         if key not in actual:
             raise ConfigError(f"{key}={value}: {path} has no decoder; omit --{key}")

@@ -78,9 +78,9 @@ def hugging_face(model: MaskedAutoencoder, weights: Weights, *, decoder: bool) -
         theirs = transformers.ViTMAEForPreTraining(
             transformers.ViTMAEConfig(
                 **_encoder_settings(model),
-                decoder_hidden_size=config.decoder_width,
-                decoder_num_hidden_layers=config.decoder_depth,
-                decoder_num_attention_heads=config.decoder_heads,
+                decoder_hidden_size=model.shape.decoder.width,
+                decoder_num_hidden_layers=model.shape.decoder.depth,
+                decoder_num_attention_heads=model.shape.decoder.heads,
                 decoder_intermediate_size=model.shape.decoder.mlp_width,
                 mask_ratio=config.mask_ratio,
                 norm_pix_loss=config.target == "norm_pixels",

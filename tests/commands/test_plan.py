@@ -67,7 +67,7 @@ def test_text_output_matches_the_json(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["plan", "--config", str(CONFIGS / "pretrain" / "vit_b16_in1k_efficienttrain.yaml")]) == 0
     text = capsys.readouterr().out
     assert "speed-up 1.54x" in text
-    assert [line.split()[1:4] for line in text.splitlines()[2:5]] == [
+    assert [line.split()[1:4] for line in text.splitlines()[4:7]] == [
         ["160", "10x10", "25/100"],
         ["192", "12x12", "36/144"],
         ["224", "14x14", "49/196"],

@@ -10,6 +10,7 @@ from PIL import Image
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.decode import BrokenImageError
+from mae_curriculum.data.folders import list_parts
 from mae_curriculum.data.sources import Images, open_images
 
 
@@ -76,12 +77,11 @@ def test_a_test_set_alone_is_not_taken_for_validation(tmp_path: Path) -> None:
 
 def test_images_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
     write(tmp_path, "a/*2")
-    for name in ("x.HEIC", "y.heic", "z.cr2", "Thumbs.db"):
+    for name in ("x.HEIC", "y.heic", "z.cr2", "._0.png", ".x.heic", "Thumbs.db"):
         (tmp_path / "a" / name).write_text("...")
-    told: list[str] = []
-    images, _ = open_images(DataConfig(source=str(tmp_path)), told.append)
-    assert len(images) == 2
-    assert told == [f"left out, since they cannot be read: 1 .cr2, 2 .heic files in {tmp_path}"]
+    train, _ = list_parts(tmp_path)
+    assert len(train.listing.paths) == 2
+    assert train.listing.left_out == {".heic": 2, ".cr2": 1, "hidden": 2}
 
 
 def test_only_files_are_images_and_a_link_to_nothing_is_a_broken_one(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
-from mae_curriculum.commands.shapes import count_images
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, Stage
 from mae_curriculum.data.config import DataConfig
+from mae_curriculum.data.contents import look_at
 from mae_curriculum.data.loader import (
     NO_IMAGE,
     Batch,
@@ -170,7 +170,7 @@ def test_a_loader_can_be_sent_to_workers_that_are_not_forked() -> None:
 def test_some_digits_are_held_out_for_validation() -> None:
     train, val = open_images(DataConfig())
     assert val is not None
-    assert (len(train), len(val)) == (count_images(DataConfig()), 359)
+    assert (len(train), len(val)) == (look_at(DataConfig()).train.images, 359)
     assert train.read(0, 1).shape == (1, 8, 8)
     assert int(train.read(0, 1).max()) > 200
     assert train.read(0, 3).shape == (3, 8, 8)
@@ -241,7 +241,7 @@ def test_a_source_without_images_is_refused(
 
 def test_a_wrong_image_count_is_refused(tmp_path: Path) -> None:
     config = DataConfig(source=str(make_folder(tmp_path, {"a": 2})), image_count=3)
-    assert count_images(config) == 3
+    assert look_at(config).train.images == 3
     with pytest.raises(ConfigError, match="data.image_count is 3, but .* has 2; set null"):
         open_images(config)
 

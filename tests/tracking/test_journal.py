@@ -64,13 +64,13 @@ def test_steps_repeated_after_a_kill_are_not_written_again(tmp_path: Path) -> No
     assert steps == {"step": [0, 1, 2, 3, 0, 1], "evaluation": [0, 10, 20, 30, 0, 10], "save": [0, 1, 2, 1, 2, 3, 0, 1]}
 
 
-def test_without_a_terminal_progress_is_a_line_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_terminal_progress_is_a_line_at_the_start_and_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     progress = Progress(total_images=100, done_images=20, shown=True)
     for images in (40, 60, 100):  # the last one twice: the step, then its metrics
         progress.update(images, "stage 1/1")
     progress.update(100, "stage 1/1 | loss 0.5")
-    assert caplog.messages == ["100% stage 1/1 | loss 0.5"]
+    assert caplog.messages == [" 40% stage 1/1", "100% stage 1/1 | loss 0.5"]
 
 
 def test_a_line_left_unfinished_by_a_kill_is_ended(tmp_path: Path) -> None:
