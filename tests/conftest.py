@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from tests.runs import command, options
 from tests.slurm_cluster import Cluster, slurm_cluster, why_no_cluster
 
 torch.set_num_threads(1)  # the models of the tests are too small for more
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would the processes of the tests
 
 
 SLOW = (
