@@ -17,6 +17,9 @@ TRAINING_FACTOR = 3
 MAE_DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
 """MAE's decoder (arXiv:2111.06377), for settings that leave it open."""
 
+HEAD_WIDTH = MAE_DECODER["decoder_width"] // MAE_DECODER["decoder_heads"]
+"""Width of a head in MAE's decoder, and in the smaller ones of `fit_decoder`."""
+
 PLAIN_VITS = {
     "vit_tiny_patch16_224": (16, 192, 12, 3),
     "vit_small_patch8_224": (8, 384, 12, 6),
@@ -190,6 +193,24 @@ def decoder_shape(config: ModelConfig, encoder: EncoderShape) -> DecoderShape:
 def decoder_settings(config: ModelConfig) -> dict[str, Any]:
     """Return the settings of the decoder's size; MAE's where they are null."""
     return {key: getattr(config, key) or value for key, value in MAE_DECODER.items()}
+
+
+def fit_decoder(config: ModelConfig, encoder_width: int) -> dict[str, Any]:
+    """Return the settings of the decoder's size; where they are null, of one that fits an encoder of this width.
+
+    That is MAE's for ViT-B and wider ones. Narrower ones get one of half their width, since MAE's would cost more than
+    the encoder.
+    """
+    if encoder_width >= 768:
+        usual, depth = MAE_DECODER["decoder_width"], MAE_DECODER["decoder_depth"]
+    else:
+        usual, depth = max(1, encoder_width // 2 // HEAD_WIDTH) * HEAD_WIDTH, 4 if encoder_width >= 384 else 2
+    width = config.decoder_width or usual
+    return {
+        "decoder_width": width,
+        "decoder_depth": config.decoder_depth or depth,
+        "decoder_heads": config.decoder_heads or max(1, width // HEAD_WIDTH),
+    }
 
 
 def target_width(config: ModelConfig, patch_size: tuple[int, int]) -> int:

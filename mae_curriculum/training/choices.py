@@ -4,12 +4,11 @@ The choice depends on the images alone, not on the machine, so that a run can be
 """
 
 from dataclasses import replace
-from typing import Any
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.contents import Contents
 from mae_curriculum.model.config import ModelConfig
-from mae_curriculum.model.shape import decoder_settings
+from mae_curriculum.model.shape import PLAIN_VITS, decoder_settings, fit_decoder
 
 IMAGE_SIZES = (32, 64, 96, 128, 224)
 """Image sizes to choose from, pixels: those of CIFAR-10, Tiny ImageNet, STL-10, small ImageNet copies and ImageNet."""
@@ -18,17 +17,9 @@ PATCH_SIZES = ((144, 16), (64, 8), (0, 4))
 """Patch size for images of at least a size, pixels: 64 to 256 patches for each of `IMAGE_SIZES`, of which the
 encoder sees a quarter; ViT-B/16 has 196 at 224 pixels."""
 
-MODELS: tuple[tuple[int, str, dict[str, Any]], ...] = (
-    (300_000, "vit_base_patch16_224", {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}),
-    (20_000, "vit_small_patch16_224", {"decoder_width": 192, "decoder_depth": 4, "decoder_heads": 6}),
-    (0, "vit_tiny_patch16_224", {"decoder_width": 96, "decoder_depth": 2, "decoder_heads": 3}),
-)
-"""Encoder and decoder for at least a number of images: ViT-B from a quarter of ImageNet-1k, where MAE was shown;
-smaller ones learn as much from less, in a tenth of the time. Below ViT-B, decoders are half as wide as the encoder, as
-in the recipes: MAE's would cost more than the encoder."""
-
-HEAD_WIDTH = 32
-"""Width of a head in all these decoders."""
+MODELS = ((300_000, "vit_base_patch16_224"), (20_000, "vit_small_patch16_224"), (0, "vit_tiny_patch16_224"))
+"""Encoder for at least a number of images: ViT-B from a quarter of ImageNet-1k, where MAE was shown; smaller ones learn
+as much from less, in a tenth of the time."""
 
 MAX_BATCH = 4096
 """MAE's batch size, for ImageNet-1k."""
@@ -50,13 +41,12 @@ def choose_model(config: ModelConfig, contents: Contents) -> ModelConfig:
     """
     if config.name is not None:
         return replace(config, **decoder_settings(config))
-    name, decoder = next((name, decoder) for least, name, decoder in MODELS if contents.train.images >= least)
+    name = next(name for least, name in MODELS if contents.train.images >= least)
     size = config.image_size or choose_image_size(contents)
     side = min(size) if isinstance(size, tuple) else size
     patch = config.patch_size or next(patch for least, patch in PATCH_SIZES if side >= least)
-    if config.decoder_width is not None:
-        decoder = decoder | {"decoder_heads": max(1, config.decoder_width // HEAD_WIDTH)}
-    decoder = {key: getattr(config, key) or value for key, value in decoder.items()}
+    _, width, _, _ = PLAIN_VITS[name]
+    decoder = fit_decoder(config, config.width or width)
     return replace(config, name=name, image_size=size, patch_size=patch, **decoder)
 
 

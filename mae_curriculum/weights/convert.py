@@ -12,7 +12,7 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.model.positions import is_sincos, resample_positions, sincos_positions
-from mae_curriculum.model.shape import decoder_settings
+from mae_curriculum.model.shape import fit_decoder
 from mae_curriculum.terminal import side
 from mae_curriculum.weights.names import format_keys
 from mae_curriculum.weights.read import Weights
@@ -47,6 +47,7 @@ def convert(weights: Weights, wanted: ModelConfig, what: object) -> Start:
     Raises  ConfigError for another network than the weights', and for channels that cannot be converted.
     """
     _refuse_other_network(weights.model, wanted, what)
+    width = weights.encoder["patch_embed.proj.weight"].shape[0]
     model = replace(
         weights.model,
         image_size=wanted.image_size or weights.model.image_size,
@@ -54,7 +55,7 @@ def convert(weights: Weights, wanted: ModelConfig, what: object) -> Start:
         norm_eps=wanted.norm_eps or weights.model.norm_eps,
         channels=wanted.channels,
         mask_ratio=wanted.mask_ratio,
-        **{key: getattr(wanted, key) for key in DECODER} | decoder_settings(wanted),
+        **{key: getattr(wanted, key) for key in DECODER} | fit_decoder(wanted, width),
     )
     old, new = _on_paper(weights.model), _on_paper(model)
     sizes = {

@@ -38,6 +38,10 @@ def started(weights: Weights, **wanted: Any) -> tuple[MaskedAutoencoder, tuple[s
     return build(start.weights, "theirs"), start.changes
 
 
+def model_of(weights: Weights, **wanted: Any) -> ModelConfig:
+    return convert(weights, replace(UNSAID, **wanted), "theirs").weights.model
+
+
 @torch.no_grad()
 def embedded(model: MaskedAutoencoder, images: Tensor) -> Tensor:
     """Return the patch embeddings, without positions."""
@@ -106,6 +110,14 @@ def test_kernels_for_other_channels_see_the_same(channels: int, shown: list[int]
     given = images[:, :1] if channels == 1 else images.repeat(1, 2, 1, 1)
     torch.testing.assert_close(embedded(model, given), embedded(own, images[:, shown]), atol=1e-5, rtol=1e-5)
     assert changes == (f"channels 3 -> {channels}", "a fresh decoder, since patches hold other values")
+
+
+def test_a_fresh_decoder_fits_the_encoder_where_the_settings_leave_it_open() -> None:
+    weights = weights_of(replace(SMALL, width=192), decoder=False)
+    model = model_of(weights)
+    assert (model.decoder_width, model.decoder_depth, model.decoder_heads) == (96, 2, 3)
+    model = model_of(weights, decoder_width=64, decoder_depth=1)
+    assert (model.decoder_width, model.decoder_depth, model.decoder_heads) == (64, 1, 2)
 
 
 def test_a_decoder_is_kept_unless_the_settings_ask_for_another() -> None:
