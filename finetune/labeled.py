@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
-from mae_curriculum.data.sources import Images, hold_out, open_together
+from mae_curriculum.data.sources import Images, open_together
+from mae_curriculum.data.subsets import hold_out
 from mae_curriculum.distributed import World
 
 

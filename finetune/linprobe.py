@@ -24,7 +24,8 @@ from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.schedule import Moment
 from mae_curriculum.data.loader import Batch, Request, TrainingImages
 from mae_curriculum.data.preprocess import preprocess
-from mae_curriculum.data.sources import Images, Subset, names_fingerprint
+from mae_curriculum.data.sources import Images, names_fingerprint
+from mae_curriculum.data.subsets import Subset
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.results import format_percent, record, spread

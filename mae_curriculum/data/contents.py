@@ -172,5 +172,5 @@ def _format_classes(classes: Mapping[str, int]) -> str:
 def _format_sizes(sizes: Sizes) -> str:
     smallest, largest = (f"{width}x{height}" for height, width in (sizes.smallest, sizes.largest))
     span = smallest if smallest == largest else f"{smallest} to {largest}"
-    unreadable = f"; {sizes.unreadable} others cannot be read" if sizes.unreadable else ""
+    unreadable = f"; {sizes.unreadable} cannot be read" if sizes.unreadable else ""
     return f"width x height of {sizes.measured:,} of them: {span}{unreadable}"

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
-from mae_curriculum.data.sources import Joined, open_together
+from mae_curriculum.data.sources import open_together
+from mae_curriculum.data.subsets import Joined
 from mae_curriculum.distributed import World
 from mae_curriculum.evaluation.config import Pool
 from mae_curriculum.evaluation.encoder import Encoder

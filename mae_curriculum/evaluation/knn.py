@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.data.sources import Images, hold_out
+from mae_curriculum.data.sources import Images
+from mae_curriculum.data.subsets import hold_out
 from mae_curriculum.evaluation.config import KnnConfig
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder

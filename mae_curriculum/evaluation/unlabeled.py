@@ -5,7 +5,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from mae_curriculum.data.sources import Images, Subset
+from mae_curriculum.data.sources import Images
+from mae_curriculum.data.subsets import Subset
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.reconstruction import choose_spread
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder

@@ -24,7 +24,7 @@ from mae_curriculum.files import read_json, rename_into_place, temporary_name, w
 from mae_curriculum.run.checkpoint import is_intact, steps_of, write_state
 from mae_curriculum.version import __version__
 
-FORMAT = 3
+FORMAT = 4
 """Version of the run folder's layout; it changes when older folders can no longer be read."""
 
 SUBMISSION = "submission.json"

@@ -72,7 +72,7 @@ def test_damaged_images_are_counted_and_arrays_are_measured_by_their_head(tmp_pa
     assert contents.sizes == Sizes(1, 1, (24, 48), (24, 48), shorter_side=24)
     assert format_contents(contents)[-2:] == [
         "  validation: none; to measure accuracy, every fifth training image is held out",
-        "  width x height of 1 of them: 48x24; 1 others cannot be read",
+        "  width x height of 1 of them: 48x24; 1 cannot be read",
     ]
     (tmp_path / "1.npy").unlink()
     assert look_at(DataConfig(source=str(tmp_path))).sizes is None
