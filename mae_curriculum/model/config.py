@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from mae_curriculum.config import ConfigError
 
-Target = Literal["pixels", "norm_pixels"]
+Target = Literal["pixels", "norm_pixels", "hog"]
 
 TIMM_NAMES = {
     "image_size": "img_size",
@@ -44,7 +44,10 @@ class ModelConfig:
     mask_ratio: float = 0.75
     """Fraction of the patches hidden from the encoder, above 0 and below 1."""
     target: Target = "norm_pixels"
-    """What the decoder predicts: pixels, or pixels normalized per patch (norm_pix_loss)."""
+    """What the decoder predicts: pixels, pixels normalized per patch (norm_pix_loss), or histograms of oriented
+    gradients per patch (hog), as MaskFeat does."""
+    target_from: Literal["crop", "full"] = "crop"
+    """Whether hog describes the image that the encoder sees, or the full-size one; pixels are those of the crop."""
     decoder_width: int | None = None
     """Width of the decoder; a multiple of 4 and of `decoder_heads`. null for MAE's 512."""
     decoder_depth: int | None = None
@@ -66,6 +69,11 @@ class ModelConfig:
         for name in ("patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {value}")
+        if self.target_from == "full" and self.target != "hog":
+            raise ConfigError(
+                f"model.target_from: full is possible with model.target hog only, got {self.target}; leave it out, or "
+                "set model.target to hog"
+            )
         mlp_ratio = self.decoder_options.get("mlp_ratio", 4.0)
         if not isinstance(mlp_ratio, int | float) or mlp_ratio <= 0:
             raise ConfigError(f"model.decoder_options: mlp_ratio must be above 0, got {mlp_ratio!r}")

@@ -23,7 +23,7 @@ ODD_NAMES = ["plain.jpg", "$x_$ 100% \\frac{", "two\nlines", "\udcff\udc80.png",
 
 def random_images(count: int, *, channels: int = 3, size: tuple[int, int] = (16, 16)) -> Reconstruction:
     seen, completed = (torch.rand(count, channels, *size) * 1.4 - 0.2 for _ in range(2))
-    return Reconstruction(seen, torch.rand(count, 1, *size) > 0.5, completed, "norm_pixels", 1, 4)
+    return Reconstruction(seen, torch.rand(count, 1, *size) > 0.5, seen, completed, "norm_pixels", 1, 4)
 
 
 def size_of(path: Path) -> tuple[int, int]:
