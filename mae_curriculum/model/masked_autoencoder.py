@@ -70,7 +70,7 @@ class MaskedAutoencoder(nn.Module):
         ids_keep, ids_mask = split_by_noise(noise, visible_count(math.prod(grid), mask_ratio))
         tokens = self.encode(take_patches(patchify(images, self.patch_size), ids_keep), grid, ids_keep)
         predicted = self.decoder(tokens, self.mask_token, grid, ids_keep, ids_mask)
-        error = predicted.float() - self.make_target(images, ids_mask, full)
+        error: Tensor = predicted.float() - self.make_target(images, ids_mask, full)
         return error.square().mean(dim=(1, 2))
 
     def make_target(self, images: Tensor, ids: Tensor, full: Tensor | None = None) -> Tensor:

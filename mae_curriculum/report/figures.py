@@ -28,7 +28,7 @@ from mae_curriculum.terminal import printable, side
 DPI = 120  # pixels per inch
 TILE_INCHES = 1.5  # longer side of an image: 180 pixels, so that eight fit on a screen
 MAX_COLUMNS = 8  # images in a row; more continue below
-CELL_INCHES = 0.11  # least side of a cell of HOG, 13 pixels, so that its strokes can be told apart
+CELL_INCHES = 0.105  # least side of a cell of HOG, 12 pixels: its strokes can be told apart, and four images fit
 MIN_CELL_PIXELS = 16  # least side of a cell before it is scaled to its place in the figure
 MAX_LETTERS = 22  # letters of a name that fit above an image of `TILE_INCHES`
 

@@ -64,8 +64,8 @@ def test_a_hog_target_is_drawn_large_enough_to_see_strokes(
     images = replace(images, truth=truth, completed=completed, target="hog")
     draw_reconstructions(tmp_path / "a.png", images, ["a", "b"], title="hog")
     width, height = size_of(tmp_path / "a.png")
-    assert width >= 2 * 13 * cells[1]
-    assert height >= 4 * 13 * cells[0]
+    assert width >= 2 * 12 * cells[1]
+    assert height >= 4 * 12 * cells[0]
     assert max(width, height) < 2100
 
 
