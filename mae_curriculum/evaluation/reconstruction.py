@@ -64,20 +64,19 @@ def reconstruct_images(
     seed: int,
     mean: Sequence[float],
     std: Sequence[float],
-    resize: str,
 ) -> Reconstruction:
-    """Resize images to a size (height, width), mask them, and reconstruct them.
+    """Resize images to a view's size, mask them, and reconstruct them.
 
     The mask depends only on the seed, the position of the image among the images, and the grid; on a smaller grid it is
     similar to that on the full grid.
 
-    images             (b, c, h, w) uint8, at the model's full size.
-    mean, std, resize  as in `data.preprocess`.
-    Raises             ValueError if the model does not predict pixels.
+    images     (b, c, h, w) uint8, at the model's full size.
+    mean, std  as in `data.preprocess`.
+    Raises     ValueError if the model does not predict pixels.
     """
     device = model.mask_token.device
     grid = model.grid(view.size)
-    seen = preprocess(images.to(device), view.size, mean=mean, std=std, resize=resize)
+    seen = preprocess(images.to(device), view.size, mean=mean, std=std, resize=view.resize)
     noise = fixed_noise(len(images), model.full_grid, grid, seed=seed).to(device)
     patches = patchify(seen, model.patch_size)
     ids_keep, ids_mask = split_by_noise(noise, model.shape.visible_count(view))

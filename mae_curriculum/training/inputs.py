@@ -21,13 +21,12 @@ class MaskedInputs:
     seed: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    resize: str
 
     def __call__(self, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor, float]:
         """Return the arguments of `MaskedAutoencoder.forward`: images (b, c, h, w), noise (b, n), the mask ratio."""
-        size, mask_ratio = moment.view.size, moment.view.mask_ratio
+        view = moment.view
         pixels = self.world.to_device(batch.images)
-        images = preprocess(pixels, size, mean=self.mean, std=self.std, resize=self.resize)
-        patch_count = math.prod(side // patch for side, patch in zip(size, self.patch_size, strict=True))
+        images = preprocess(pixels, view.size, mean=self.mean, std=self.std, resize=view.resize)
+        patch_count = math.prod(side // patch for side, patch in zip(view.size, self.patch_size, strict=True))
         noise = mask_noise(seed=self.seed, step=moment.step, places=batch.places, patch_count=patch_count)
-        return images, self.world.to_device(noise), mask_ratio
+        return images, self.world.to_device(noise), view.mask_ratio

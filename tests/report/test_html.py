@@ -148,6 +148,17 @@ def test_losses_are_compared_only_within_one_size_and_between_comparable_runs(tm
     assert table.rows[0][3:5] == [UNKNOWN, UNKNOWN]
 
 
+@pytest.mark.parametrize(("mask_ratio", "comparable"), [("null", True), ("0.75", True), ("0.6", False)])
+def test_losses_under_other_masks_do_not_compare(mask_ratio: str, comparable: bool, tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name, steps=33, size=[24, 24]) for name in "ab"]
+    for path, ratio in zip(paths, (mask_ratio, "null"), strict=True):
+        stages = f"[{{share: 1.0, size: 224, mask_ratio: {ratio}}}]"
+        (path / "config.yaml").write_text(f"model: {{mask_ratio: 0.75}}\ncurriculum: {{stages: {stages}}}")
+    run, baseline = read_runs(paths)
+    table = comparison_table([run], baseline)
+    assert (UNKNOWN not in table.rows[0][3:5]) == comparable
+
+
 def test_outcome_of_a_session_ignores_a_job_that_never_started(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", steps=9)  # stopped after 9 s
     with (run / "journal.jsonl").open("a") as journal:
