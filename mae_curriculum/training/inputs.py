@@ -1,7 +1,7 @@
 """What a masked autoencoder is given at each step."""
 
-import math
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from mae_curriculum.data.loader import Batch
 from mae_curriculum.data.preprocess import preprocess
 from mae_curriculum.distributed import World
 from mae_curriculum.model.masking import mask_noise
+from mae_curriculum.model.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class MaskedInputs:
     """Turn batches into what the encoder sees at a moment of the run, and into the noise that decides its masks."""
 
     world: World
-    patch_size: tuple[int, int]
+    shape: ModelShape
     seed: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -27,6 +28,6 @@ class MaskedInputs:
         view = moment.view
         pixels = self.world.to_device(batch.images)
         images = preprocess(pixels, view.size, mean=self.mean, std=self.std, resize=view.resize)
-        patch_count = math.prod(side // patch for side, patch in zip(view.size, self.patch_size, strict=True))
-        noise = mask_noise(seed=self.seed, step=moment.step, places=batch.places, patch_count=patch_count)
+        count = prod(self.shape.mask_grid(view.size))
+        noise = mask_noise(seed=self.seed, step=moment.step, places=batch.places, count=count)
         return images, self.world.to_device(noise), view.mask_ratio
