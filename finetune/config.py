@@ -101,6 +101,7 @@ class FinetuneConfig(LabeledConfig, TrainingConfig):
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
         LabeledConfig.__post_init__(self)
+        _refuse_masks(self.curriculum)
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         if min(self.mixup, self.cutmix) < 0:
@@ -148,6 +149,7 @@ class LinprobeConfig(LabeledConfig, TrainingConfig):
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
         LabeledConfig.__post_init__(self)
+        _refuse_masks(self.curriculum)
         self._check_heads()
         if self.head == "attentive":
             self._check_attention()
@@ -258,6 +260,14 @@ class ExportConfig:
 def _refuse_existing(path: Path) -> None:
     if path.exists():
         raise ConfigError(f"out: {path} exists; remove it or choose another")
+
+
+def _refuse_masks(curriculum: Curriculum) -> None:
+    ratios = [stage.mask_ratio for stage in curriculum.stages if stage.mask_ratio is not None]
+    if ratios:
+        raise ConfigError(
+            f"curriculum.stages: mask_ratio is for pretraining, where patches are hidden, got {ratios[0]}; omit it"
+        )
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class FeatureInputs:
         if not config.augment:  # the batch holds features already
             return self.probe.select(values), labels
         mean, std = config.data.statistics(encoder.channels)
-        images = preprocess(values, moment.size, mean=mean, std=std, resize=config.curriculum.resize)
+        images = preprocess(values, moment.size, mean=mean, std=std, resize=moment.view.resize)
         with torch.no_grad(), self.world.autocast(config.precision):
             return self.probe(images), labels
 

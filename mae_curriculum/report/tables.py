@@ -96,6 +96,8 @@ def stage_table(run: RunData) -> Table:
         [
             str(stage.number),
             format_size(stage.size),
+            format_or_dash(stage.epochs, "{:.1f}"),
+            format_or_dash(stage.real_epochs, "{:.1f}"),
             format_count(stage.steps),
             format_count(stage.images),
             format_flops(stage.flops),
@@ -105,8 +107,8 @@ def stage_table(run: RunData) -> Table:
         ]
         for stage in run.stages
     ]
-    head = ["stage", "size", "steps", "images", "FLOPs", "share of FLOPs", "training time", "ms/image"]
-    return Table("", head, rows)
+    head = ["stage", "size", "equivalent epochs", "real epochs", "steps", "images"]
+    return Table("", [*head, "FLOPs", "share of FLOPs", "training time", "ms/image"], rows)
 
 
 def seconds_by_activity(run: RunData) -> dict[str, float]:

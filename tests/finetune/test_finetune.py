@@ -473,12 +473,15 @@ def test_folders_without_usable_classes_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+MASKED = {"curriculum__stages": '[{"share": 1.0, "size": 224, "mask_ratio": 0.6}]'}
+
 BAD_SETTINGS: dict[str, dict[str, Any]] = {
     "so a batch must be even, got 33": {"batch_size": 33, "mixup": 0.8},
     "layer_decay must be above 0": {"layer_decay": 0.0},
     "crop must be above 0": {"crop": 1.5},
     "the checkpoint defines the ViT": {"model__name": "vit_base_patch16_224"},
     "smoothing must be at least 0 and below 1": {"smoothing": 1.0},
+    "mask_ratio is for pretraining, where patches are hidden, got 0.6; omit it": MASKED,
 }
 
 
@@ -499,6 +502,7 @@ BAD_PROBES: dict[str, dict[str, Any]] = {
     "leaves none on one side": {"held_out": 1e-9},
     "would clip all heads by one norm": {"optim__clip_norm": 1.0},
     "batch normalization needs two images": {"micro_batch": 1},
+    "mask_ratio is for pretraining": MASKED,
     "curriculum needs one stage of 224": {
         "augment": "false",
         "curriculum__stages": '[{"share": 1.0, "size": 112}]',
