@@ -8,6 +8,9 @@ from mae_curriculum.config import ConfigError, exempt
 Pool = Literal["token", "avg", "tokens"]
 """What an encoder says of an image: the class token, the mean of the patch tokens, or all patch tokens."""
 
+Block = int | Literal["all"]
+"""A block of an encoder, counted like an index of Python, or each of them."""
+
 
 @dataclass(frozen=True)
 class KnnConfig:
