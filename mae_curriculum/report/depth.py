@@ -62,6 +62,6 @@ def depth_charts(runs: Sequence[RunData]) -> list[DepthChart]:
 
 def _curves_of(row: Row) -> Iterator[tuple[str, list[float]]]:
     """Yield the name of each accuracy of an evaluation with its shares by block; none without blocks."""
-    named = [name_accuracies(row, accuracy) for accuracy in row.get("by_block", [])]
+    named = [name_accuracies({**row, "block": -1}, accuracy) for accuracy in row.get("by_block", [])]
     for title in named[0] if named else ():
         yield f"{title}, by block", [accuracies[title]["mean"] for accuracies in named]
