@@ -75,13 +75,14 @@ def why_no_knn(train: Images, val: Images | None, config: KnnConfig) -> str | No
 def knn_of_encoder(
     model: MaskedAutoencoder, train: Images, val: Images | None, *, config: KnnConfig, inference: Inference
 ) -> float | None:
-    """Return the kNN accuracy of the model's mean patch feature at full size, or None if `why_no_knn` gives a reason.
+    """Return the kNN accuracy of the model's features at full size, or None if `why_no_knn` gives a reason.
 
     Nothing is kept on disk: for a model that is being trained.
+    Raises  ConfigError for a pool that the model lacks.
     """
     if why_no_knn(train, val, config):
         return None
-    pool, device = model.pools.index("avg"), inference.world.device
+    pool, device = find_pool(model, config), inference.world.device
     bank_and_queries = []
     for images in hold_out(train, val):
         features, indices = inference.encode(model, images)
@@ -98,11 +99,13 @@ def knn_by_block(
     config: KnnConfig,
     inference: Inference,
 ) -> list[float]:
-    """Return the kNN accuracy of the mean patch feature after each of some blocks; features are kept on disk.
+    """Return the kNN accuracy of the model's features after each of some blocks; features are kept on disk.
 
     The images must have labels: `why_no_knn` gives no reason.
+
+    Raises  ConfigError for a pool that the model lacks.
     """
-    pool, device = model.pools.index("avg"), inference.world.device
+    pool, device = find_pool(model, config), inference.world.device
     sides = hold_out(train, val)
     by_side = [inference.cached(model, images, blocks) for images in sides]
     accuracies = []
@@ -115,3 +118,10 @@ def knn_by_block(
         accuracy = knn_accuracy(*bank_and_queries, neighbors=config.neighbors, temperature=config.temperature)
         accuracies.append(accuracy)
     return accuracies
+
+
+def find_pool(model: MaskedAutoencoder, config: KnnConfig) -> int:
+    """Return the place of the pool in the model's features; raises ConfigError if it has none."""
+    if config.pool not in model.pools:
+        raise ConfigError(f"knn.pool: this encoder has no {config.pool}, only {', '.join(model.pools)}")
+    return model.pools.index(config.pool)
