@@ -93,7 +93,7 @@ class FinetuneConfig(LabeledConfig, TrainingConfig):
     average_decay: float | None = None
     """Per-step decay, such as 0.9999, of an average of the weights, which is evaluated and kept; null for none."""
     batch_size: int | None = None
-    """Images per optimizer step, across all devices. null chooses from the number of images: 64 of up to 2,000, MAE's
+    """Images per optimizer step, across all devices. null chooses from the number of images: 64 of up to 4,000, MAE's
     1024 of ImageNet-1k."""
     epochs: int | None = None
     """Equivalent epochs: passes over the data that the same run without a curriculum would make. null chooses at least
@@ -149,7 +149,7 @@ class LinprobeConfig(LabeledConfig, TrainingConfig):
     optim: OptimConfig = OptimConfig(base_lr=0.1, warmup=0.11, weight_decay=0.0)
     """Optimizer and learning rate."""
     batch_size: int | None = None
-    """Images per optimizer step, across all devices. null chooses from the number of images: 64 of up to 2,000, MAE's
+    """Images per optimizer step, across all devices. null chooses from the number of images: 64 of up to 4,000, MAE's
     16384 of ImageNet-1k."""
     epochs: int | None = None
     """Passes over the images. null chooses at least MAE's 90, and 1,000 steps."""
