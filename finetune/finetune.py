@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.choices import settle
 from finetune.classifier import Classifier, build_classifier
 from finetune.config import FinetuneConfig
 from finetune.confusion import draw_confusion
@@ -75,6 +76,7 @@ def finetune_once(
     stop: Stop,
 ) -> dict[str, Any] | None:
     """Fine-tune with one seed, or resume; returns the summary, None if the run was asked to stop."""
+    config = settle(config, len(train.images), world)
     training, notes = set_up(config, weights, train, world)
     hooks = partial(build_hooks, training, config, val, notes)
     summary = run_training(training, command="finetune", stop=stop, build_hooks=hooks)

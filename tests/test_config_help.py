@@ -97,6 +97,7 @@ def test_help_all_shows_the_defaults_of_the_command_and_the_items_of_lists() -> 
         (tuple[Literal["token", "avg"], ...], "list of token, avg"),
         (int | tuple[int, int] | None, "integer or [integer, integer]"),
         (Literal["a", "b"] | None, "one of a, b"),
+        (int | Literal["all"], "integer or all"),
         (dict[str, Any], "mapping"),
         (tuple[Stage, ...], "list of {share, size, batch_factor, mask_ratio, min_area, resize}"),
         (bool, "true or false"),

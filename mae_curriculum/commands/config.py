@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from mae_curriculum.commands.scaling import Hardware
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
-from mae_curriculum.evaluation.config import KnnConfig, Pool
+from mae_curriculum.evaluation.config import Block, KnnConfig, Pool
 from mae_curriculum.png import check_png
 from mae_curriculum.precision import Precision
 from mae_curriculum.pretraining_config import PretrainConfig
@@ -103,6 +103,9 @@ class EvaluateConfig(EncoderHints):
     """Folder for results.json; null for the checkpoint's folder, if it is a run folder."""
     data: DataConfig = DataConfig(source=RUNS_IMAGES)
     """Labeled images; source `run` uses those of the checkpoint's run, with its normalization."""
+    block: Block = -1
+    """The last block that is used, counted like an index of Python, the encoder's final norm follows it; or all, to
+    measure each block in one pass over the images."""
     knn: KnnConfig = KnnConfig()
     """Settings of the kNN classifier."""
     precision: Precision = "auto"

@@ -227,16 +227,25 @@ def results_of(run: RunData) -> dict[str, str]:
             results[name] = format_share(share)
     for row in run.history.results:
         if isinstance(accuracy := row.get("accuracy"), dict):
-            by_name = {_result_name(row): accuracy} if "mean" in accuracy else _by_shots(_result_name(row), accuracy)
-            source = row.get("source", UNKNOWN)
-            results |= {f"{name} on {source}": format_percent(figures) for name, figures in by_name.items()}
+            by_name = name_accuracies(row, accuracy)
+            results |= {name: format_percent(figures) for name, figures in by_name.items()}
     return results
+
+
+def name_accuracies(row: Row, accuracy: Row) -> Row:
+    """Name the accuracies of a result: a single one, or one of each number of labels."""
+    by_name = {_result_name(row): accuracy} if "mean" in accuracy else _by_shots(_result_name(row), accuracy)
+    return {f"{name} on {row.get('source', UNKNOWN)}": figures for name, figures in by_name.items()}
 
 
 def _result_name(row: Row) -> str:
     name = RESULT_NAMES.get(row["event"], str(row["event"]))
-    if row.get("head") == "attentive":
-        name = "attentive probe"
+    name = {"attentive": "attentive probe", "ep": "EP probe"}.get(row.get("head", ""), name)
+    block = row.get("block", -1)
+    if block == "all" and row["event"] == "linprobe":
+        name = f"{name}, chosen block"
+    elif block not in (-1, "all"):  # other evaluations of all blocks have the accuracy of the last
+        name = f"{name}, block {block}"
     _, epochs = run_and_epochs(Path(str(row["checkpoint"])))
     return f"{name} after {epochs} epochs" if epochs else name
 

@@ -431,3 +431,16 @@ def test_page_of_a_million_steps_is_small_and_fast_and_shows_spikes(tmp_path: Pa
     assert seconds < 2
     assert page.run("Math.max(...curves(charts[0].plot)[0].data_source.get_array('value'))") == 77
     assert page.complaints == []
+
+
+def test_accuracies_by_block_are_drawn_and_tabulated(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    by_block = [{"mean": share, "std": None, "values": [share]} for share in (0.2, 0.8, 0.6)]
+    row = {"event": "knn", "time": START, "checkpoint": str(run), "source": "digits", "block": "all"}
+    row |= {"accuracy": by_block[-1], "by_block": by_block}
+    with (run / "journal.jsonl").open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+    page = report(run)
+    assert 'points="48.0,152.0 320.0,48.0 592.0,82.7"' in page  # lowest at the bottom, highest at the top
+    assert "kNN on digits, by block" in text_of(page)
+    assert "0 20.0% 1 80.0% 2 60.0%" in text_of(page)
