@@ -124,7 +124,7 @@ def set_up(
         images=images,
         data_fingerprint=names_fingerprint(images) + start,
         dataset=TrainingImages(images, model.image_size, model.channels, config.curriculum.augmentation, config.seed),
-        inputs=MaskedInputs(world, model.patch_size, config.seed, mean, std, config.curriculum.resize),
+        inputs=MaskedInputs(world, model.shape, config.seed, mean, std, config.curriculum.resize),
         model=model,
         optimizer=build_optimizer(model, config.optim),
         clock=clock,

@@ -192,7 +192,7 @@ def test_plain_mae_is_the_curriculum_of_one_stage() -> None:
         order = np.random.default_rng((0, 0)).permutation(1438)[step * 64 : step * 64 + 64]
         dataset = TrainingImages(training.images, (32, 32), 1, Augmentation(), 0)
         pixels = torch.stack([dataset[Request(0, int(image), None, 0.2)][0] for image in order])
-        noise = mask_noise(seed=0, step=step, places=range(64), patch_count=16)
+        noise = mask_noise(seed=0, step=step, places=range(64), count=16)
         shape = {"patch": 8, "depth": 2, "heads": 3, "decoder_depth": 1, "decoder_heads": 2}
         images = (pixels / 255 - 0.305) / 0.376
         loss = plain_mae_loss(

@@ -78,9 +78,10 @@ def reconstruct_images(
     grid = model.grid(view.size)
     full = normalize(images.to(device), mean, std)
     seen = RESIZE[resize](full, view.size)
-    noise = fixed_noise(len(images), model.full_grid, grid, seed=seed).to(device)
+    full_blocks, blocks = model.shape.mask_grid(model.image_size), model.shape.mask_grid(view.size)
+    noise = fixed_noise(len(images), full_blocks, blocks, seed=seed).to(device)
     patches = patchify(seen, model.patch_size)
-    ids_keep, ids_mask = split_by_noise(noise, model.shape.visible_count(view))
+    ids_keep, ids_mask = split_by_noise(noise, model.shape.visible_count(view), grid=grid, block=model.shape.mask_block)
     visible = take_patches(patches, ids_keep)
     predicted = model.decoder(model.encode(visible, grid, ids_keep), model.mask_token, grid, ids_keep, ids_mask)
     every = torch.arange(len(patches[0]), device=device).expand(len(patches), -1)
@@ -100,7 +101,7 @@ def reconstruct_images(
 
 def fixed_noise(count: int, full_grid: tuple[int, int], grid: tuple[int, int], *, seed: int) -> Tensor:
     """Return the mask noise of images, (count, n); on a smaller grid it is the nearest value of the full grid."""
-    noise = mask_noise(seed=seed, step=0, places=range(count), patch_count=full_grid[0] * full_grid[1])
+    noise = mask_noise(seed=seed, step=0, places=range(count), count=full_grid[0] * full_grid[1])
     return F.interpolate(noise.view(count, 1, *full_grid), size=grid, mode="nearest").flatten(1)
 
 

@@ -108,15 +108,27 @@ class ModelShape:
 
     encoder: EncoderShape
     decoder: DecoderShape
+    mask_block: int = 1
+    """Side of the blocks that are masked as a whole, patches."""
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, int]:
         """Return the patches per column and per row of an image of this size (height, width)."""
         height, width = size
         return height // self.encoder.patch_size[0], width // self.encoder.patch_size[1]
 
+    def mask_grid(self, size: tuple[int, ...]) -> tuple[int, int]:
+        """Return the blocks that are masked as a whole, per column and per row of an image of this size."""
+        rows, columns = self.grid(size)
+        return rows // self.mask_block, columns // self.mask_block
+
+    def holds_blocks(self, size: tuple[int, ...]) -> bool:
+        """Return whether an image of this size is made of whole blocks, at least two."""
+        is_whole = not any(patches % self.mask_block for patches in self.grid(size))
+        return is_whole and prod(self.mask_grid(size)) > 1
+
     def visible_count(self, view: View) -> int:
-        """Return how many patches of a view the encoder sees."""
-        return visible_count(prod(self.grid(view.size)), view.mask_ratio)
+        """Return how many patches of a view the encoder sees: those of whole blocks."""
+        return visible_count(prod(self.mask_grid(view.size)), view.mask_ratio) * self.mask_block**2
 
     def forward_flops(self, view: View) -> int:
         """Return the FLOPs of one image's forward pass: visible patches encoded, all decoded, the masked predicted."""
@@ -135,9 +147,9 @@ class ModelShape:
         return 4 * (3 * (self.encoder.parameters + self.decoder.parameters) + self.encoder.fixed_parameters)
 
 
-def visible_count(patch_count: int, mask_ratio: float) -> int:
-    """Return how many patches of an image the encoder sees: at least one, and at least one less than all."""
-    return min(max(1, int(patch_count * (1 - mask_ratio))), patch_count - 1)
+def visible_count(count: int, mask_ratio: float) -> int:
+    """Return how many of `count` patches, or blocks, are visible: at least one, and at least one less than all."""
+    return min(max(1, int(count * (1 - mask_ratio))), count - 1)
 
 
 def block_flops(weights: int, tokens: int, width: int) -> int:
@@ -170,14 +182,27 @@ def plain_vit_shape(config: ModelConfig) -> ModelShape | None:
         width=width,
         depth=depth,
         heads=heads,
-        prefix_tokens=1,
+        prefix_tokens=config.class_tokens,
         block_weights=block_weights,
-        # patch embedding, class token, blocks with 13 vectors each, final norm
-        parameters=(patch_values + 1) * width + width + depth * (block_weights + 13 * width) + 2 * width,
-        fixed_parameters=(1 + patches) * width,
+        # patch embedding, class tokens, blocks with 13 vectors each, final norm
+        parameters=(patch_values + 1 + config.class_tokens + 2) * width + depth * (block_weights + 13 * width),
+        fixed_parameters=(config.class_tokens + patches) * width,
     )
+    return model_shape(config, encoder)
+
+
+def model_shape(config: ModelConfig, encoder: EncoderShape) -> ModelShape:
+    """Return the shape of encoder, decoder and masks; raises ConfigError for sizes that do not go together."""
     check_encoder(encoder)
-    return ModelShape(encoder, decoder_shape(config, encoder))
+    shape = ModelShape(encoder, decoder_shape(config, encoder), config.mask_block)
+    if not shape.holds_blocks(encoder.image_size):
+        cells = "x".join(str(side * config.mask_block) for side in encoder.patch_size)
+        grid = "x".join(map(str, shape.grid(encoder.image_size)))
+        raise ConfigError(
+            f"model.mask_block: blocks of {config.mask_block} do not divide the grid of {grid} patches; image sizes "
+            f"that fit are multiples of {cells} px"
+        )
+    return shape
 
 
 def decoder_shape(config: ModelConfig, encoder: EncoderShape) -> DecoderShape:

@@ -1,7 +1,7 @@
 """What a masked autoencoder is given at each step."""
 
-import math
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from mae_curriculum.data.loader import Batch
 from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.distributed import World
 from mae_curriculum.model.masking import mask_noise
+from mae_curriculum.model.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class MaskedInputs:
     """Turn batches into what the encoder sees at a moment of the run, and into the noise that decides its masks."""
 
     world: World
-    patch_size: tuple[int, int]
+    shape: ModelShape
     seed: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -29,6 +30,6 @@ class MaskedInputs:
         size, mask_ratio = moment.view.size, moment.view.mask_ratio
         full = normalize(self.world.to_device(batch.images), self.mean, self.std)
         images = RESIZE[self.resize](full, size)
-        patch_count = math.prod(side // patch for side, patch in zip(size, self.patch_size, strict=True))
-        noise = mask_noise(seed=self.seed, step=moment.step, places=batch.places, patch_count=patch_count)
+        count = prod(self.shape.mask_grid(size))
+        noise = mask_noise(seed=self.seed, step=moment.step, places=batch.places, count=count)
         return images, self.world.to_device(noise), mask_ratio, full

@@ -99,8 +99,8 @@ def test_masks_depend_only_on_seed_position_and_grid() -> None:
     assert torch.equal(reconstruct(first, (16, 24)).hidden, reconstruct(second, (16, 24)).hidden)
     assert torch.equal(reconstruct(first, pixels=PIXELS[:1]).hidden, reconstruct(first).hidden[:1])
     noise = fixed_noise(3, (4, 6), (4, 6), seed=5)
-    assert torch.equal(noise, mask_noise(seed=5, step=0, places=range(3), patch_count=24))
-    ids_keep, _ = split_by_noise(noise, 6)
+    assert torch.equal(noise, mask_noise(seed=5, step=0, places=range(3), count=24))
+    ids_keep, _ = split_by_noise(noise, 6, grid=(4, 6))
     kept = patchify(~reconstruct(first).hidden, (8, 8)).all(dim=-1).nonzero()[:, 1].view(3, 6)
     assert torch.equal(kept, ids_keep.sort(dim=1).values)
 
