@@ -150,7 +150,8 @@ class EmbedConfig(EncoderHints):
 
 @dataclass(frozen=True)
 class ReconstructConfig(AutoencoderHints):
-    """Draw reconstructions: input, visible patches, reconstruction, error."""
+    """Draw reconstructions: input, visible patches, reconstruction, error; for HOG targets that of the input, and its
+    prediction."""
 
     checkpoint: Path = field(kw_only=True)
     """Run folder, or any supported checkpoint that includes a decoder."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from mae_curriculum.config import ConfigError
 
-Target = Literal["pixels", "norm_pixels"]
+Target = Literal["pixels", "norm_pixels", "hog"]
 
 TIMM_NAMES = {
     "image_size": "img_size",
@@ -56,7 +56,10 @@ class ModelConfig:
     mask_block: int = 1
     """Side, in patches, of the blocks that are hidden or seen as a whole (arXiv:2512.15715); divides every grid."""
     target: Target = "norm_pixels"
-    """What the decoder predicts: pixels, or pixels normalized per patch (norm_pix_loss)."""
+    """What the decoder predicts: pixels, pixels normalized per patch (norm_pix_loss), or histograms of oriented
+    gradients per patch (hog), as MaskFeat does."""
+    target_from: Literal["crop", "full"] = "crop"
+    """Whether hog describes the image that the encoder sees, or the full-size one; pixels are those of the crop."""
     decoder_width: int | None = None
     """Width of the decoder; a multiple of 4 and of `decoder_heads`. null for MAE's 512."""
     decoder_depth: int | None = None
@@ -82,6 +85,11 @@ class ModelConfig:
         if self.class_tokens > 1 and taken:
             raise ConfigError(
                 f"model.class_tokens: {self.class_tokens} sets timm's {taken[0]}; omit it in model.options"
+            )
+        if self.target_from == "full" and self.target != "hog":
+            raise ConfigError(
+                f"model.target_from: full is possible with model.target hog only, got {self.target}; leave it out, or "
+                "set model.target to hog"
             )
         mlp_ratio = self.decoder_options.get("mlp_ratio", 4.0)
         if not isinstance(mlp_ratio, int | float) or mlp_ratio <= 0:

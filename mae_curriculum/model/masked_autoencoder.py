@@ -41,7 +41,7 @@ class MaskedAutoencoder(nn.Module):
         Raises  ConfigError for a name or a shape that is not possible.
         """
         super().__init__()
-        self.target = config.target
+        self.target, self.target_from = config.target, config.target_from
         self.encoder = build_timm(config)
         encoder = measure_encoder(self.encoder)
         self.shape = model_shape(config, encoder)
@@ -58,12 +58,13 @@ class MaskedAutoencoder(nn.Module):
             raise ConfigError(f"model.decoder_options: timm's Block does not take {options}: {error}") from error
         self._initialize_()
 
-    def forward(self, images: Tensor, noise: Tensor, mask_ratio: float) -> Tensor:
+    def forward(self, images: Tensor, noise: Tensor, mask_ratio: float, full: Tensor | None = None) -> Tensor:
         """Hide the patches of highest noise, predict them, and return the error.
 
         images      (b, c, h, w), normalized; h and w multiples of the patch size, up to any size.
         noise       (b, n), any values: the visible patches are those of lowest noise; with `mask_block`, of each block.
         mask_ratio  share of the patches that are hidden, 0 to 1; at least one is visible and at least one hidden.
+        full        the same images at full size; None if that is the size of `images`.
         Returns     (b,) float32: mean squared error over the values of an image's masked patches.
         """
         height, width = images.shape[-2:]
@@ -71,8 +72,14 @@ class MaskedAutoencoder(nn.Module):
         ids_keep, ids_mask = split_by_noise(noise, keep, grid=grid, block=self.shape.mask_block)
         tokens = self.encode(take_patches(patchify(images, self.patch_size), ids_keep), grid, ids_keep)
         predicted = self.decoder(tokens, self.mask_token, grid, ids_keep, ids_mask)
-        error: Tensor = predicted.float() - make_target(images, ids_mask, patch_size=self.patch_size, kind=self.target)
+        error: Tensor = predicted.float() - self.make_target(images, ids_mask, full)
         return error.square().mean(dim=(1, 2))
+
+    def make_target(self, images: Tensor, ids: Tensor, full: Tensor | None = None) -> Tensor:
+        """Return the target of the patches (b, m) of images (b, c, h, w): (b, m, d); `full` as in `forward`."""
+        source = images if full is None or self.target_from == "crop" else full
+        grid = self.grid(images.shape[-2:])
+        return make_target(source, ids, grid=grid, patch_size=self.patch_size, kind=self.target)
 
     def encode(self, patches: Tensor, grid: tuple[int, int], ids: Tensor | None = None) -> Tensor:
         """Encode patches of images with a given grid.

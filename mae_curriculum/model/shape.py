@@ -17,6 +17,12 @@ TRAINING_FACTOR = 3
 MAE_DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
 """MAE's decoder (arXiv:2111.06377), for settings that leave it open."""
 
+HOG_BINS = 9
+"""Orientations in a histogram of the HOG target, 20 degrees each."""
+
+MAX_HOG_CELL = 8
+"""Largest side of a cell of the HOG target, pixels; MaskFeat's cells."""
+
 HEAD_WIDTH = MAE_DECODER["decoder_width"] // MAE_DECODER["decoder_heads"]
 """Width of a head in MAE's decoder, and in the smaller ones of `fit_decoder`."""
 
@@ -244,8 +250,19 @@ def fit_decoder(config: ModelConfig, encoder_width: int) -> dict[str, Any]:
 
 
 def target_width(config: ModelConfig, patch_size: tuple[int, int]) -> int:
-    """Return how many values the target of a patch has; both targets are made of the patch's pixels."""
-    return prod(patch_size) * config.channels
+    """Return how many values the target of a patch has: those of its pixels, or of the histograms of its cells."""
+    values = HOG_BINS * prod(hog_cells(patch_size)) if config.target == "hog" else prod(patch_size)
+    return values * config.channels
+
+
+def hog_cells(patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Return how many cells of the HOG target a patch has per column and per row."""
+    return _cells_along(patch_size[0]), _cells_along(patch_size[1])
+
+
+def _cells_along(side: int) -> int:
+    """Return how many cells make up a side of a patch: as few as divide it into at most `MAX_HOG_CELL` pixels each."""
+    return next(count for count in range(1, side + 1) if side % count == 0 and side // count <= MAX_HOG_CELL)
 
 
 def check_encoder(shape: EncoderShape) -> None:

@@ -5,9 +5,10 @@ from math import prod
 
 from torch import Tensor
 
+from mae_curriculum.curriculum.low_frequency import RESIZE
 from mae_curriculum.curriculum.schedule import Moment
 from mae_curriculum.data.loader import Batch
-from mae_curriculum.data.preprocess import preprocess
+from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.distributed import World
 from mae_curriculum.model.masking import mask_noise
 from mae_curriculum.model.shape import ModelShape
@@ -23,11 +24,11 @@ class MaskedInputs:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor, float]:
-        """Return the arguments of `MaskedAutoencoder.forward`: images (b, c, h, w), noise (b, n), the mask ratio."""
+    def __call__(self, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor, float, Tensor]:
+        """Return the arguments of `MaskedAutoencoder.forward`: images, noise, the mask ratio, images at full size."""
         view = moment.view
-        pixels = self.world.to_device(batch.images)
-        images = preprocess(pixels, view.size, mean=self.mean, std=self.std, resize=view.resize)
+        full = normalize(self.world.to_device(batch.images), self.mean, self.std)
+        images = RESIZE[view.resize](full, view.size)
         count = prod(self.shape.mask_grid(view.size))
         noise = mask_noise(seed=self.seed, step=moment.step, places=batch.places, count=count)
-        return images, self.world.to_device(noise), view.mask_ratio
+        return images, self.world.to_device(noise), view.mask_ratio, full

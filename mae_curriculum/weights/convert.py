@@ -22,7 +22,7 @@ DEFAULTS = ModelConfig()
 ENCODER = ("name", "width", "depth", "heads", "class_tokens", "options")
 """Settings that weights decide: others of the encoder belong to another network."""
 
-DECODER = ("target", "decoder_width", "decoder_depth", "decoder_heads", "decoder_options")
+DECODER = ("target", "target_from", "decoder_width", "decoder_depth", "decoder_heads", "decoder_options")
 """Settings of the decoder; if one is asked for that the weights do not have, the decoder starts fresh."""
 
 

@@ -172,7 +172,7 @@ def test_masks_hide_every_patch_equally_often() -> None:
 
 def test_normalised_target_has_mean_zero_and_variance_one() -> None:
     ids = torch.tensor([[0, 2, 3], [1, 2, 0]])
-    target = make_target(noise(2, 3, 8, 8), ids, patch_size=(4, 4), kind="norm_pixels")
+    target = make_target(noise(2, 3, 8, 8), ids, grid=(2, 2), patch_size=(4, 4), kind="norm_pixels")
     torch.testing.assert_close(target.mean(-1), torch.zeros(2, 3), atol=1e-6, rtol=0)
     torch.testing.assert_close(target.var(-1), torch.ones(2, 3), atol=1e-3, rtol=0)
 

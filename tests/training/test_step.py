@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mae_curriculum.curriculum.schedule import Augmentation, View
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.loader import Batch, TrainingImages
-from mae_curriculum.data.preprocess import preprocess
+from mae_curriculum.data.preprocess import normalize, preprocess
 from mae_curriculum.data.sources import open_images
 from mae_curriculum.distributed import World
 from mae_curriculum.model.config import ModelConfig
@@ -106,8 +106,9 @@ def test_masked_inputs_are_the_images_at_the_moments_size_and_the_noise_of_their
     pixels = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     moment = CLOCK.moment(3)
     assert moment.view == View((8, 8), 0.75)
-    images, noise, mask_ratio = inputs(Batch(pixels, torch.tensor([5, 6]), range(1, 3), True, {}), moment)
+    images, noise, mask_ratio, full = inputs(Batch(pixels, torch.tensor([5, 6]), range(1, 3), True, {}), moment)
     expected = preprocess(pixels, (8, 8), mean=(0.5,), std=(0.25,), resize="fourier")
     assert torch.equal(images, expected)
+    assert torch.equal(full, normalize(pixels, (0.5,), (0.25,)))
     assert torch.equal(noise, mask_noise(seed=7, step=3, places=range(0, 4), count=4)[1:3])
     assert mask_ratio == 0.75
