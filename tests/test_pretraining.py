@@ -316,6 +316,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "data.std must be above 0, got []": {"data__std": "[]"},
     "data.image_count is 9, but digits has 1438": {"data__image_count": 9},
     "optim.warmup is a share of the run": {"optim__warmup": 5},
+    "knn.pool: this encoder has no class_avg, only token, avg": {"knn__pool": "class_avg"},
 }
 
 

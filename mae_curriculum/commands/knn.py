@@ -32,6 +32,7 @@ def evaluate(config: EvaluateConfig) -> int:
             "origin": weights.origin,
             "source": data.source,
             "neighbors": config.knn.neighbors,
+            "pool": config.knn.pool,
             "accuracy": spread([accuracy]),
         }
         what = printable(f"{config.checkpoint} ({weights.origin}) on {data.source}")

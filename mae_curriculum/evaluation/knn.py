@@ -70,6 +70,13 @@ def why_no_knn(train: Images, val: Images | None, config: KnnConfig) -> str | No
     return None
 
 
+def index_of_pool(model: MaskedAutoencoder, config: KnnConfig) -> int:
+    """Return which of the model's pools kNN uses; raises ConfigError if the model lacks it."""
+    if config.pool not in model.pools:
+        raise ConfigError(f"knn.pool: this encoder has no {config.pool}, only {', '.join(model.pools)}")
+    return model.pools.index(config.pool)
+
+
 def knn_of_encoder(
     model: MaskedAutoencoder,
     train: Images,
@@ -86,9 +93,7 @@ def knn_of_encoder(
     """
     if why_no_knn(train, val, config):
         return None
-    if config.pool not in model.pools:
-        raise ConfigError(f"knn.pool: this encoder has no {config.pool}, only {', '.join(model.pools)}")
-    pool, device = model.pools.index(config.pool), inference.world.device
+    pool, device = index_of_pool(model, config), inference.world.device
     bank_and_queries = []
     for images in hold_out(train, val):
         if cached:
