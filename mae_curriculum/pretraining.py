@@ -16,7 +16,7 @@ from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages, TrainingImage
 from mae_curriculum.data.sources import Images, names_fingerprint, open_together
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
-from mae_curriculum.evaluation.knn import index_of_pool, knn_of_encoder, why_no_knn
+from mae_curriculum.evaluation.knn import find_pool, knn_of_encoder, why_no_knn
 from mae_curriculum.evaluation.reconstruction import choose_spread, reconstruct_images
 from mae_curriculum.evaluation.speedup import describe_costs, summarize_costs
 from mae_curriculum.evaluation.start import describe_evaluation, read_start, refuse_decline
@@ -34,9 +34,11 @@ from mae_curriculum.pretraining_config import (
 )
 from mae_curriculum.report.figures import draw_reconstructions
 from mae_curriculum.run.stop import EXIT_RESUMABLE
+from mae_curriculum.terminal import format_epochs
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import without_curriculum
 from mae_curriculum.training.inputs import MaskedInputs
+from mae_curriculum.training.learning_rate import warmup_share
 from mae_curriculum.training.loop import Check, Hooks, watch_for_stop
 from mae_curriculum.training.optimizer import build_optimizer
 from mae_curriculum.training.run import run_training
@@ -114,7 +116,7 @@ def set_up(
     config, weights  as `resolve_init` returns them.
     """
     model = build_start(config, weights).to(world.device)
-    index_of_pool(model, config.knn)  # refuses one that the model lacks, before training
+    find_pool(model, config.knn)  # refuses one that the model lacks, before training
     mean, std = config.data.statistics(model.channels)
     clock = build_clock(config, model.shape, images_per_epoch=len(images), processes=world.world_size)
     start = "" if weights is None else f", weights {fingerprint(weights.encoder | weights.decoder)}"
@@ -125,7 +127,7 @@ def set_up(
         images=images,
         data_fingerprint=names_fingerprint(images) + start,
         dataset=TrainingImages(images, model.image_size, model.channels, config.curriculum.augmentation, config.seed),
-        inputs=MaskedInputs(world, model.shape, config.seed, mean, std, config.curriculum.resize),
+        inputs=MaskedInputs(world, model.shape, config.seed, mean, std),
         model=model,
         optimizer=build_optimizer(model, config.optim),
         clock=clock,
@@ -158,7 +160,7 @@ def build_hooks(
         if knn is not None:
             return {"knn": knn}
         if starts:
-            mask_ratio = config.model.mask_ratio
+            mask_ratio = config.model.mask_ratio  # not a stage's: evaluations of a run compare
             return measure_unlabeled(model, images if val is None else val, mask_ratio=mask_ratio, inference=inference)
         return {}
 
@@ -168,7 +170,8 @@ def build_hooks(
         start = world.on_main(partial(read_start, session.journal)) if steps_done else {}
         world.log(f"after step {steps_done}: {describe_evaluation(found, start)}")
         if config.stop_below_start:
-            world.on_main(partial(refuse_decline, session.journal, training.clock.total_steps, config.optim.warmup))
+            warmup = warmup_share(training.clock, config.optim)
+            world.on_main(partial(refuse_decline, session.journal, training.clock, warmup))
 
     def conclude(stopwatch: Stopwatch, check: Check) -> dict[str, Any]:
         return summarize(training, config, session, stopwatch, partial(measure, check=check), check)
@@ -207,7 +210,6 @@ def picture_hook(
                 seed=config.seed,
                 mean=mean,
                 std=std,
-                resize=config.curriculum.resize,
             )
         title = f"{session.folder.path.name}: step {steps_done} of {clock.total_steps}, "
         title += f"end of stage {span.index + 1} of {len(clock.spans)}"
@@ -241,7 +243,6 @@ def summarize(
     start = training.world.on_main(partial(read_start, journal))
     return costs | {
         "model": config.model.name,
-        "epochs": config.epochs,
         "knn": found.get("knn"),
         "knn_start": start.get("knn"),
         "knn_untrained": untrained.get("knn"),
@@ -256,7 +257,7 @@ def describe(config: PretrainConfig, result: PretrainResult) -> str:
     """Return a result as text for someone who has not read the README."""
     summary, run, source = result.summary, config.run, config.data.source
     lines = [
-        f"pretrained {summary['model']} on {source}, {summary['epochs']} equivalent epochs",
+        f"pretrained {summary['model']} on {source}, {format_epochs(summary['epochs'], summary.get('real_epochs'))}",
         describe_costs(summary),
     ]
     if summary["end"]:
