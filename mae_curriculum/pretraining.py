@@ -16,7 +16,7 @@ from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages, TrainingImage
 from mae_curriculum.data.sources import Images, names_fingerprint, open_together
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
-from mae_curriculum.evaluation.knn import knn_of_encoder, why_no_knn
+from mae_curriculum.evaluation.knn import find_pool, knn_of_encoder, why_no_knn
 from mae_curriculum.evaluation.reconstruction import choose_spread, reconstruct_images
 from mae_curriculum.evaluation.speedup import describe_costs, summarize_costs
 from mae_curriculum.evaluation.start import describe_evaluation, read_start, refuse_decline
@@ -116,6 +116,7 @@ def set_up(
     config, weights  as `resolve_init` returns them.
     """
     model = build_start(config, weights).to(world.device)
+    find_pool(model, config.knn)  # refuses one that the model lacks, before training
     mean, std = config.data.statistics(model.channels)
     clock = build_clock(config, model.shape, images_per_epoch=len(images), processes=world.world_size)
     start = "" if weights is None else f", weights {fingerprint(weights.encoder | weights.decoder)}"

@@ -124,7 +124,7 @@ def build_clock(config: PretrainConfig, shape: ModelShape, *, images_per_epoch: 
                 "be masked; make it larger, or model.patch_size smaller"
             )
         if not shape.holds_blocks(span.size):
-            fitting = ", ".join(map(str, sizes_of_blocks(shape)))
+            fitting = ", ".join(f"{size} ({side(pixels)} px)" for size, pixels in sizes_of_blocks(shape).items())
             raise ConfigError(
                 f"curriculum.stages: size {stage.size} ({side(span.size)} px here) has a grid of "
                 f"{side(shape.grid(span.size))} patches, which model.mask_block {shape.mask_block} does not divide; "
@@ -133,9 +133,10 @@ def build_clock(config: PretrainConfig, shape: ModelShape, *, images_per_epoch: 
     return clock
 
 
-def sizes_of_blocks(shape: ModelShape) -> list[int]:
-    """Return the sizes of a stage, at the reference of 224, at which an image is made of whole blocks."""
+def sizes_of_blocks(shape: ModelShape) -> dict[int, tuple[int, int]]:
+    """Return the sizes of a stage, at the reference of 224 and in pixels, at which an image is made of whole blocks."""
     full, patch = shape.encoder.image_size, shape.encoder.patch_size
     sides = range(patch[0] * shape.mask_block, full[0] + 1, patch[0] * shape.mask_block)
     sizes = [round(REFERENCE_SIZE * pixels / full[0]) for pixels in sides]
-    return [size for size in sizes if shape.holds_blocks(stage_size(size, full, patch))]
+    pixels = {size: stage_size(size, full, patch) for size in sizes}
+    return {size: height_width for size, height_width in pixels.items() if shape.holds_blocks(height_width)}

@@ -322,6 +322,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "data.std must be above 0, got []": {"data__std": "[]"},
     "data.image_count is 9, but digits has 1438": {"data__image_count": 9},
     "optim.warmup is a share of the run": {"optim__warmup": 5},
+    "knn.pool: this encoder has no class_avg, only token, avg": {"knn__pool": "class_avg"},
     "got warmup 0.05 and warmup_epochs 1.0; set one of them to null": {"optim__warmup_epochs": 1},
     "mask_ratio must be above 0 and below 1, or null, got 1.5": {
         "curriculum__stages": '[{"share": 1.0, "size": 224, "mask_ratio": 1.5}]'

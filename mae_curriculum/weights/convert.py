@@ -96,10 +96,16 @@ def _refuse_other_network(own: ModelConfig, wanted: ModelConfig, what: object) -
             f"init: {what} has {blocks[0]}, the settings ask for {blocks[1]}; choose other weights, or leave out "
             + ", ".join(f"model.{key}" for key in asked)
         )
+    differing = ", ".join(f"model.{key}" for key in asked)
     different = actual.encoder.state_dict().keys() ^ expected.encoder.state_dict().keys()
     if different:
-        differing = ", ".join(f"model.{key}" for key in asked)
         raise ConfigError(f"init: {what} and the settings differ in {format_keys(different)}; leave out {differing}")
+    tokens = [
+        f"{model.class_tokens} class tokens, {model.shape.encoder.prefix_tokens} with registers"
+        for model in (actual, expected)
+    ]
+    if tokens[0] != tokens[1]:
+        raise ConfigError(f"init: {what} has {tokens[0]}, the settings ask for {tokens[1]}; leave out {differing}")
 
 
 def _keep_decoder(

@@ -146,6 +146,17 @@ def test_another_network_is_refused(wanted: dict[str, Any], message: str) -> Non
         started(weights_of(), **wanted)
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    [{"class_tokens": 4}, {"name": SMALL.name, "width": 48, "depth": 2, "heads": 3, "options": {"reg_tokens": 1}}],
+)
+def test_another_number_of_class_tokens_is_refused(wanted: dict[str, Any]) -> None:
+    weights = weights_of(replace(SMALL, class_tokens=2))
+    assert model_of(weights).class_tokens == 2
+    with pytest.raises(ConfigError, match="theirs has 2 class tokens, 2 with registers, .* leave out model"):
+        started(weights, **wanted)
+
+
 def test_only_three_channels_become_others() -> None:
     with pytest.raises(ConfigError, match="theirs takes 1 channels, .*; set model.channels to 1"):
         started(weights_of(replace(SMALL, channels=1)))
