@@ -81,15 +81,15 @@ class ModelConfig:
         for name in COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {value}")
-        if self.target_from == "full" and self.target != "hog":
-            raise ConfigError(
-                f"model.target_from: full is possible with model.target hog only, got {self.target}; leave it out, or "
-                "set model.target to hog"
-            )
         taken = [key for key in ("class_token", "reg_tokens") if key in self.options]
         if self.class_tokens > 1 and taken:
             raise ConfigError(
                 f"model.class_tokens: {self.class_tokens} sets timm's {taken[0]}; omit it in model.options"
+            )
+        if self.target_from == "full" and self.target != "hog":
+            raise ConfigError(
+                f"model.target_from: full is possible with model.target hog only, got {self.target}; leave it out, or "
+                "set model.target to hog"
             )
         mlp_ratio = self.decoder_options.get("mlp_ratio", 4.0)
         if not isinstance(mlp_ratio, int | float) or mlp_ratio <= 0:
