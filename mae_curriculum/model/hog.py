@@ -27,7 +27,7 @@ def hog(images: Tensor, cells: tuple[int, int]) -> Tensor:
     magnitude, bins = gradients(images.float())
     rows, columns = (area_weights(*sides, images.device) for sides in zip(images.shape[-2:], cells, strict=True))
     with torch.autocast(images.device.type, enabled=False):
-        # no scatter_add, though it is shorter: on a GPU its sums have other bits each time
+        # no scatter_add: on a GPU, its sums have other bits each time
         votes = [rows @ torch.where(bins == number, magnitude, 0.0) for number in range(HOG_BINS)]
         return F.normalize(torch.stack(votes, dim=2) @ columns.T, dim=2)
 
