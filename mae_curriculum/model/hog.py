@@ -18,7 +18,7 @@ def hog(images: Tensor, cells: tuple[int, int]) -> Tensor:
     """Return a histogram of orientations per cell and channel, of length 1, or 0 where all pixels are equal.
 
     Each pixel votes with the magnitude of its gradient for the bin of its orientation. Brightness and contrast of a
-    channel drop out. No sum depends on the order of threads, so that a resumed run has the same bits.
+    channel drop out.
 
     images   (b, c, h, w).
     cells    per column and per row; a pixel between two of them votes in each for the share of its area.
@@ -27,6 +27,7 @@ def hog(images: Tensor, cells: tuple[int, int]) -> Tensor:
     magnitude, bins = gradients(images.float())
     rows, columns = (area_weights(*sides, images.device) for sides in zip(images.shape[-2:], cells, strict=True))
     with torch.autocast(images.device.type, enabled=False):
+        # no scatter_add: on a GPU, its sums have other bits each time
         votes = [rows @ torch.where(bins == number, magnitude, 0.0) for number in range(HOG_BINS)]
         return F.normalize(torch.stack(votes, dim=2) @ columns.T, dim=2)
 
