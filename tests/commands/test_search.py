@@ -161,6 +161,17 @@ def test_a_search_that_was_stopped_resumes_to_the_same_result(
     assert "(epochs: 2 -> 4)" in capsys.readouterr().err
 
 
+def test_a_run_that_diverges_has_no_score_and_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = small_search(tmp_path / "run", noise_folder(tmp_path / "images"))
+    high_rate = ["--pretrain.optim.base_lr", "1e12", "--pretrain.optim.warmup", "0", "--epochs", "8"]
+    assert main(["search", *flags, "--sizes", "112", "224", *high_rate]) == 2
+    error = capsys.readouterr().err
+    assert "1-112-seed0 has no score and loses: loss or gradient was not finite in 5 steps in a row" in error
+    assert error.endswith(
+        "error: search: all candidates of a round diverged; lower pretrain.optim.base_lr, in a new --run\n"
+    )
+
+
 def test_images_without_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = picture_folder(tmp_path / "images", 1, 10)
     assert main(["search", *small_search(tmp_path / "run", images / "class0")]) == 2
