@@ -52,18 +52,10 @@ def _draw_candidate(
     if before is not None and number > min(winner):
         axis.plot([number - 1, number], [before, place], color=OTHER, linewidth=1, zorder=0)
     axis.plot(number, place, "o", markersize=9, color=CHOSEN if row["chosen"] else OTHER, zorder=2)
-    text = format_accuracy(row["accuracy"])
+    below = {"xytext": (0, -8), "textcoords": "offset points", "ha": "center", "va": "top", "fontsize": 8}
     weight = "bold" if row["chosen"] else "normal"
-    axis.annotate(
-        text,
-        (number, place),
-        xytext=(0, -8),
-        textcoords="offset points",
-        ha="center",
-        va="top",
-        fontsize=8,
-        weight=weight,
-    )
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    axis.annotate(format_accuracy(row["accuracy"]), (number, place), weight=weight, bbox=box, **below)
 
 
 def _unit(facts: Mapping[str, Any]) -> str:

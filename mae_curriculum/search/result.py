@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import median, stdev
 from typing import Any
 
 from mae_curriculum.config import config_fingerprint, dump, plain
@@ -82,11 +82,8 @@ def format_row(row: Mapping[str, Any]) -> list[str]:
 
 def describe_choice(facts: Mapping[str, Any]) -> str:
     """Return how a search chose, in one line."""
-    tolerance = (
-        f", at most {100 * facts['tolerance']:g} points below the baseline" if facts["method"] == "greedy" else ""
-    )
-    seeds = ", ".join(map(str, facts["seeds"]))
-    return f"{facts['method']} search by kNN accuracy{tolerance}; mean over the seeds {seeds}"
+    tolerance = f", tolerance {facts['tolerance']:g}" if facts["method"] == "greedy" else ""
+    return f"{facts['method']} search by kNN accuracy{tolerance}; mean over the seeds {facts['seeds']}"
 
 
 def format_accuracy(accuracy: dict[str, Any] | None) -> str:
@@ -95,11 +92,25 @@ def format_accuracy(accuracy: dict[str, Any] | None) -> str:
 
 
 def describe_noise(facts: Mapping[str, Any]) -> str:
-    """Return how much scores differ between seeds, in one line."""
+    """Return how much scores, and what decides, their differences, depend on the seed, in one line."""
     if len(facts["seeds"]) < 2:
         return "one seed: how much of a difference is chance is not known"
-    deviations = [row["accuracy"]["std"] for row in facts["candidates"] if row["accuracy"]]
-    return f"standard deviation over the seeds: {100 * median(deviations):.1f} points (median of the candidates)"
+    scored = [row for row in facts["candidates"] if row["accuracy"]]
+    single = median(row["accuracy"]["std"] for row in scored)
+    text = f"standard deviation over the seeds (medians): {100 * single:.1f} points of a score"
+    chosen = {row["round"]: row for row in scored if row["chosen"]}
+    references = [scored[0] if facts["method"] == "greedy" else chosen[row["round"]] for row in scored]
+    differences = [differ(*pair) for pair in zip(scored, references, strict=True) if pair[0] is not pair[1]]
+    if not differences:
+        return text
+    reference = "the baseline" if facts["method"] == "greedy" else "the chosen one"
+    return f"{text}, {100 * median(differences):.1f} of its difference from {reference}"
+
+
+def differ(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Return the standard deviation over the seeds of the difference between two candidates' scores."""
+    values, others = (each["accuracy"]["values"] for each in (row, other))
+    return stdev(value - reference for value, reference in zip(values, others, strict=True))
 
 
 def format_stages(stages: Sequence[Mapping[str, Any]]) -> str:
