@@ -110,7 +110,8 @@ def describe_noise(facts: Mapping[str, Any]) -> str:
 def differ(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """Return the standard deviation over the seeds of the difference between two candidates' scores."""
     values, others = (each["accuracy"]["values"] for each in (row, other))
-    return stdev(value - reference for value, reference in zip(values, others, strict=True))
+    deviation: float = stdev(value - reference for value, reference in zip(values, others, strict=True))
+    return deviation
 
 
 def format_stages(stages: Sequence[Mapping[str, Any]]) -> str:
