@@ -8,11 +8,12 @@ from typing import Any, Literal
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Augmentation, Curriculum
 from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
+from mae_curriculum.evaluation.config import Block
 from mae_curriculum.precision import Precision
 from mae_curriculum.training.config import OptimConfig, TrainingConfig
 from mae_curriculum.weights.config import AutoencoderHints, EncoderHints
 
-Kind = Literal["linear", "attentive"]
+Kind = Literal["linear", "attentive", "ep"]
 Pool = Literal["token", "avg"]
 
 
@@ -91,16 +92,19 @@ class FinetuneConfig(LabeledConfig, TrainingConfig):
     """Label smoothing: fraction of the target spread evenly over all classes, at least 0 and below 1."""
     average_decay: float | None = None
     """Per-step decay, such as 0.9999, of an average of the weights, which is evaluated and kept; null for none."""
-    batch_size: int = 1024
-    """Images per optimizer step, across all devices."""
-    epochs: int = 100
-    """Equivalent epochs: passes over the data that the same run without a curriculum would make."""
+    batch_size: int | None = None
+    """Images per optimizer step, across all devices. null chooses from the number of images: 64 of up to 4,000, MAE's
+    1024 of ImageNet-1k."""
+    epochs: int | None = None
+    """Equivalent epochs: passes over the data that the same run without a curriculum would make. null chooses at least
+    MAE's 100, and 1,000 steps."""
     evaluate_every_epochs: int = exempt(1)
     """Equivalent epochs between evaluations."""
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
         LabeledConfig.__post_init__(self)
+        _refuse_masks(self.curriculum)
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ConfigError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         if min(self.mixup, self.cutmix) < 0:
@@ -129,9 +133,14 @@ class LinprobeConfig(LabeledConfig, TrainingConfig):
     """Image size and augmentation over the run, given inline or as the name or path of a curriculum file."""
     head: Kind = "linear"
     """linear: BatchNorm without affine parameters and a linear layer, trained with LARS, whose momentum is the first of
-    `optim.betas`. attentive: attention over the patches with a learned query and a linear layer, trained with AdamW."""
-    grid: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-    """Learning rates as multiples of `optim.base_lr`: one head is trained with each, all on the same features."""
+    `optim.betas`. attentive: attention over the patches with a learned query and a linear layer, trained with AdamW.
+    ep: attention with several queries that are not projected (arXiv:2506.10178), likewise."""
+    block: Block = -1
+    """The last block that is used, counted like an index of Python, the encoder's final norm follows it; or all, for
+    separate linear heads on each block."""
+    grid: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+    """Learning rates as multiples of `optim.base_lr`: one head is trained with each, all on the same features. Batches
+    smaller than MAE's need the larger ones, as the best learning rate of LARS hardly falls with the batch."""
     pools: tuple[Pool, ...] = ("token", "avg")
     """Inputs to the linear heads, class token (token) or patch mean (avg): separate heads are trained on each."""
     held_out: float = 0.1
@@ -140,16 +149,18 @@ class LinprobeConfig(LabeledConfig, TrainingConfig):
     """Use random crops and flips; if false, the encoder runs once over unchanged images and its features are cached."""
     optim: OptimConfig = OptimConfig(base_lr=0.1, warmup=0.11, weight_decay=0.0)
     """Optimizer and learning rate."""
-    batch_size: int = 16384
-    """Images per optimizer step, across all devices."""
-    epochs: int = 90
-    """Passes over the images."""
+    batch_size: int | None = None
+    """Images per optimizer step, across all devices. null chooses from the number of images: 64 of up to 4,000, MAE's
+    16384 of ImageNet-1k."""
+    epochs: int | None = None
+    """Passes over the images. null chooses at least MAE's 90, and 1,000 steps."""
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
         LabeledConfig.__post_init__(self)
+        _refuse_masks(self.curriculum)
         self._check_heads()
-        if self.head == "attentive":
+        if self.head != "linear":
             self._check_attention()
         if not self.augment:
             self._check_unchanged_images()
@@ -161,16 +172,24 @@ class LinprobeConfig(LabeledConfig, TrainingConfig):
             raise ConfigError(f"pools: token, avg, or both, got {list(self.pools)}")
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"held_out must be at least 0 and below 1, got {self.held_out}")
-        if self.head_count > 1 and self.held_out == 0:
-            raise ConfigError(f"held_out: choosing among {self.head_count} heads needs held-out images")
-        if self.head_count > 1 and self.optim.clip_norm is not None:
+        several = self.head_count > 1 or self.block == "all"
+        if several and self.held_out == 0:
+            heads = "the heads of all blocks" if self.block == "all" else f"{self.head_count} heads"
+            raise ConfigError(f"held_out: choosing among {heads} needs held-out images")
+        if several and self.optim.clip_norm is not None:
             raise ConfigError("optim.clip_norm would clip all heads by one norm; omit it, or train a single head")
 
     def _check_attention(self) -> None:
         if not self.augment:
-            raise ConfigError("augment: an attentive head needs every patch, and these are not cached; leave it true")
+            raise ConfigError(
+                f"augment: a head of kind {self.head} needs every patch, and these are not cached; leave it true"
+            )
+        if self.block != -1:
+            raise ConfigError(f"block: heads with attention see the last block only, got {self.block}; omit it")
         if self.optim.base_lr > 0.01:
-            raise ConfigError(f"optim.base_lr: attentive heads use AdamW, so at most 0.01; got {self.optim.base_lr}")
+            raise ConfigError(
+                f"optim.base_lr: heads with attention use AdamW, so at most 0.01; got {self.optim.base_lr}"
+            )
 
     def _check_unchanged_images(self) -> None:
         sizes = [stage.size for stage in self.curriculum.stages]
@@ -179,7 +198,7 @@ class LinprobeConfig(LabeledConfig, TrainingConfig):
 
     @property
     def head_count(self) -> int:
-        """Number of heads that are trained."""
+        """Number of heads that are trained on each block."""
         return len(self.grid) * (len(self.pools) if self.head == "linear" else 1)
 
 
@@ -191,6 +210,9 @@ class FewshotConfig(LabeledConfig):
     """Folder for results.json."""
     checkpoint: Path = field(kw_only=True)
     """Pretraining run, or any ViT checkpoint that can be imported."""
+    block: Block = -1
+    """The last block that is used, counted like an index of Python, the encoder's final norm follows it; or all, to
+    measure each block in one pass over the images."""
     shots: tuple[float, ...] = (1, 5, 10)
     """Labels to train on: 1 and above are images per class; below 1, such as 0.01, a fraction of all images."""
     regularization: float = 1.0
@@ -258,6 +280,14 @@ class ExportConfig:
 def _refuse_existing(path: Path) -> None:
     if path.exists():
         raise ConfigError(f"out: {path} exists; remove it or choose another")
+
+
+def _refuse_masks(curriculum: Curriculum) -> None:
+    ratios = [stage.mask_ratio for stage in curriculum.stages if stage.mask_ratio is not None]
+    if ratios:
+        raise ConfigError(
+            f"curriculum.stages: mask_ratio is for pretraining, where patches are hidden, got {ratios[0]}; omit it"
+        )
 
 
 @dataclass(frozen=True)

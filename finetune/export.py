@@ -88,7 +88,7 @@ def model_card(net: Any, description: Description, config: ExportConfig) -> str:
 def pooling(net: Any, description: Description) -> str:
     """Return how a network pools its features."""
     if description.attentive:
-        return "attention of a learned query over the patches"
+        return f"attention of {'several learned queries' if description.ep else 'a learned query'} over the patches"
     own = getattr(net, "global_pool", None)
     kinds = [module.pool_type for module in net.modules() if isinstance(getattr(module, "pool_type", None), str)]
     return own if isinstance(own, str) else kinds[0] if kinds else "that of the architecture"

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.choices import settle
 from finetune.classifier import Classifier, build_classifier
 from finetune.config import FinetuneConfig
 from finetune.confusion import draw_confusion
@@ -75,6 +76,7 @@ def finetune_once(
     stop: Stop,
 ) -> dict[str, Any] | None:
     """Fine-tune with one seed, or resume; returns the summary, None if the run was asked to stop."""
+    config = settle(config, len(train.images), world)
     training, notes = set_up(config, weights, train, world)
     hooks = partial(build_hooks, training, config, val, notes)
     summary = run_training(training, command="finetune", stop=stop, build_hooks=hooks)
@@ -149,8 +151,8 @@ class LabeledInputs:
     def __call__(self, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor]:
         """Return images (b, c, h, w) and targets (b, classes) that sum to 1."""
         config, to_device = self.config, self.world.to_device
-        resize = config.curriculum.resize
-        images = preprocess(to_device(batch.images), moment.size, mean=self.mean, std=self.std, resize=resize)
+        view = moment.view
+        images = preprocess(to_device(batch.images), view.size, mean=self.mean, std=self.std, resize=view.resize)
         labels = to_device(self.labels[batch.ids])
         torch.manual_seed(position_seed(config.seed, moment.step, batch.places.start))  # drop path draws from it
         if self.mixer is not None:
@@ -170,7 +172,7 @@ def set_up(
     check_channels(config, model.channels)
     clock = build_clock(config, model, len(train.images), world)
     model.make_ready_({span.size for span in clock.spans}, world.device)
-    mixer = build_mixer(config, clock, class_count)
+    mixer = build_mixer(config, class_count)
     layer_decay = config.layer_decay or (1.0 if weights is None else DEFAULT_LAYER_DECAY)
     groups = layer_decay_groups(model.net, config.optim.weight_decay, layer_decay)
     ema = None
@@ -198,13 +200,12 @@ def set_up(
     return training, notes
 
 
-def build_mixer(config: FinetuneConfig, clock: Clock, class_count: int) -> Any:
+def build_mixer(config: FinetuneConfig, class_count: int) -> Any:
     """Return timm's Mixup, None for neither mixup nor cutmix; raises ConfigError for odd batches."""
     if config.mixup == 0 and config.cutmix == 0:
         return None
-    odd = [span.batch_images for span in clock.spans if span.batch_images % 2]
-    if odd:
-        raise ConfigError(f"batch_size: mixup and cutmix mix pairs, so a batch must be even, got {odd[0]}")
+    if config.batch_size % 2:
+        raise ConfigError(f"batch_size: mixup and cutmix mix pairs, so a batch must be even, got {config.batch_size}")
     return Mixup(  # type: ignore[no-untyped-call]
         config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=class_count
     )

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
+from finetune.attention import build_attention
 from finetune.config import Kind
+
+View = tuple[int, str]
+"""A number of a block, counted from 0, and a pooling of its tokens: token, avg; attention or ep of heads with these."""
 
 
 class Heads(nn.Module):
@@ -16,29 +19,32 @@ class Heads(nn.Module):
     def __init__(
         self,
         kind: Kind,
-        pools: Sequence[str],
+        views: Sequence[View],
         grid: Sequence[float],
         *,
         width: int,
         attention_heads: int,
         class_count: int,
     ) -> None:
-        """Build a head for each pair of a pooling and a learning rate.
+        """Build a head for each pair of a view and a learning rate.
 
         kind             linear: BatchNorm without affine, and a linear layer. attentive: before these, attention of a
-                         learned query over all patches, and an MLP; there is one pooling then.
+                         learned query over all patches, and an MLP. ep: before these, EP's (`EfficientProbe`).
+                         Heads with attention have one view.
+        views            what the features are of an image.
         grid             learning rates, as multiples of the base learning rate.
         width            width of the encoder.
         attention_heads  heads of the attention.
         """
         super().__init__()
-        self.names = [(pool, factor) for pool in pools for factor in grid]
-        normed = pools if kind == "linear" else self.names  # each attention has an output of its own
+        self.names = [(view, factor) for view in views for factor in grid]
+        normed = views if kind == "linear" else self.names  # each attention has an output of its own
         self.norms = nn.ModuleList(nn.BatchNorm1d(width, affine=False, eps=1e-6) for _ in normed)
         self.linears = nn.ModuleList(nn.Linear(width, class_count) for _ in self.names)
         self.attentions = nn.ModuleList()
-        if kind == "attentive":
-            self.attentions.extend(AttentionPoolLatent(width, num_heads=attention_heads) for _ in self.names)
+        if kind != "linear":
+            ep = kind == "ep"
+            self.attentions.extend(build_attention(ep=ep, width=width, heads=attention_heads) for _ in self.names)
         for parameter in self.parameters():  # a diverging head must not cause the step of all to be skipped
             parameter.register_hook(lambda gradient: gradient.nan_to_num(0.0, 0.0, 0.0))  # type: ignore[no-untyped-call]
         for linear in self.linears:
@@ -51,7 +57,7 @@ class Heads(nn.Module):
 
         So each head trains as if it were alone.
 
-        features  (b, p, d) of each pooling, or (b, n, d) of all patches for attentive heads.
+        features  (b, v, d) of each view, or (b, n, d) of all patches for attentive heads.
         labels    (b,) int64.
         """
         logits = self.logits(features).float().nan_to_num()  # a diverging head gets no gradient and affects no other
@@ -67,7 +73,7 @@ class Heads(nn.Module):
             pairs = zip(self.norms, self.attentions, strict=True)
             pooled = [norm(attention(features)) for norm, attention in pairs]
         else:
-            normed = [norm(features[:, pool]) for pool, norm in enumerate(self.norms)]
+            normed = [norm(features[:, view]) for view, norm in enumerate(self.norms)]
             pooled = [one for one in normed for _ in range(len(self.linears) // len(normed))]
         return torch.stack([linear(one) for linear, one in zip(self.linears, pooled, strict=True)], dim=1)
 

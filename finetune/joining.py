@@ -24,11 +24,11 @@ def describe_probe(
     """Return the description of an encoder with a head.
 
     model  the configuration of the encoder.
-    pool   what the head sees: token, avg, or attention.
+    pool   what the head sees: token, avg, attention or ep.
     """
     norms_tokens = isinstance(encoder.encoder.fc_norm, nn.Identity)  # otherwise the pooled features
     arguments = timm_arguments(model) | {"img_size": encoder.image_size}
-    if pool == "attention":
+    if pool in ("attention", "ep"):
         arguments |= {"global_pool": "map", "final_norm": norms_tokens}  # it sees tokens, before any norm of features
     else:
         arguments |= {"global_pool": pool, "fc_norm": not norms_tokens}
@@ -42,7 +42,8 @@ def describe_probe(
         crop=crop,
         arguments=without_stated(arguments),
         norm_eps=model.norm_eps,
-        attentive=pool == "attention",
+        attentive=pool in ("attention", "ep"),
+        ep=pool == "ep",
     )
 
 

@@ -1,6 +1,7 @@
 """Linear and attentive probes of a frozen encoder: a grid of heads, trained side by side at the cost of one."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,9 +14,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from finetune.choices import settle
 from finetune.config import LinprobeConfig
 from finetune.evaluation import save_classifier
-from finetune.heads import Heads
+from finetune.heads import Heads, View
 from finetune.joining import describe_probe, join
 from finetune.labeled import LabeledImages, open_labeled
 from finetune.repeat import run_seeds
@@ -27,6 +29,7 @@ from mae_curriculum.data.preprocess import preprocess
 from mae_curriculum.data.sources import Images, names_fingerprint
 from mae_curriculum.data.subsets import Subset
 from mae_curriculum.distributed import World, connect
+from mae_curriculum.evaluation.blocks import find_blocks
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.results import format_percent, record, spread
 from mae_curriculum.model.config import ModelConfig
@@ -51,12 +54,14 @@ from mae_curriculum.weights.run_settings import resolve_source
 class FeatureRows(Dataset[tuple[Tensor, int, dict[str, str]]]):
     """Features kept on disk, instead of images."""
 
-    features: NDArray[np.float32]
+    features: Sequence[NDArray[np.float32]]
+    """(n, p, d) of each block."""
     ids: NDArray[np.int64]
 
     def __getitem__(self, request: Request) -> tuple[Tensor, int, dict[str, str]]:
-        """Return an image's features (p, d) and its index."""
-        return torch.from_numpy(self.features[self.ids[request.image]].copy()), request.image, {}
+        """Return an image's features (k, p, d) and its index."""
+        rows = np.stack([features[self.ids[request.image]] for features in self.features])
+        return torch.from_numpy(rows), request.image, {}
 
 
 def linprobe(config: LinprobeConfig) -> int:
@@ -70,8 +75,9 @@ def linprobe(config: LinprobeConfig) -> int:
         for pool in config.pools if config.head == "linear" else ():
             if pool not in encoder.pools:
                 raise ConfigError(f"pools: this encoder has no {pool}, only {', '.join(encoder.pools)}")
+        blocks = find_blocks(config.block, len(encoder.encoder.blocks))
         train, val = open_labeled(config.data, world)
-        probe_one = partial(probe_once, encoder=encoder, model=weights.model, train=train, val=val)
+        probe_one = partial(probe_once, encoder=encoder, blocks=blocks, model=weights.model, train=train, val=val)
         once = partial(probe_one, world=world, stop=stop)
         return run_seeds(config, world, once, conclude)
 
@@ -82,15 +88,23 @@ class Probe:
 
     encoder: MaskedAutoencoder
     config: LinprobeConfig
+    blocks: tuple[int, ...]
+    """Numbers of the blocks, counted from 0."""
+
+    @property
+    def views(self) -> list[View]:
+        """What the heads see: each pool of each block, or the patches of the last block."""
+        pools = {"linear": self.config.pools, "attentive": ("attention",), "ep": ("ep",)}[self.config.head]
+        return [(block, pool) for block in self.blocks for pool in pools]
 
     def select(self, features: Tensor) -> Tensor:
-        """Return of features in all pools (b, p, d) those that the heads use."""
-        return features[:, [self.encoder.pools.index(pool) for pool in self.config.pools]]
+        """Return of features of all blocks and pools (b, k, p, d) the views that the heads use (b, v, d)."""
+        return features[:, :, [self.encoder.pools.index(pool) for pool in self.config.pools]].flatten(1, 2)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return for images (b, c, h, w) the features of each pool (b, p, d), or each patch's (b, n, d), float32."""
+        """Return for images (b, c, h, w) the features of each view (b, v, d), or each patch's (b, n, d), float32."""
         if self.config.head == "linear":
-            return self.select(self.encoder.features(images).float())
+            return self.select(self.encoder.features_by_block(images, self.blocks).float())
         return self.encoder.tokens(images)[:, self.encoder.encoder.num_prefix_tokens :].float()
 
 
@@ -110,7 +124,7 @@ class FeatureInputs:
         if not config.augment:  # the batch holds features already
             return self.probe.select(values), labels
         mean, std = config.data.statistics(encoder.channels)
-        images = preprocess(values, moment.size, mean=mean, std=std, resize=config.curriculum.resize)
+        images = preprocess(values, moment.size, mean=mean, std=std, resize=moment.view.resize)
         with torch.no_grad(), self.world.autocast(config.precision):
             return self.probe(images), labels
 
@@ -118,6 +132,7 @@ class FeatureInputs:
 def probe_once(
     config: LinprobeConfig,
     encoder: MaskedAutoencoder,
+    blocks: tuple[int, ...],
     model: ModelConfig,
     train: LabeledImages,
     val: LabeledImages,
@@ -127,7 +142,8 @@ def probe_once(
     """Train heads with one seed and choose one, or resume; returns the summary, None if the run was asked to stop."""
     inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
     learning, held_out = hold_out_labeled(train, config.held_out, seed=config.seed)
-    probe = Probe(encoder, config)
+    config = settle(config, len(learning.images), world)
+    probe = Probe(encoder, config, blocks)
     training = set_up(config, probe, learning, world, inference)
 
     def conclude(session: RunSession, stopwatch: Stopwatch, check: Check) -> dict[str, Any]:
@@ -158,11 +174,21 @@ def keep_chosen(
     classes: Sequence[str],
     chosen: dict[str, Any],
 ) -> None:
-    """Save the encoder, whose configuration is `model`, with the chosen head, so that one file classifies images."""
-    encoder, config = probe.encoder, probe.config
+    """Save the encoder, whose configuration is `model`, with the chosen head, so that one file classifies images.
+
+    Blocks after the chosen one are left out.
+    """
+    encoder, config, block = deepcopy(probe.encoder), probe.config, chosen["chosen"]["block"]
+    encoder.encoder.blocks = encoder.encoder.blocks[: block + 1]
     mean, std = config.data.statistics(encoder.channels)
     description = describe_probe(
-        encoder, model, classes=tuple(classes), pool=chosen["chosen"]["pool"], mean=mean, std=std, crop=config.crop
+        encoder,
+        replace(model, depth=block + 1),
+        classes=tuple(classes),
+        pool=chosen["chosen"]["pool"],
+        mean=mean,
+        std=std,
+        crop=config.crop,
     )
     number = list_heads(training.model, config).index(chosen["chosen"])
     net = join(encoder, training.model, number, description)
@@ -170,8 +196,10 @@ def keep_chosen(
 
 
 def list_heads(model: Heads, config: LinprobeConfig) -> list[dict[str, Any]]:
-    """Return the pooling and the learning rate of each head."""
-    return [{"pool": pool, "lr": factor * config.optim.base_lr} for pool, factor in model.names]
+    """Return the block, the pooling and the learning rate of each head."""
+    return [
+        {"block": block, "pool": pool, "lr": factor * config.optim.base_lr} for (block, pool), factor in model.names
+    ]
 
 
 def choose_head(
@@ -202,30 +230,29 @@ def hold_out_labeled(train: LabeledImages, share: float, *, seed: int) -> tuple[
     return subset(order[count:]), subset(order[:count]) if count else None
 
 
-def build_heads(config: LinprobeConfig, encoder: MaskedAutoencoder, class_count: int) -> Heads:
+def build_heads(config: LinprobeConfig, probe: Probe, class_count: int) -> Heads:
     """Build the heads; the global random state is left as it was."""
+    encoder = probe.encoder.encoder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return Heads(
             config.head,
-            config.pools if config.head == "linear" else ("attention",),
+            probe.views,
             config.grid,
-            width=encoder.encoder.embed_dim,
-            attention_heads=encoder.encoder.blocks[0].attn.num_heads,
+            width=encoder.embed_dim,
+            attention_heads=encoder.blocks[0].attn.num_heads,
             class_count=class_count,
         )
 
 
-def open_dataset(
-    config: LinprobeConfig, encoder: MaskedAutoencoder, learning: LabeledImages, inference: Inference
-) -> tuple[Dataset[Any], Images, Tensor]:
+def open_dataset(probe: Probe, learning: LabeledImages, inference: Inference) -> tuple[Dataset[Any], Images, Tensor]:
     """Return the data set of augmented images or of features, with the images in it and their labels."""
-    images, labels = learning.images, learning.labels
+    config, encoder, images, labels = probe.config, probe.encoder, learning.images, learning.labels
     if config.augment:
         augmentation = config.curriculum.augmentation
         return TrainingImages(images, encoder.image_size, encoder.channels, augmentation, config.seed), images, labels
-    features = inference.cached(encoder, images)
-    intact = np.flatnonzero(np.isfinite(features[:, 0, 0]))  # broken images have no features
+    features = inference.cached(encoder, images, probe.blocks)
+    intact = np.flatnonzero(np.isfinite(features[0][:, 0, 0]))  # broken images have no features
     return FeatureRows(features, intact), Subset(images, intact.tolist()), labels[intact]
 
 
@@ -234,9 +261,9 @@ def set_up(
 ) -> Training[Heads]:
     """Build the heads and all that trains them."""
     encoder = probe.encoder
-    model = build_heads(config, encoder, len(learning.classes)).to(world.device)
+    model = build_heads(config, probe, len(learning.classes)).to(world.device)
     check_channels(config, encoder.channels)
-    dataset, images, labels = open_dataset(config, encoder, learning, inference)
+    dataset, images, labels = open_dataset(probe, learning, inference)
     clock = build_training_clock(
         config,
         image_size=encoder.image_size,
@@ -283,21 +310,11 @@ def measure(model: Heads, probe: Probe, side: LabeledImages, inference: Inferenc
 
 def conclude(config: LinprobeConfig, summaries: list[dict[str, Any]]) -> None:
     """Print and record the results of all seeds."""
-    rows = [["seed", "pool", "lr", "held out", "val", ""]]
+    bests = [best_by_block(summary["heads"]) for summary in summaries]
+    rows = [["seed", "block", "pool", "lr", "held out", "val", ""]]
     for number, summary in enumerate(summaries):
-        for head in summary["heads"]:
-            chosen = all(head[key] == value for key, value in summary["chosen"].items())
-            chosen_by = "" if head["held_out_accuracy"] is None else f"{head['held_out_accuracy']:.4f}"
-            rows.append(
-                [
-                    str(config.seed + number),
-                    head["pool"],
-                    f"{head['lr']:g}",
-                    chosen_by,
-                    f"{head['accuracy']:.4f}",
-                    "chosen" if chosen else "",
-                ]
-            )
+        shown = bests[number] if config.block == "all" else summary["heads"]
+        rows += [format_head(head, summary["chosen"], seed=config.seed + number) for head in shown]
     accuracy = spread([summary["accuracy"] for summary in summaries])
     print(format_table(rows))
     print(f"{config.head} probe: accuracy {format_percent(accuracy)} of the head that did best on the images held out")
@@ -305,8 +322,35 @@ def conclude(config: LinprobeConfig, summaries: list[dict[str, Any]]) -> None:
         "source": config.data.source,
         "seeds": [config.seed + number for number in range(len(summaries))],
         "head": config.head,
+        "block": config.block,
         "accuracy": accuracy,
         "chosen": [summary["chosen"] for summary in summaries],
         "train_seconds": spread([summary["train_seconds"] for summary in summaries]),
     }
+    if config.block == "all":
+        result["by_block"] = [spread([head["accuracy"] for head in heads]) for heads in zip(*bests, strict=True)]
     record("linprobe", result, config, run=config.run, checkpoint=config.checkpoint)
+
+
+def best_by_block(heads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the head of each block that did best on the images held out; without any, there is one head."""
+    best: dict[int, dict[str, Any]] = {}
+    for head in heads:
+        block = head["block"]
+        if block not in best or head["held_out_accuracy"] > best[block]["held_out_accuracy"]:
+            best[block] = head
+    return list(best.values())
+
+
+def format_head(head: dict[str, Any], chosen: dict[str, Any], *, seed: int) -> list[str]:
+    """Format a head as a row of the table."""
+    held_out = head["held_out_accuracy"]
+    return [
+        str(seed),
+        str(head["block"]),
+        head["pool"],
+        f"{head['lr']:g}",
+        "" if held_out is None else f"{held_out:.4f}",
+        f"{head['accuracy']:.4f}",
+        "chosen" if chosen.items() <= head.items() else "",
+    ]

@@ -10,9 +10,9 @@ from typing import Any
 
 import timm
 from safetensors.torch import load_file
-from timm.layers.attention_pool import AttentionPoolLatent
 from torch import nn
 
+from finetune.attention import build_attention
 from finetune.classifier import CREATION_ERRORS, Classifier
 from mae_curriculum.config import ConfigError, load_part, plain
 from mae_curriculum.files import read_json
@@ -58,6 +58,8 @@ class Description:
     """Epsilon of the layer norms; null for that of the architecture."""
     attentive: bool = False
     """Whether the patches of the ViT are pooled by the attention of `Heads`, which has no norm, unlike timm's."""
+    ep: bool = False
+    """Whether this attention is that of EP."""
 
 
 def describe(
@@ -98,7 +100,7 @@ def build(description: Description) -> Any:
     except CREATION_ERRORS as error:
         raise ConfigError(f"timm cannot build {description.architecture} with {arguments}: {error}") from error
     if description.attentive:
-        net.attn_pool = AttentionPoolLatent(net.embed_dim, num_heads=net.blocks[0].attn.num_heads)
+        net.attn_pool = build_attention(ep=description.ep, width=net.embed_dim, heads=net.blocks[0].attn.num_heads)
     return net.eval()
 
 

@@ -181,12 +181,13 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _keys(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every dotted key of a config class with its type, including the keys of list items."""
+    """Yield every dotted key of a config class with its type; keys of list items, which have no flag, contain []."""
     for f in fields(kind):
         yield prefix + f.name, f.type
-        for part in (f.type, *get_args(f.type)):
-            if is_dataclass(part):
-                yield from _keys(part, f"{prefix}{f.name}.")
+        if is_dataclass(f.type):
+            yield from _keys(f.type, f"{prefix}{f.name}.")
+        for item in filter(is_dataclass, get_args(f.type)):
+            yield from _keys(item, f"{prefix}{f.name}[].")
 
 
 def _refuse_nulls(namespace: Any, config_class: type) -> None:

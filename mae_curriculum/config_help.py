@@ -146,7 +146,7 @@ def name_type(kind: Any) -> str:
     if is_dataclass(kind):
         return f"{{{', '.join(f.name for f in fields(kind))}}}"
     if get_origin(kind) is Literal:
-        return f"one of {', '.join(options)}"
+        return f"one of {', '.join(options)}" if len(options) > 1 else options[0]
     if get_origin(kind) is tuple and ... in options:
         item = name_type(options[0])
         return f"list of {item}s" if options[0] in TYPE_NAMES else f"list of {item.removeprefix('one of ')}"

@@ -34,9 +34,11 @@ from mae_curriculum.pretraining_config import (
 )
 from mae_curriculum.report.figures import draw_reconstructions
 from mae_curriculum.run.stop import EXIT_RESUMABLE, Stop
+from mae_curriculum.terminal import format_epochs
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import without_curriculum
 from mae_curriculum.training.inputs import MaskedInputs
+from mae_curriculum.training.learning_rate import warmup_share
 from mae_curriculum.training.loop import Check, Hooks, watch_for_stop
 from mae_curriculum.training.optimizer import build_optimizer
 from mae_curriculum.training.run import run_training
@@ -129,7 +131,7 @@ def set_up(
         images=images,
         data_fingerprint=names_fingerprint(images) + start,
         dataset=TrainingImages(images, model.image_size, model.channels, config.curriculum.augmentation, config.seed),
-        inputs=MaskedInputs(world, model.shape, config.seed, mean, std, config.curriculum.resize),
+        inputs=MaskedInputs(world, model.shape, config.seed, mean, std),
         model=model,
         optimizer=build_optimizer(model, config.optim),
         clock=clock,
@@ -162,7 +164,7 @@ def build_hooks(
         if knn is not None:
             return {"knn": knn}
         if starts:
-            mask_ratio = config.model.mask_ratio
+            mask_ratio = config.model.mask_ratio  # not a stage's: evaluations of a run compare
             return measure_unlabeled(model, images if val is None else val, mask_ratio=mask_ratio, inference=inference)
         return {}
 
@@ -172,7 +174,8 @@ def build_hooks(
         start = world.on_main(partial(read_start, session.journal)) if steps_done else {}
         world.log(f"after step {steps_done}: {describe_evaluation(found, start)}")
         if config.stop_below_start:
-            world.on_main(partial(refuse_decline, session.journal, training.clock.total_steps, config.optim.warmup))
+            warmup = warmup_share(training.clock, config.optim)
+            world.on_main(partial(refuse_decline, session.journal, training.clock, warmup))
 
     def conclude(stopwatch: Stopwatch, check: Check) -> dict[str, Any]:
         return summarize(training, config, session, stopwatch, partial(measure, check=check), check)
@@ -211,7 +214,6 @@ def picture_hook(
                 seed=config.seed,
                 mean=mean,
                 std=std,
-                resize=config.curriculum.resize,
             )
         title = f"{session.folder.path.name}: step {steps_done} of {clock.total_steps}, "
         title += f"end of stage {span.index + 1} of {len(clock.spans)}"
@@ -245,7 +247,6 @@ def summarize(
     start = training.world.on_main(partial(read_start, journal))
     return costs | {
         "model": config.model.name,
-        "epochs": config.epochs,
         "knn": found.get("knn"),
         "knn_start": start.get("knn"),
         "knn_untrained": untrained.get("knn"),
@@ -260,7 +261,7 @@ def describe(config: PretrainConfig, result: PretrainResult) -> str:
     """Return a result as text for someone who has not read the README."""
     summary, run, source = result.summary, config.run, config.data.source
     lines = [
-        f"pretrained {summary['model']} on {source}, {summary['epochs']} equivalent epochs",
+        f"pretrained {summary['model']} on {source}, {format_epochs(summary['epochs'], summary.get('real_epochs'))}",
         describe_costs(summary),
     ]
     if summary["end"]:

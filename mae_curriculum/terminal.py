@@ -117,6 +117,11 @@ def format_count(count: float | None) -> str:
     return format_or_dash(count, "{:,.0f}")
 
 
+def format_epochs(equivalent: float, real: float | None) -> str:
+    """Format a length in equivalent epochs and in passes over the data: 400 equivalent epochs (909.2 real)."""
+    return f"{equivalent:g} equivalent epochs ({format_or_dash(real, '{:.1f}')} real)"
+
+
 def format_flops(flops: float | None) -> str:
     """Format FLOPs, such as 7.73e19."""
     return format_or_dash(flops, "{:.2e}").replace("e+", "e")
@@ -143,9 +148,20 @@ def format_number(value: float | None) -> str:
 
 
 def format_setting(value: Any) -> str:
-    """Format the value of a setting; a list of stages by their shares and sizes."""
+    """Format the value of a setting; a list of stages by their shares and sizes, and what else they set."""
     if value is None:
         return UNKNOWN
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return ", ".join(f"{100 * item.get('share', 0):.3g} % at {item.get('size')}" for item in value)
+        return ", ".join(map(_format_stage, value))
     return str(value)
+
+
+def _format_stage(stage: dict[str, Any]) -> str:
+    others = [f"{key} {value}" for key, value in own_settings(stage).items()]
+    return f"{100 * stage.get('share', 0):.3g} % at {stage.get('size')}" + (f" ({', '.join(others)})" if others else "")
+
+
+def own_settings(stage: dict[str, Any]) -> dict[str, Any]:
+    """Return what a stage sets besides its share and size."""
+    settings = {key: value for key, value in stage.items() if key not in ("share", "size") and value is not None}
+    return {key: value for key, value in settings.items() if (key, value) != ("batch_factor", 1)}

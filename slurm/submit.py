@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -129,12 +129,10 @@ def describe_resources(config: ClusterConfig) -> str:
 
 def describe_cost(settings: Any, config: SubmitConfig) -> str:
     """Format what `plan` computes for a pretraining: hours, starts at this time limit, bytes of its checkpoints."""
-    from mae_curriculum.commands.config import PlanConfig
     from mae_curriculum.commands.plan import compute_plan
 
     processes = config.nodes * config.processes_per_node
-    own = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    facts = compute_plan(PlanConfig(**own, devices=processes, rate=config.rate))
+    facts = compute_plan(settings, devices=processes, rate=config.rate)
     seconds, baseline_seconds = 3600 * facts["hours"], 3600 * facts["baseline_hours"]
     unit = "GPUs" if config.gpus_per_node else "processes"
     starts = max(1, math.ceil(seconds / parse_time_limit(config.time)))

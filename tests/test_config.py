@@ -117,7 +117,7 @@ MULTIPLYING = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join(8 * [f'*a{n
 ERRORS = {
     "epoch: 4": "'epoch' is not accepted; did you mean 'epochs'",
     "part: {paces: images}": "part.*paces.*did you mean 'part.pace'",
-    "part: {stages: [{share: 1.0, sizes: 3}]}": "Option 'sizes' is not accepted; did you mean 'part.stages.size'",
+    "part: {stages: [{share: 1.0, sizes: 3}]}": "Option 'sizes' is not accepted; did you mean 'part.stages\\[\\].size'",
     "epochs: 1.5": "epochs: Expected a int. Got value: 1.5",
     "epochs: true": "epochs: Expected a int. Got value: True",
     "part: {stages: [{share: 1.0, size: 8.5}]}": "part.stages: size: Expected a int. Got value: 8.5",

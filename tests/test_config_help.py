@@ -66,7 +66,7 @@ def test_help_all_describes_every_setting(command: str) -> None:
 
 def test_own_settings_come_first_and_parts_last_with_their_main_settings_before() -> None:
     found = flags(format_help(PlanConfig, "plan", full=False))
-    assert found[2:8] == ["json", "devices", "rate", "picture", "run", "micro_batch"]
+    assert found[2:10] == ["json", "devices", "rate", "nodes", "bandwidth", "picture", "run", "micro_batch"]
     assert found.index("data.source") < found.index("epochs") < found.index("model.")
     assert found[-7:] == ["curriculum.", "model.", "knn.", "data.", "optim.", "saving.", "tracking."]
 
@@ -83,7 +83,8 @@ def test_help_all_shows_the_defaults_of_the_command_and_the_items_of_lists() -> 
     full = " ".join(format_help(FinetuneConfig, "finetune", full=True).split())
     assert "--optim.base_lr Peak learning rate" in full
     assert "(number; default 0.0005) --optim.min_lr" in full
-    assert "(list of {share, size, batch_factor}; default [{share: 1.0, size: 224, batch_factor: 1.0}])" in full
+    fields = "share, size, batch_factor, mask_ratio, min_area, resize"
+    assert f"(list of {{{fields}}}; default [{{share: 1.0, size: 224, batch_factor: 1.0, mask_ratio: null, " in full
     assert " curriculum.stages[].size Image side" in full
 
 
@@ -96,8 +97,9 @@ def test_help_all_shows_the_defaults_of_the_command_and_the_items_of_lists() -> 
         (tuple[Literal["token", "avg"], ...], "list of token, avg"),
         (int | tuple[int, int] | None, "integer or [integer, integer]"),
         (Literal["a", "b"] | None, "one of a, b"),
+        (int | Literal["all"], "integer or all"),
         (dict[str, Any], "mapping"),
-        (tuple[Stage, ...], "list of {share, size, batch_factor}"),
+        (tuple[Stage, ...], "list of {share, size, batch_factor, mask_ratio, min_area, resize}"),
         (bool, "true or false"),
     ],
 )

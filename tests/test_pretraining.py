@@ -56,6 +56,7 @@ def test_a_run_ends_with_a_summary_of_its_accuracy_and_costs(finished: Path) -> 
         "config_fingerprint",
     } <= set(summary)
     assert summary["images"] == 67 * 64  # 3 * 1438 images are 67.4 batches
+    assert (summary["epochs"], summary["real_epochs"]) == (3, 67 * 64 / 1438)
     assert summary["speedup_flops"] == pytest.approx(summary["baseline_flops"] / summary["flops"])
     assert summary["speedup_flops"] > 1.2
     assert 0 < summary["knn_untrained"] < 1
@@ -80,6 +81,7 @@ def test_a_run_logs_its_stages_and_prints_its_result(finished: Path) -> None:
     text = (finished.parent / "finished.txt").read_text()
     assert "stage 1 of 3: 24 px, 40 steps of 64 images" in text
     assert "stage 3 of 3: 32 px" in text
+    assert "pretrained vit_tiny_patch16_224 on digits, 3 equivalent epochs (3.0 real)" in text
     assert "kNN accuracy" in text
     assert "9.44e+09 FLOPs instead of 1.42e+10 (1.51x fewer); " in text
     assert "by steps with and without it, timed in turn)" in text
@@ -96,6 +98,7 @@ def test_the_loss_falls_and_the_stages_change_as_planned(finished: Path) -> None
     at_ends = [40, 54, 67]
     assert [row["steps_done"] for row in steps] == sorted({*range(5, 67, 5), *at_ends})
     assert steps[-1]["images"] == 67 * 64
+    assert (steps[-1]["epochs"], steps[-1]["real_epochs"]) == (3, 67 * 64 / 1438)
 
 
 def test_a_finished_run_prints_its_summary_again_and_changes_nothing(
@@ -225,6 +228,9 @@ def test_plain_mae_is_the_curriculum_of_one_stage() -> None:
         {"precision": "bfloat16"},
         {"model__mask_ratio": 0.5},
         {"curriculum__stages": '[{"share": 1.0, "size": 112, "batch_factor": 0.5}]'},
+        {"curriculum__stages": '[{"share": 1.0, "size": 112, "mask_ratio": 0.5}]'},
+        {"curriculum__stages": '[{"share": 1.0, "size": 112, "min_area": 1.0}]'},
+        {"curriculum__stages": '[{"share": 1.0, "size": 112, "resize": "bicubic"}]'},
     ],
     ids=lambda changes: "-".join(map(str, next(iter(changes.items())))),
 )
@@ -302,7 +308,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "curriculum.stages.share: must be finite, got nan": {
         "curriculum__stages": "[{share: .nan, size: 112}, {share: 1.0, size: 224}]"
     },
-    "did you mean 'model.mask_ratio'": {"model__mask_ration": 0.5},
+    "did you mean 'curriculum.stages[].mask_ratio' or 'model.mask_ratio'": {"model__mask_ration": 0.5},
     "epochs: Expected one of int, NoneType. Got value: 1.5": {"epochs": 1.5},
     "data.std has 1 values, model.channels is 3": {"model__channels": 3, "data__mean": "null"},
     "curriculum.augmentation.randaug needs 1 or 3 channels, not 4": {
@@ -316,6 +322,10 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "data.std must be above 0, got []": {"data__std": "[]"},
     "data.image_count is 9, but digits has 1438": {"data__image_count": 9},
     "optim.warmup is a share of the run": {"optim__warmup": 5},
+    "got warmup 0.05 and warmup_epochs 1.0; set one of them to null": {"optim__warmup_epochs": 1},
+    "mask_ratio must be above 0 and below 1, or null, got 1.5": {
+        "curriculum__stages": '[{"share": 1.0, "size": 224, "mask_ratio": 1.5}]'
+    },
 }
 
 

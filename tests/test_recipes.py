@@ -1,5 +1,7 @@
 import re
+from bisect import bisect
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -10,7 +12,7 @@ import yaml
 from finetune.config import FinetuneConfig, LinprobeConfig
 from mae_curriculum.__main__ import COMMANDS as MAE_CURRICULUM
 from mae_curriculum.config import ConfigError, dump, load, load_file
-from mae_curriculum.curriculum.schedule import Augmentation, Curriculum
+from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.recipes import FOLDERS, find_file, list_recipes
 from mae_curriculum.search.config import SearchConfig
@@ -112,6 +114,42 @@ def test_a_recipe_of_a_search_loads_and_states_command_hardware_time_and_result(
     words = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     assert f"search --config {path.stem}" in words
     assert all(word in words for word in ("Hardware:", "Time:", "Result:"))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("efficienttrain_pp", [96] * 2 + [160] * 4 + [224] * 4),
+        ("efficienttrain_pp_large_batch", [96] * 2 + [160] * 4 + [224] * 4),
+        ("efficienttrain_pp_convnext", [160] * 6 + [224] * 4),
+        ("efficienttrain_pp_deit", [96] * 2 + [160] * 4 + [192] * 2 + [224] * 2),
+    ],
+)
+def test_each_tenth_of_the_compute_is_a_stage_of_efficienttrain_plus_plus(name: str, sizes: list[int]) -> None:
+    curriculum = Curriculum.preset(name)
+    clock = Clock(
+        curriculum,
+        image_size=(224, 224),
+        patch_size=(16, 16),
+        images_per_epoch=10_000,
+        epochs=30,
+        batch_images=100,
+    )
+    areas = [span.size[0] ** 2 for span in clock.spans for _ in range(span.images)]
+    compute = list(accumulate(areas))
+    tenths = [areas[bisect(compute, compute[-1] * (2 * tenth + 1) // 20)] for tenth in range(10)]
+    assert tenths == [size**2 for size in sizes]
+    edges = [areas[bisect(compute, compute[-1] * (100 * tenth + 1) // 1000)] for tenth in range(10)]
+    assert edges == tenths  # from the first hundredth of a tenth on
+    magnitudes = [clock.moment(step).magnitude for step in (0, clock.total_steps)]
+    assert magnitudes == [0, 9]
+
+
+def test_large_batches_early_have_as_many_pixels_in_a_step() -> None:
+    large = Curriculum.preset("efficienttrain_pp_large_batch")
+    assert [stage.batch_factor * stage.size**2 for stage in large.stages] == pytest.approx([224**2] * 3, rel=1e-4)
+    stages = tuple(replace(stage, batch_factor=1.0) for stage in large.stages)
+    assert replace(large, stages=stages) == Curriculum.preset("efficienttrain_pp")
 
 
 def test_the_recipe_none_is_one_stage_at_full_size() -> None:

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mae_curriculum.terminal import LOGGERS, configure_logging, format_duration, format_table, printable
+from mae_curriculum.terminal import LOGGERS, configure_logging, format_duration, format_setting, format_table, printable
 
 
 @pytest.fixture
@@ -33,6 +33,13 @@ def test_escape_codes_and_newlines_of_names_are_spelled_out_in_messages(capsys: 
     assert format_table([["\x1b]0;x\x07"]]) == "\\x1b]0;x\\x07"
     assert printable("\udcff") == "\\udcff"
     assert printable("a\u202eb") == "a\\u202eb"  # which would turn the rest of the line around
+
+
+def test_stages_are_shown_with_all_that_they_set() -> None:
+    plain = {"share": 0.6, "size": 160, "batch_factor": 1.0, "mask_ratio": None}
+    own = {"share": 0.4, "size": 224, "batch_factor": 2.0, "mask_ratio": 0.6, "resize": "bicubic"}
+    expected = "60 % at 160, 40 % at 224 (batch_factor 2.0, mask_ratio 0.6, resize bicubic)"
+    assert format_setting([plain, own]) == expected
 
 
 def test_durations_have_the_unit_that_fits() -> None:

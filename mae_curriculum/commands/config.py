@@ -5,9 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from mae_curriculum.commands.scaling import Hardware
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
-from mae_curriculum.evaluation.config import KnnConfig, Pool
+from mae_curriculum.evaluation.config import Block, KnnConfig, Pool
 from mae_curriculum.png import check_png
 from mae_curriculum.precision import Precision
 from mae_curriculum.pretraining_config import PretrainConfig
@@ -49,7 +50,12 @@ class PlanConfig(PretrainConfig):
     devices: int = 1
     """Number of processes of the run, which share each batch."""
     rate: float = 1000.0
-    """Training throughput of all devices together at full size, in images/s; other sizes are scaled by their FLOPs."""
+    """Training throughput of all devices together at full size, in images/s, without communication between nodes; other
+    sizes are scaled by their FLOPs."""
+    nodes: int = 1
+    """Number of machines with these devices; with several, steps also take the time in which gradients are averaged."""
+    bandwidth: float = 25.0
+    """Network bandwidth of a node in each direction, in GB/s; 25 is that of a 200 Gbit/s link."""
     picture: Path | None = None
     """PNG file for a figure of the curriculum, with the first training image as each stage sees it, or of the image
     sizes of several plans; null for none."""
@@ -60,7 +66,16 @@ class PlanConfig(PretrainConfig):
             raise ConfigError(f"devices must be at least 1, got {self.devices}")
         if self.rate <= 0:
             raise ConfigError(f"rate must be above 0 images/s, got {self.rate}")
+        if not 1 <= self.nodes <= self.devices:
+            raise ConfigError(f"nodes must be in 1..devices, which is {self.devices}, got {self.nodes}; set --devices")
+        if self.bandwidth <= 0:
+            raise ConfigError(f"bandwidth must be above 0 GB/s, got {self.bandwidth}")
         check_png("picture", self.picture)
+
+    @property
+    def hardware(self) -> Hardware:
+        """What the plan assumes of the machines."""
+        return Hardware(self.devices, self.rate, self.nodes, self.bandwidth)
 
 
 @dataclass(frozen=True)
@@ -88,6 +103,9 @@ class EvaluateConfig(EncoderHints):
     """Folder for results.json; null for the checkpoint's folder, if it is a run folder."""
     data: DataConfig = DataConfig(source=RUNS_IMAGES)
     """Labeled images; source `run` uses those of the checkpoint's run, with its normalization."""
+    block: Block = -1
+    """The last block that is used, counted like an index of Python, the encoder's final norm follows it; or all, to
+    measure each block in one pass over the images."""
     knn: KnnConfig = KnnConfig()
     """Settings of the kNN classifier."""
     precision: Precision = "auto"

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mae_curriculum.commands.config import PlanConfig
+from mae_curriculum.commands.scaling import ASSUMPTIONS, Hardware, StepTimes
 from mae_curriculum.commands.shapes import find_shape
-from mae_curriculum.config import ConfigError
+from mae_curriculum.config import ConfigError, plain
 from mae_curriculum.curriculum.batches import micro_batches
-from mae_curriculum.curriculum.schedule import Clock, Span, View
+from mae_curriculum.curriculum.schedule import Clock, Span
 from mae_curriculum.data.contents import Contents, format_contents, look_at
 from mae_curriculum.evaluation.speedup import run_flops
-from mae_curriculum.model.shape import ModelShape
 from mae_curriculum.pretraining_config import (
     PretrainConfig,
     build_clock,
@@ -22,8 +22,9 @@ from mae_curriculum.pretraining_config import (
     list_choices,
     with_choices,
 )
-from mae_curriculum.terminal import format_duration, format_flops, format_table, side
+from mae_curriculum.terminal import format_duration, format_epochs, format_flops, format_table, own_settings, side
 from mae_curriculum.training.config import without_curriculum
+from mae_curriculum.training.learning_rate import stage_lr
 
 P = TypeVar("P", bound=PretrainConfig)
 
@@ -34,7 +35,7 @@ def plan(plans: Mapping[str, PlanConfig]) -> int:
     if others:
         return compare(plans, as_json=config.json, picture=config.picture)
     contents = look_at(config.data)
-    facts = describe_plan(config, contents, devices=config.devices, rate=config.rate)
+    facts = describe_plan(config, contents, config.hardware)
     if config.picture is not None:
         from mae_curriculum.commands.plan_picture import plan_figure  # loads torch and matplotlib
 
@@ -63,7 +64,7 @@ def compare(plans: Mapping[str, PlanConfig], *, as_json: bool, picture: Path | N
     computed = {}
     for name, config in plans.items():
         try:
-            computed[name] = compute_plan(config, devices=config.devices, rate=config.rate)
+            computed[name] = describe_plan(config, look_at(config.data), config.hardware)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
     if picture is not None:
@@ -83,18 +84,18 @@ def compute_plan(config: PretrainConfig, *, devices: int = 1, rate: float = 1000
     Returns  "steps", "images", "flops", "speedup", "hours", "stages" and more, as `plan --json` prints them.
     Raises   ConfigError for stages that cannot be trained.
     """
-    return describe_plan(config, look_at(config.data), devices=devices, rate=rate)
+    return describe_plan(config, look_at(config.data), Hardware(devices, rate))
 
 
-def describe_plan(given: PretrainConfig, contents: Contents, *, devices: int, rate: float) -> dict[str, Any]:
+def describe_plan(given: PretrainConfig, contents: Contents, hardware: Hardware) -> dict[str, Any]:
     """Return the plan, as `compute_plan`, for what a source holds."""
     config = complete(given, contents)
     shape = find_shape(config.model)
     count = contents.train.images
-    clock = build_clock(config, shape, images_per_epoch=count, processes=devices)
+    clock = build_clock(config, shape, images_per_epoch=count, processes=hardware.devices)
     baseline = build_clock(without_curriculum(config), shape, images_per_epoch=count)
     flops, baseline_flops = (run_flops(each, shape.training_flops) for each in (clock, baseline))
-    full = View(shape.encoder.image_size, config.model.mask_ratio)
+    times = StepTimes(shape, baseline.spans[0].view, hardware)
     last = clock.total_steps
     return {
         "source": asdict(contents),
@@ -108,28 +109,35 @@ def describe_plan(given: PretrainConfig, contents: Contents, *, devices: int, ra
         "flops": flops,
         "baseline_flops": baseline_flops,
         "speedup": baseline_flops / flops,
-        "rate": rate,
-        "hours": flops / shape.training_flops(full) / rate / 3600,
-        "baseline_hours": baseline.total_images / rate / 3600,
+        "rate": hardware.rate,
+        "hours": times.run(clock) / 3600,
+        "baseline_hours": times.run(baseline) / 3600,
         "checkpoint_bytes": shape.checkpoint_bytes,
-        "stages": [
-            plan_stage(clock, span, shape, full, config=config, devices=devices, rate=rate) for span in clock.spans
-        ],
+        "nodes": plan_nodes(config, clock, baseline, times) if hardware.nodes > 1 else None,
+        "stages": [plan_stage(clock, span, times, config) for span in clock.spans],
     }
 
 
-def plan_stage(
-    clock: Clock,
-    span: Span,
-    shape: ModelShape,
-    full: View,
-    *,
-    config: PretrainConfig,
-    devices: int,
-    rate: float,
-) -> dict[str, Any]:
+def plan_nodes(config: PretrainConfig, clock: Clock, baseline: Clock, times: StepTimes) -> dict[str, Any]:
+    """Return what several nodes make of the speed-up, with the batch factors of the stages and without them."""
+    stages = tuple(replace(stage, batch_factor=1.0) for stage in config.curriculum.stages)
+    plain_batches = replace(config, curriculum=replace(config.curriculum, stages=stages))
+    unscaled = build_clock(plain_batches, times.shape, images_per_epoch=clock.images_per_epoch)
+    seconds = times.run(baseline)
+    return {
+        "count": times.hardware.nodes,
+        "bandwidth": times.hardware.bandwidth,
+        "gradient_bytes": times.shape.gradient_bytes,
+        "all_reduce_seconds": times.all_reduce,
+        "speedup": seconds / times.run(clock),
+        "speedup_without_batch_factors": seconds / times.run(unscaled),
+    }
+
+
+def plan_stage(clock: Clock, span: Span, times: StepTimes, config: PretrainConfig) -> dict[str, Any]:
     """Return the entry of a stage."""
-    parts = micro_batches(span, 0, devices, config.micro_batch)
+    shape, hardware = times.shape, times.hardware
+    parts = micro_batches(span, 0, hardware.devices, config.micro_batch)
     flops_per_image = shape.training_flops(span.view)
     randaug = clock.curriculum.augmentation.randaug
     progress = [float(span.start), float(span.end)]
@@ -148,7 +156,10 @@ def plan_stage(
         "accumulation": len(parts),
         "flops_per_image": flops_per_image,
         "compute_share": span.images * flops_per_image / run_flops(clock, shape.training_flops),
-        "loader_images_per_second": rate * shape.training_flops(full) / flops_per_image,
+        "loader_images_per_second": span.batch_images / times.compute(span),
+        "compute_seconds": times.compute(span),
+        "peak_lr": stage_lr(config.optim.base_lr, clock, span.batch_images, config.optim),
+        "settings": own_settings(plain(clock.curriculum.stages[span.index])),
     }
 
 
@@ -174,7 +185,8 @@ def format_plan(facts: dict[str, Any]) -> str:
                 f"{stage['loader_images_per_second']:,.0f}/s",
             ]
         )
-    head = "{model}: {equivalent_epochs} equivalent epochs ({real_epochs:.1f} real) of {images_per_epoch:,} images"
+    head = f"{facts['model']}: {format_epochs(facts['equivalent_epochs'], facts['real_epochs'])} of "
+    head += f"{facts['images_per_epoch']:,} images"
     totals = (
         "total: {images:,} images, {steps:,} steps, {flops:.3g} FLOPs; "
         "without a curriculum {baseline_flops:.3g}: speed-up {speedup:.2f}x"
@@ -184,7 +196,32 @@ def format_plan(facts: dict[str, Any]) -> str:
         f"at {facts['rate']:g} images/s at full size, if time goes with FLOPs: {own} of training instead of {without}; "
         "loader: images/s that data loading must supply"
     )
-    return "\n".join([head.format(**facts), format_table(rows), totals.format(**facts), times])
+    lines = [head, format_table(rows), *format_own_settings(facts["stages"]), totals.format(**facts), times]
+    return "\n".join(lines if facts["nodes"] is None else [*lines, *format_nodes(facts["nodes"], facts["stages"])])
+
+
+def format_own_settings(stages: Sequence[dict[str, Any]]) -> list[str]:
+    """Format what stages set besides share and size: a line for each that does."""
+    lines = []
+    for number, stage in enumerate(stages, start=1):
+        if stage["settings"]:
+            settings = ", ".join(f"{key} {value}" for key, value in stage["settings"].items())
+            step = f"steps of {stage['batch_images']:,} images, peak learning rate {stage['peak_lr']:.3g}"
+            lines.append(f"stage {number}: {settings}; {step}")
+    return lines
+
+
+def format_nodes(nodes: dict[str, Any], stages: Sequence[dict[str, Any]]) -> list[str]:
+    """Format how long steps take on several nodes, and what remains of the speed-up."""
+    compute = ", ".join(f"{1000 * stage['compute_seconds']:.3g}" for stage in stages)
+    milliseconds, gigabytes = 1000 * nodes["all_reduce_seconds"], nodes["gradient_bytes"] / 1e9
+    return [
+        f"{nodes['count']} nodes: {milliseconds:.3g} ms a step to average {gigabytes:.3g} GB of gradients at "
+        f"{nodes['bandwidth']:g} GB/s, after {compute} ms of compute",
+        f"speed-up in time, that included: {nodes['speedup']:.2f}x; "
+        f"with batch_factor 1 in all stages {nodes['speedup_without_batch_factors']:.2f}x",
+        ASSUMPTIONS,
+    ]
 
 
 def format_comparison(plans: Sequence[dict[str, Any]]) -> str:
@@ -203,6 +240,7 @@ def format_comparison(plans: Sequence[dict[str, Any]]) -> str:
             "FLOPs without a curriculum": format_flops(facts["baseline_flops"]),
             "speed-up": f"{facts['speedup']:.2f}x",
             "images/s at full size, assumed": f"{facts['rate']:g}",
+            "averaging gradients, per step": format_duration(facts["nodes"] and facts["nodes"]["all_reduce_seconds"]),
             "training time": format_duration(3600 * facts["hours"]),
         }
         for facts in plans

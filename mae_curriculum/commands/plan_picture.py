@@ -17,6 +17,7 @@ from mae_curriculum.data.sources import Images, open_images
 from mae_curriculum.model.shape import ModelShape
 from mae_curriculum.pretraining_config import build_clock
 from mae_curriculum.report.figures import draw_plan
+from mae_curriculum.terminal import format_epochs
 from mae_curriculum.training.learning_rate import step_learning_rate
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ def plan_figure(path: Path, config: PlanConfig, facts: dict[str, Any]) -> None:
             samples.append((moment, render_sample(images, moment, shape, config)))
     except (ConfigError, RuntimeError) as error:  # torchvision raises RuntimeError for data that is not downloaded
         logger.warning(f"the figure shows no images: {error}")
-    title = "{model}, {equivalent_epochs} equivalent epochs: {flops:.3g} FLOPs, speed-up {speedup:.2f}x".format(**facts)
-    lr = partial(step_learning_rate, optim=config.optim)
+    epochs = format_epochs(facts["equivalent_epochs"], facts["real_epochs"])
+    title = f"{facts['model']}, {epochs}: {facts['flops']:.3g} FLOPs, speed-up {facts['speedup']:.2f}x"
+    lr = partial(step_learning_rate, clock, optim=config.optim)
     flops, baseline_flops = shape.training_flops, facts["baseline_flops"]
     draw_plan(path, clock, samples, title=title, flops=flops, baseline_flops=baseline_flops, lr=lr)
 
@@ -45,4 +47,4 @@ def render_sample(images: Images, moment: Moment, shape: ModelShape, config: Pla
     encoder = shape.encoder
     dataset = TrainingImages(images, encoder.image_size, encoder.channels, config.curriculum.augmentation, config.seed)
     pixels = dataset[Request(0, 0, moment.magnitude, moment.min_area)][0]
-    return RESIZE[config.curriculum.resize](pixels[None] / 255, moment.size)[0]
+    return RESIZE[moment.view.resize](pixels[None] / 255, moment.size)[0]

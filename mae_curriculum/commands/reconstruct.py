@@ -7,7 +7,7 @@ import torch
 
 from mae_curriculum.commands.config import ReconstructConfig
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import Curriculum, View
+from mae_curriculum.curriculum.schedule import View
 from mae_curriculum.data.augment import resize_and_crop
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.decode import BrokenImageError, read_image
@@ -38,9 +38,7 @@ def reconstruct(config: ReconstructConfig) -> int:
         except BrokenImageError as error:
             raise ConfigError(f"images: {path} cannot be read: {error}") from error
     view = View(model.image_size, weights.model.mask_ratio)
-    reconstructions = reconstruct_images(
-        model, torch.stack(pixels), view, seed=config.seed, mean=mean, std=std, resize=Curriculum.resize
-    )
+    reconstructions = reconstruct_images(model, torch.stack(pixels), view, seed=config.seed, mean=mean, std=std)
     folder = RunFolder(config.checkpoint)
     default = folder.path / "pictures" if folder.config.exists() else Path()
     out = config.out or default / "reconstruction.png"

@@ -23,6 +23,9 @@ from mae_curriculum.config import ConfigError, load_file
 REFERENCE_SIZE = 224
 """Image size in pixels that the sizes of a curriculum refer to, as in the papers' tables."""
 
+Resize = Literal["fourier", "lanczos", "bicubic"]
+"""How images are resized to a stage's size."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -33,7 +36,16 @@ class Stage:
     size: int
     """Image side relative to a reference of 224: 224 stands for the model's full image size, 112 for half of it."""
     batch_factor: float = 1.0
-    """Images per step in this stage, as a multiple of `batch_size`; the learning rate scales with it."""
+    """Images per step in this stage, as a multiple of `batch_size`; other than 1, rounded to an even number of images.
+    `optim.batch_factor_lr` says how the learning rate follows."""
+    mask_ratio: float | None = None
+    """Fraction of the patches hidden from the encoder in this stage, above 0 and below 1; null for that of the model.
+    `micro_batch` does not know it: a lower one needs more memory per image."""
+    min_area: float | None = None
+    """Smallest random crop in this stage, as a fraction of the image's area, above 0 and at most 1; null for the value
+    that `augmentation.min_area` has at each step."""
+    resize: Resize | None = None
+    """How images are resized in this stage; null for the curriculum's `resize`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= REFERENCE_SIZE:
@@ -43,6 +55,14 @@ class Stage:
             )
         if self.batch_factor <= 0:
             raise ConfigError(f"curriculum.stages: batch_factor must be above 0, got {self.batch_factor}")
+        if self.mask_ratio is not None and not 0 < self.mask_ratio < 1:
+            raise ConfigError(
+                f"curriculum.stages: mask_ratio must be above 0 and below 1, or null, got {self.mask_ratio}"
+            )
+        if self.min_area is not None and not 0 < self.min_area <= 1:
+            raise ConfigError(
+                f"curriculum.stages: min_area must be above 0 and at most 1, or null, got {self.min_area}"
+            )
 
 
 @dataclass(frozen=True)
@@ -81,7 +101,7 @@ class Curriculum:
     """Stages, in order."""
     augmentation: Augmentation = Augmentation()
     """Augmentation strength over the run."""
-    resize: Literal["fourier", "lanczos", "bicubic"] = "fourier"
+    resize: Resize = "fourier"
     """How images are resized to a stage's size: fourier is the papers' low-frequency crop, the others are cheaper
     approximations."""
 
@@ -106,6 +126,8 @@ class View:
     """Height and width, pixels."""
     mask_ratio: float = 0.0
     """Share of the patches that are hidden from the encoder; 0 for models that mask nothing."""
+    resize: Resize = "fourier"
+    """How images are resized to the size."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +209,9 @@ class Clock:
     ) -> None:
         """Compute the stages' steps.
 
+        batch_images  images per step where a stage's `batch_factor` is 1.
+        mask_ratio    that of the model, for stages without their own.
+
         Stages end at the whole step nearest to their share, so that a run paced by images has exactly as many steps as
         the run without a curriculum. Batches continue across the end of an epoch: no image is dropped.
 
@@ -195,6 +220,7 @@ class Clock:
         self.curriculum = curriculum
         self.images_per_epoch = images_per_epoch
         self.epochs = epochs
+        self.batch_images = batch_images
         self.spans: tuple[Span, ...] = tuple(self._build_spans(image_size, patch_size, batch_images, mask_ratio))
 
     def _build_spans(
@@ -211,7 +237,7 @@ class Clock:
             images = share * self.epochs * self.images_per_epoch
             if self.curriculum.pace == "compute":
                 images /= area_share
-            batch = max(1, _round(Fraction(str(stage.batch_factor)) * batch_images))
+            batch = _stage_batch(stage, batch_images)
             exact_steps += images / batch
             steps = _round(exact_steps) - first_step
             if steps < 1:
@@ -219,7 +245,7 @@ class Clock:
                     f"curriculum.stages: stage {index + 1} of {len(shares)} would have {float(images):g} images, fewer "
                     f"than one step of {batch}; raise epochs ({self.epochs}) or lower batch_size ({batch_images})"
                 )
-            view = View(size, mask_ratio)
+            view = View(size, stage.mask_ratio or mask_ratio, stage.resize or self.curriculum.resize)
             spans.append(Span(index, view, batch, first_step, steps, first_image, start, share, area_share))
             start, first_step, first_image = spans[-1].end, first_step + steps, first_image + spans[-1].images
         return spans
@@ -254,6 +280,12 @@ class Clock:
         span = self.span(step)
         return span.start + span.share * Fraction(step - span.first_step, span.steps)
 
+    def progress_after(self, real_epochs: float) -> Fraction:
+        """Return the share of the run that is done after a number of passes over the data; 1 beyond its end."""
+        images = Fraction(str(real_epochs)) * self.images_per_epoch
+        span = next(span for span in reversed(self.spans) if span.first_image <= images)
+        return span.start + span.share * min(Fraction(1), (images - span.first_image) / span.images)
+
     def equivalent_epochs(self, step: int) -> Fraction:
         """Return the number of equivalent epochs before a step."""
         return self.progress(step) * self.epochs
@@ -262,6 +294,7 @@ class Clock:
         """Return everything that depends on time, for a step."""
         span, progress = self.span(step), float(self.progress(step))
         augmentation = self.curriculum.augmentation
+        min_area = self.curriculum.stages[span.index].min_area
         return Moment(
             step=step,
             stage=span.index,
@@ -270,7 +303,7 @@ class Clock:
             batch_images=span.batch_images,
             progress=progress,
             magnitude=None if augmentation.randaug is None else _between(augmentation.randaug, progress),
-            min_area=_between(augmentation.min_area, progress),
+            min_area=_between(augmentation.min_area, progress) if min_area is None else min_area,
         )
 
 
@@ -281,6 +314,13 @@ def stage_size(size: int, image_size: tuple[int, int], patch_size: tuple[int, in
         for side, patch in zip(image_size, patch_size, strict=True)
     )
     return height, width
+
+
+def _stage_batch(stage: Stage, batch_images: int) -> int:
+    """Return a stage's images per step; a factor gives an even number of them, since mixup mixes pairs."""
+    if stage.batch_factor == 1:
+        return batch_images
+    return max(2, 2 * _round(Fraction(str(stage.batch_factor)) * batch_images / 2))
 
 
 def _between(ends: tuple[float, float], progress: float) -> float:

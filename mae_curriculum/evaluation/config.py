@@ -9,6 +9,9 @@ Pool = Literal["token", "avg", "class_avg", "tokens"]
 """What an encoder says of an image: the (first) class token, the mean of the patch tokens, the mean of several class
 tokens, or all patch tokens."""
 
+Block = int | Literal["all"]
+"""A block of an encoder, counted like an index of Python, or each of them."""
+
 
 @dataclass(frozen=True)
 class KnnConfig:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mae_curriculum.config import ConfigError, load_part
+from mae_curriculum.config import load_part
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.preprocess import normalize
+from mae_curriculum.evaluation.blocks import find_blocks
 from mae_curriculum.evaluation.config import Pool
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.run.folder import check_checkpoint
@@ -121,7 +122,6 @@ def encoder_of(weights: Weights, path: Path, data: DataConfig, *, block: int) ->
     model = build_encoder(weights, path)
     del model.decoder, model.mask_token  # untrained here, and features do not need them
     blocks = model.encoder.blocks
-    if not -len(blocks) <= block < len(blocks):
-        raise ConfigError(f"block must be in {-len(blocks)}..{len(blocks) - 1} for this encoder, got {block}")
-    model.encoder.blocks = blocks[: block % len(blocks) + 1]
+    (last,) = find_blocks(block, len(blocks))
+    model.encoder.blocks = blocks[: last + 1]
     return Encoder(model, data)

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,28 +93,37 @@ class Inference:
         rows, indices = zip(*parts, strict=True)
         return torch.cat(rows), torch.cat(indices)
 
-    def cached(self, model: MaskedAutoencoder, images: Images) -> NDArray[np.float32]:
-        """Return the features of all images, memory-mapped: (n, p, d) float32; NaN for broken images.
+    def cached(self, model: MaskedAutoencoder, images: Images, blocks: Sequence[int]) -> list[NDArray[np.float32]]:
+        """Return the features of all images after each of some blocks, memory-mapped: (n, p, d) float32 of each.
 
-        They are computed once per weights, images and settings, and kept in `data.cache`/features, which all processes
-        must share: the main process writes, all read.
+        Those of broken images are NaN. They are computed once per weights, images and settings, all blocks that are
+        missing in one pass, and kept in `data.cache`/features, which all processes must share: the main process
+        writes, all read.
         """
+        stem = self._fingerprint(model, images)
+        paths = {block: self.data.cache / "features" / f"{stem}-block-{block}.npy" for block in sorted(blocks)}
+        missing = self.world.on_main(lambda: [block for block, path in paths.items() if not path.exists()])
+        if missing:
+            self._fill(model, images, {block: paths[block] for block in missing})
+        return [np.load(paths[block], mmap_mode="r") for block in blocks]
+
+    def _fill(self, model: MaskedAutoencoder, images: Images, paths: dict[int, Path]) -> None:
+        """Write the features after each of some blocks; the files appear once they are complete."""
         world = self.world
-        path = self.data.cache / "features" / f"{self._fingerprint(model, images)}.npy"
-        if not world.on_main(path.exists):
-            temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")  # two jobs may compute the same features
-            shape = (len(images), len(model.pools), model.encoder.embed_dim)
-            world.on_main(lambda: _allocate(temporary, shape))
-            store: NDArray[np.float32] | None = np.load(temporary, mmap_mode="r+") if world.is_main else None
-            model.eval()
-            for rows, indices in self.run(model.features, images, size=model.image_size, channels=model.channels):
-                if store is not None:
-                    store[indices.cpu().numpy()] = rows.cpu().numpy()
-            model.train()
-            del store  # flushes it
-            world.on_main(lambda: temporary.replace(path))
-        features: NDArray[np.float32] = np.load(path, mmap_mode="r")
-        return features
+        temporary = [path.with_name(f".{path.stem}.{os.getpid()}.tmp") for path in paths.values()]  # two jobs may write
+        shape = (len(images), len(model.pools), model.encoder.embed_dim)
+        world.on_main(lambda: _allocate(temporary, shape))
+        stores = [np.load(path, mmap_mode="r+") for path in temporary if world.is_main]
+        model.eval()
+        features = partial(model.features_by_block, blocks=list(paths))
+        for rows, indices in self.run(features, images, size=model.image_size, channels=model.channels):
+            for number, store in enumerate(stores):
+                store[indices.cpu().numpy()] = rows[:, number].cpu().numpy()
+        model.train()
+        for store in stores:
+            store.flush()
+        for path, final in zip(temporary, paths.values(), strict=True):
+            world.on_main(partial(path.replace, final))
 
     def _fingerprint(self, model: MaskedAutoencoder, images: Images) -> str:
         """Return a fingerprint of everything that features depend on: weights, network, images, settings."""
@@ -131,14 +141,16 @@ class Inference:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _allocate(path: Path, shape: tuple[int, ...]) -> None:
-    """Create an array full of NaN on disk; raises OSError now, not at its use, if there is not enough space."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    store = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+def _allocate(paths: Sequence[Path], shape: tuple[int, ...]) -> None:
+    """Create arrays full of NaN on disk; raises OSError now, not at their use, if there is not enough space."""
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
     try:
-        with path.open("rb+") as stream:
-            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+        for path in paths:
+            store = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+            with path.open("rb+") as stream:
+                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+            store[:] = np.nan
     except OSError:
-        path.unlink()
+        for path in paths:
+            path.unlink(missing_ok=True)
         raise
-    store[:] = np.nan

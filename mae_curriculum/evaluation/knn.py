@@ -3,6 +3,8 @@
 Source  Wu et al., arXiv:1805.01978, as DINO (arXiv:2104.14294) uses it.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -71,32 +73,55 @@ def why_no_knn(train: Images, val: Images | None, config: KnnConfig) -> str | No
 
 
 def knn_of_encoder(
-    model: MaskedAutoencoder,
-    train: Images,
-    val: Images | None,
-    *,
-    config: KnnConfig,
-    inference: Inference,
-    cached: bool = False,
+    model: MaskedAutoencoder, train: Images, val: Images | None, *, config: KnnConfig, inference: Inference
 ) -> float | None:
     """Return the kNN accuracy of the model's features at full size, or None if `why_no_knn` gives a reason.
 
-    cached  whether to keep the features on disk, for models whose weights do not change.
+    Nothing is kept on disk: for a model that is being trained.
     Raises  ConfigError for a pool that the model lacks.
     """
     if why_no_knn(train, val, config):
         return None
-    if config.pool not in model.pools:
-        raise ConfigError(f"knn.pool: this encoder has no {config.pool}, only {', '.join(model.pools)}")
-    pool, device = model.pools.index(config.pool), inference.world.device
+    pool, device = find_pool(model, config), inference.world.device
     bank_and_queries = []
     for images in hold_out(train, val):
-        if cached:
-            features = torch.from_numpy(inference.cached(model, images)[:, pool].copy())
-            indices = features.isfinite().all(dim=1).nonzero().flatten()
-            features = features[indices].to(device)
-        else:
-            features, indices = inference.encode(model, images)
-            features = features[:, pool]
-        bank_and_queries += [features, torch.tensor(images.labels)[indices.cpu()].to(device)]
+        features, indices = inference.encode(model, images)
+        bank_and_queries += [features[:, pool], torch.tensor(images.labels)[indices.cpu()].to(device)]
     return knn_accuracy(*bank_and_queries, neighbors=config.neighbors, temperature=config.temperature)
+
+
+def knn_by_block(
+    model: MaskedAutoencoder,
+    train: Images,
+    val: Images | None,
+    blocks: Sequence[int],
+    *,
+    config: KnnConfig,
+    inference: Inference,
+) -> list[float]:
+    """Return the kNN accuracy of the model's features after each of some blocks; features are kept on disk.
+
+    The images must have labels: `why_no_knn` gives no reason.
+
+    Raises  ConfigError for a pool that the model lacks.
+    """
+    pool, device = find_pool(model, config), inference.world.device
+    sides = hold_out(train, val)
+    by_side = [inference.cached(model, images, blocks) for images in sides]
+    accuracies = []
+    for features_of_block in zip(*by_side, strict=True):
+        bank_and_queries = []
+        for images, stored in zip(sides, features_of_block, strict=True):
+            features = torch.from_numpy(stored[:, pool].copy())
+            intact = features.isfinite().all(dim=1).nonzero().flatten()
+            bank_and_queries += [features[intact].to(device), torch.tensor(images.labels)[intact].to(device)]
+        accuracy = knn_accuracy(*bank_and_queries, neighbors=config.neighbors, temperature=config.temperature)
+        accuracies.append(accuracy)
+    return accuracies
+
+
+def find_pool(model: MaskedAutoencoder, config: KnnConfig) -> int:
+    """Return the place of the pool in the model's features; raises ConfigError if it has none."""
+    if config.pool not in model.pools:
+        raise ConfigError(f"knn.pool: this encoder has no {config.pool}, only {', '.join(model.pools)}")
+    return model.pools.index(config.pool)

@@ -64,20 +64,19 @@ def reconstruct_images(
     seed: int,
     mean: Sequence[float],
     std: Sequence[float],
-    resize: str,
 ) -> Reconstruction:
-    """Resize images to a size (height, width), mask them, and reconstruct them.
+    """Resize images to a view's size, mask them, and reconstruct them.
 
     The mask depends only on the seed, the position of the image among the images, and the grid; on a smaller grid it is
     similar to that on the full grid.
 
-    images             (b, c, h, w) uint8, at the model's full size.
-    mean, std, resize  as in `data.preprocess`.
+    images     (b, c, h, w) uint8, at the model's full size.
+    mean, std  as in `data.preprocess`.
     """
     device = model.mask_token.device
     grid = model.grid(view.size)
     full = normalize(images.to(device), mean, std)
-    seen = RESIZE[resize](full, view.size)
+    seen = RESIZE[view.resize](full, view.size)
     full_blocks, blocks = model.shape.mask_grid(model.image_size), model.shape.mask_grid(view.size)
     noise = fixed_noise(len(images), full_blocks, blocks, seed=seed).to(device)
     patches = patchify(seen, model.patch_size)

@@ -45,6 +45,8 @@ def summarize_costs(
             }
         )
     return {
+        "epochs": clock.epochs,
+        "real_epochs": float(clock.real_epochs(clock.total_steps)),
         "images": clock.total_images,
         "flops": own_flops,
         "baseline_flops": baseline_flops,

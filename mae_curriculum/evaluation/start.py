@@ -1,6 +1,7 @@
 """The evaluation before the first step of a run with `init`, and how later ones compare with it."""
 
 from mae_curriculum.config import ConfigError
+from mae_curriculum.curriculum.schedule import Clock
 from mae_curriculum.tracking.journal import Journal
 
 METRICS = {"knn": "kNN accuracy", "val_loss": "loss", "effective_rank": "effective rank of the features"}
@@ -16,11 +17,14 @@ def read_start(journal: Journal) -> dict[str, float]:
     return {key: evaluations[-1][key] for key in METRICS if key in evaluations[-1]} if evaluations else {}
 
 
-def refuse_decline(journal: Journal, total_steps: int, warmup: float) -> None:
-    """Raise ConfigError if the last evaluations after the warm-up were all below the one before the first step."""
+def refuse_decline(journal: Journal, clock: Clock, warmup: float) -> None:
+    """Raise ConfigError if the last evaluations after the warm-up were all below the one before the first step.
+
+    warmup  share of the run with warm-up.
+    """
     start = read_start(journal)["knn"]
     rows = {row["steps_done"]: row["knn"] for row in journal.rows() if row["event"] == "evaluation"}
-    last = [rows[step] for step in sorted(rows) if step > warmup * total_steps][-PATIENCE:]
+    last = [rows[step] for step in sorted(rows) if clock.progress(step) > warmup][-PATIENCE:]
     if len(last) == PATIENCE and max(last) < start:
         values = ", ".join(f"{value:.4f}" for value in last)
         raise ConfigError(

@@ -88,6 +88,11 @@ class MaskedAutoencoder(nn.Module):
         ids      (b, k) the patches' numbers in the grid, row by row; None if all are there, in order.
         Returns  (b, prefix + k, d): prefix tokens (class, registers), then the patches in their order.
         """
+        encoded: Tensor = self.encoder.norm(self.encoder.blocks(self._embed(patches, grid, ids)))
+        return encoded
+
+    def _embed(self, patches: Tensor, grid: tuple[int, int], ids: Tensor | None) -> Tensor:
+        """Return the tokens that enter the first block, as `encode` orders them."""
         encoder = self.encoder
         projection = encoder.patch_embed.proj
         # the order of the convolution's weights: reordering these instead would give them strided gradients
@@ -103,8 +108,8 @@ class MaskedAutoencoder(nn.Module):
                 own = encoder.pos_embed[0, : encoder.pos_embed.shape[1] - math.prod(self.full_grid)]
                 prefix = prefix + own if len(own) else prefix
             tokens = torch.cat([prefix.expand(len(tokens), -1, -1), tokens], dim=1)
-        encoded: Tensor = encoder.norm(encoder.blocks(encoder.norm_pre(tokens)))
-        return encoded
+        embedded: Tensor = encoder.norm_pre(tokens)
+        return embedded
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -119,7 +124,23 @@ class MaskedAutoencoder(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features of whole images in each of the `pools`, nothing masked: (b, c, h, w) -> (b, p, d)."""
-        tokens = self.tokens(images)
+        return self._pool(self.tokens(images))
+
+    def features_by_block(self, images: Tensor, blocks: Sequence[int]) -> Tensor:
+        """Return the features of whole images after each of some blocks, in one pass: (b, c, h, w) -> (b, k, p, d).
+
+        blocks  numbers of blocks, counted from 0, in ascending order; the final norm follows each.
+        """
+        tokens = self._embed(patchify(images, self.patch_size), self.grid(images.shape[-2:]), None)
+        features = []
+        for number, block in enumerate(self.encoder.blocks[: blocks[-1] + 1]):
+            tokens = block(tokens)
+            if number in blocks:
+                features.append(self._pool(self.encoder.norm(tokens)))
+        return torch.stack(features, dim=1)
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        """Return tokens (b, prefix + n, d) in each of the `pools`, (b, p, d)."""
         pooled = {
             "token": tokens[:, 0],
             "avg": tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1),

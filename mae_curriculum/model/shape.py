@@ -142,6 +142,11 @@ class ModelShape:
         return TRAINING_FACTOR * self.forward_flops(view)
 
     @property
+    def gradient_bytes(self) -> int:
+        """Size of the gradients, float32."""
+        return 4 * (self.encoder.parameters + self.decoder.parameters)
+
+    @property
     def checkpoint_bytes(self) -> int:
         """Size of a checkpoint: float32 weights, and AdamW's two moments of the trained ones."""
         return 4 * (3 * (self.encoder.parameters + self.decoder.parameters) + self.encoder.fixed_parameters)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,16 +19,10 @@ MATCHED_AXES = {
 """Axes on which runs are compared at equal values, with the axis title and the format of the value."""
 
 LOSS_SETTINGS = (
-    "data.source",
-    "model.patch_size",
-    "model.mask_ratio",
-    "model.target",
-    "model.target_from",
-    "mixup",
-    "cutmix",
-    "smoothing",
+    *("data.source", "model.patch_size", "model.mask_block", "model.target", "model.target_from"),
+    *("mixup", "cutmix", "smoothing"),
 )
-"""Settings that must be equal for losses to be comparable."""
+"""Settings that must be equal for losses to be comparable, besides the mask ratios of the stages."""
 
 
 def comparison_table(runs: Sequence[RunData], baseline: RunData) -> Table:
@@ -70,7 +65,14 @@ def format_speedup(run: RunData, baseline: RunData | None, key: str) -> str:
 def _differences(run: RunData, baseline: RunData) -> list[str]:
     if not run.settings or not baseline.settings:
         return []
-    return [name for name in LOSS_SETTINGS if run.settings.get(name) != baseline.settings.get(name)]
+    differing = [name for name in LOSS_SETTINGS if run.settings.get(name) != baseline.settings.get(name)]
+    return differing if _mask_ratios(run) == _mask_ratios(baseline) else [*differing, "mask_ratio"]
+
+
+def _mask_ratios(run: RunData) -> set[Any]:
+    """Return the mask ratios of a run's stages."""
+    stages = run.settings.get("curriculum.stages") or [{}]
+    return {stage.get("mask_ratio") or run.settings.get("model.mask_ratio") for stage in stages}
 
 
 def _last(positions: Column) -> float:

@@ -60,6 +60,7 @@ AXES = {
     "steps_done": "Steps",
     "images": "Images",
     "epochs": "Equivalent epochs",
+    "real_epochs": "Real epochs",
     "flops": "FLOPs",
     "train_seconds": "Training time",
     "elapsed": "Time since the start",
@@ -69,7 +70,7 @@ AXES = {
 TIME_AXES = ("train_seconds", "elapsed")
 """Axes in seconds."""
 
-_FIELDS = ["steps_done", "time", "images", "epochs", "flops", "train_seconds", "progress"]
+_FIELDS = ["steps_done", "time", "images", "epochs", "real_epochs", "flops", "train_seconds", "progress"]
 _FIELDS += [metric.key for metric in STEP_METRICS]
 
 

@@ -16,6 +16,7 @@ from mae_curriculum import terminal
 from mae_curriculum.report import comparison, tables
 from mae_curriculum.report.charts import axes_of, draw_charts, script
 from mae_curriculum.report.curves import STEP_METRICS
+from mae_curriculum.report.depth import HEIGHT, MARGIN, WIDTH, depth_charts
 from mae_curriculum.report.runs import RunData
 from mae_curriculum.report.tables import Table
 
@@ -90,6 +91,8 @@ def render(runs: Sequence[RunData], *, baseline: RunData | None) -> str:
         curve_tables=[curve_table(run) for run in runs if len(run.curves)],
         pictures=pictures,
         results=results,
+        depth_charts=depth_charts(runs),
+        depth={"width": WIDTH, "height": HEIGHT, "margin": MARGIN},
         longest=max(sum(tables.seconds_by_activity(run).values()) for run in runs),
     )
 

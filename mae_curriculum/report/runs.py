@@ -20,7 +20,7 @@ from mae_curriculum.tracking.history import History, Row, read_history, run_stat
 
 logger = logging.getLogger(__name__)
 
-STAGE_AXES = ("progress", "steps_done", "images", "flops", "train_seconds")
+STAGE_AXES = ("progress", "epochs", "real_epochs", "steps_done", "images", "flops", "train_seconds")
 """Axes on which the length of a stage is measured, in the order of `StageData`'s fields."""
 
 
@@ -35,6 +35,9 @@ class StageData:
     first_step: int
     progress: float
     """Share of the run, 0 to 1."""
+    epochs: float
+    """Equivalent epochs."""
+    real_epochs: float
     steps: float
     images: float
     flops: float

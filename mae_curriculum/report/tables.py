@@ -96,6 +96,8 @@ def stage_table(run: RunData) -> Table:
         [
             str(stage.number),
             format_size(stage.size),
+            format_or_dash(stage.epochs, "{:.1f}"),
+            format_or_dash(stage.real_epochs, "{:.1f}"),
             format_count(stage.steps),
             format_count(stage.images),
             format_flops(stage.flops),
@@ -105,8 +107,8 @@ def stage_table(run: RunData) -> Table:
         ]
         for stage in run.stages
     ]
-    head = ["stage", "size", "steps", "images", "FLOPs", "share of FLOPs", "training time", "ms/image"]
-    return Table("", head, rows)
+    head = ["stage", "size", "equivalent epochs", "real epochs", "steps", "images"]
+    return Table("", [*head, "FLOPs", "share of FLOPs", "training time", "ms/image"], rows)
 
 
 def seconds_by_activity(run: RunData) -> dict[str, float]:
@@ -225,16 +227,25 @@ def results_of(run: RunData) -> dict[str, str]:
             results[name] = format_share(share)
     for row in run.history.results:
         if isinstance(accuracy := row.get("accuracy"), dict):
-            by_name = {_result_name(row): accuracy} if "mean" in accuracy else _by_shots(_result_name(row), accuracy)
-            source = row.get("source", UNKNOWN)
-            results |= {f"{name} on {source}": format_percent(figures) for name, figures in by_name.items()}
+            by_name = name_accuracies(row, accuracy)
+            results |= {name: format_percent(figures) for name, figures in by_name.items()}
     return results
+
+
+def name_accuracies(row: Row, accuracy: Row) -> Row:
+    """Name the accuracies of a result: a single one, or one of each number of labels."""
+    by_name = {_result_name(row): accuracy} if "mean" in accuracy else _by_shots(_result_name(row), accuracy)
+    return {f"{name} on {row.get('source', UNKNOWN)}": figures for name, figures in by_name.items()}
 
 
 def _result_name(row: Row) -> str:
     name = RESULT_NAMES.get(row["event"], str(row["event"]))
-    if row.get("head") == "attentive":
-        name = "attentive probe"
+    name = {"attentive": "attentive probe", "ep": "EP probe"}.get(row.get("head", ""), name)
+    block = row.get("block", -1)
+    if block == "all" and row["event"] == "linprobe":
+        name = f"{name}, chosen block"
+    elif block not in (-1, "all"):  # other evaluations of all blocks have the accuracy of the last
+        name = f"{name}, block {block}"
     _, epochs = run_and_epochs(Path(str(row["checkpoint"])))
     return f"{name} after {epochs} epochs" if epochs else name
 

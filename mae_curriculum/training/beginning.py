@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 from mae_curriculum.curriculum.schedule import Clock
-from mae_curriculum.terminal import format_duration, side
+from mae_curriculum.terminal import format_duration, format_epochs, side
 from mae_curriculum.tracking.hardware import peak_flops
 from mae_curriculum.training.step import Training
 
@@ -20,6 +20,7 @@ def log_beginning(training: Training[Any], command: str, *, first_step: int) -> 
     processes = "1 process" if world.world_size == 1 else f"{world.world_size} processes"
     world.log(f"{command} of {training.name}: {parameters:,} trained parameters, {processes} on {world.device_name}")
     world.log(f"  run folder: {run}")
+    world.log(f"  length: {format_epochs(clock.epochs, float(clock.real_epochs(clock.total_steps)))}")
     world.log(f"  stages: {describe_stages(clock)}")
     for text in repeated_sizes(clock):
         world.log(text, logging.WARNING)

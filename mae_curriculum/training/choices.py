@@ -60,13 +60,13 @@ def choose_image_size(contents: Contents) -> int:
     return max(size for size in IMAGE_SIZES if size <= max(contents.sizes.shorter_side, IMAGE_SIZES[0]))
 
 
-def choose_batch_size(images: int) -> int:
-    """Return a power of two with at least `STEPS_PER_EPOCH` steps an epoch, within 64 to 4096, and at most `images`."""
-    wanted = min(max(images // STEPS_PER_EPOCH, MIN_BATCH), MAX_BATCH, images)
+def choose_batch_size(images: int, *, most: int = MAX_BATCH) -> int:
+    """Return a power of two with at least `STEPS_PER_EPOCH` steps an epoch, within 64 to `most`, at most `images`."""
+    wanted = min(max(images // STEPS_PER_EPOCH, MIN_BATCH), most, images)
     return 1 << (wanted.bit_length() - 1)
 
 
-def choose_epochs(images: int, batch_size: int) -> int:
-    """Return the epochs, in tens, that `MIN_STEPS` steps take, within 200 to 800."""
-    tens = -(-MIN_STEPS * batch_size // (10 * images))
-    return min(max(10 * tens, MIN_EPOCHS), MAX_EPOCHS)
+def choose_epochs(images: int, batch_size: int, *, steps: int = MIN_STEPS, least: int = MIN_EPOCHS) -> int:
+    """Return the epochs, in tens, that a number of steps takes, within `least` to 800."""
+    tens = -(-steps * batch_size // (10 * images))
+    return min(max(10 * tens, least), MAX_EPOCHS)

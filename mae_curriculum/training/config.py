@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Clock, Curriculum, Stage
@@ -18,11 +18,16 @@ class OptimConfig:
     """AdamW, with MAE's values by default."""
 
     base_lr: float = 1.5e-4
-    """Peak learning rate for a batch size of 256; scaled linearly with the batch size."""
+    """Peak learning rate for a batch size of 256; scaled linearly with `batch_size`."""
     min_lr: float = 0.0
     """Final learning rate for a batch size of 256; scaled like `base_lr`."""
-    warmup: float = 0.05
-    """Fraction of the run spent in linear warm-up, at least 0 and below 1."""
+    batch_factor_lr: Literal["linear", "sqrt", "none"] = "linear"
+    """How the learning rate of a stage follows its `batch_factor`: in proportion, by the square root, or not at all."""
+    warmup: float | None = 0.05
+    """Fraction of the run's progress spent in linear warm-up, at least 0 and below 1; null where `warmup_epochs` is
+    given. EfficientTrain++ has 0.2 for DeiT: its 96-pixel stage."""
+    warmup_epochs: float | None = None
+    """Real epochs of linear warm-up, at least 0, in place of `warmup`. EfficientTrain++ has 20 for all but DeiT."""
     weight_decay: float = 0.05
     """Weight decay of matrices, class token and mask token; biases and normalization parameters are not decayed."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -31,7 +36,14 @@ class OptimConfig:
     """Maximum gradient norm; larger gradients are clipped to it. null for no clipping."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup < 1:
+        if (self.warmup is None) == (self.warmup_epochs is None):
+            raise ConfigError(
+                f"optim: warm-up is either a share of the run or real epochs, got warmup {self.warmup} and "
+                f"warmup_epochs {self.warmup_epochs}; set one of them to null"
+            )
+        if self.warmup_epochs is not None and self.warmup_epochs < 0:
+            raise ConfigError(f"optim.warmup_epochs must be at least 0 or null, got {self.warmup_epochs}")
+        if self.warmup is not None and not 0 <= self.warmup < 1:
             raise ConfigError(f"optim.warmup is a share of the run, 0 to below 1, got {self.warmup}")
         if self.base_lr <= 0 or not 0 <= self.min_lr <= self.base_lr:
             raise ConfigError(f"optim: 0 <= min_lr <= base_lr and base_lr > 0, got {self.min_lr} and {self.base_lr}")
@@ -121,6 +133,11 @@ def build_training_clock(
         batch_images=config.batch_size,
         mask_ratio=mask_ratio,
     )
+    warmup, real_epochs = config.optim.warmup_epochs or 0, clock.real_epochs(clock.total_steps)
+    if warmup >= real_epochs:
+        raise ConfigError(
+            f"optim.warmup_epochs must be below the run's {float(real_epochs):.4g} real epochs, got {warmup}"
+        )
     fewest = min(span.batch_images for span in clock.spans)
     if fewest < processes:
         raise ConfigError(

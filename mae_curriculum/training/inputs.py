@@ -23,13 +23,12 @@ class MaskedInputs:
     seed: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    resize: str
 
     def __call__(self, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor, float, Tensor]:
         """Return the arguments of `MaskedAutoencoder.forward`: images, noise, the mask ratio, images at full size."""
-        size, mask_ratio = moment.view.size, moment.view.mask_ratio
+        view = moment.view
         full = normalize(self.world.to_device(batch.images), self.mean, self.std)
-        images = RESIZE[self.resize](full, size)
-        count = prod(self.shape.mask_grid(size))
+        images = RESIZE[view.resize](full, view.size)
+        count = prod(self.shape.mask_grid(view.size))
         noise = mask_noise(seed=self.seed, step=moment.step, places=batch.places, count=count)
-        return images, self.world.to_device(noise), mask_ratio, full
+        return images, self.world.to_device(noise), view.mask_ratio, full

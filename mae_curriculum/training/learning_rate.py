@@ -2,16 +2,39 @@
 
 import math
 
+from mae_curriculum.curriculum.schedule import Clock
 from mae_curriculum.training.config import OptimConfig
 
 
-def step_learning_rate(progress: float, batch_images: int, optim: OptimConfig) -> float:
-    """Return a step's learning rate; a parameter group's `lr_scale`, if it has one, multiplies it."""
-    peak, floor = (scaled_lr(lr, batch_images) for lr in (optim.base_lr, optim.min_lr))
-    return learning_rate(progress, peak=peak, warmup=optim.warmup, floor=floor)
+def step_learning_rate(clock: Clock, progress: float, batch_images: int, optim: OptimConfig) -> float:
+    """Return a step's learning rate; a parameter group's `lr_scale`, if it has one, multiplies it.
+
+    batch_images  images of the step.
+    """
+    peak, floor = (stage_lr(lr, clock, batch_images, optim) for lr in (optim.base_lr, optim.min_lr))
+    return learning_rate(progress, peak=peak, warmup=warmup_share(clock, optim), floor=floor)
 
 
-def scaled_lr(base_lr: float, batch_images: int) -> float:
+def stage_lr(base_lr: float, clock: Clock, batch_images: int, optim: OptimConfig) -> float:
+    """Return the learning rate of a stage's batch, as `optim.batch_factor_lr` says, given that of 256 images."""
+    usual = clock.batch_images
+    batch = {"linear": batch_images, "sqrt": math.sqrt(batch_images * usual), "none": usual}[optim.batch_factor_lr]
+    return scaled_lr(base_lr, batch)
+
+
+def warmup_share(clock: Clock, optim: OptimConfig) -> float:
+    """Return the share of the run with warm-up.
+
+    EfficientTrain++'s scripts count `warmup_epochs` in the epochs of each stage, so that the cosine of later stages
+    begins at another progress; here it is one cosine, which begins when so many epochs are over.
+    """
+    if optim.warmup_epochs is None:
+        assert optim.warmup is not None, "one of them is given"
+        return optim.warmup
+    return float(clock.progress_after(optim.warmup_epochs))
+
+
+def scaled_lr(base_lr: float, batch_images: float) -> float:
     """Return the learning rate of a batch, given that of 256 images (arXiv:1706.02677; MAE uses it with AdamW)."""
     return base_lr * batch_images / 256
 

@@ -98,11 +98,13 @@ class Reporter:
             "steps_done": done,
             "images": clock.images(done),
             "epochs": float(clock.equivalent_epochs(done)),
+            "real_epochs": float(clock.real_epochs(done)),
             "flops": flops,
             "progress": round(float(clock.progress(done)), 6),
             "stage": moment.stage,
             "size": moment.size,
             "magnitude": moment.magnitude,
+            "min_area": moment.min_area,
             "mask_ratio": mask_ratio,
         }
 
@@ -168,9 +170,12 @@ def fetch_losses(steps: list[Step], world: World) -> tuple[list[float], list[flo
 
 
 def describe_moment(clock: Clock, moment: Moment) -> str:
-    """Return in a few words what the encoder sees."""
+    """Return in a few words how far the run is after a step, and what the encoder saw in it."""
+    done = moment.step + 1
+    real = f" (real {float(clock.real_epochs(done)):.1f})" if clock.curriculum.pace == "compute" else ""
+    epochs = f"epoch {float(clock.equivalent_epochs(done)):.1f}/{clock.epochs}{real}"
     strength = "" if moment.magnitude is None else f" magnitude {moment.magnitude:.1f}"
-    return f"stage {moment.stage + 1}/{len(clock.spans)} {side(moment.size)} px{strength}"
+    return f"{epochs} stage {moment.stage + 1}/{len(clock.spans)} {side(moment.size)} px{strength}"
 
 
 def describe_stage(training: Training[Any], moment: Moment) -> str:
@@ -180,5 +185,5 @@ def describe_stage(training: Training[Any], moment: Moment) -> str:
     return (
         f"stage {span.index + 1} of {len(training.clock.spans)}: {side(span.size)} px, {span.steps} steps of "
         f"{span.batch_images} images ({world.world_size} processes x {len(parts)} micro-batches x "
-        f"{max(map(len, parts))} images)"
+        f"{max(map(len, parts))} images{', gradients accumulated' if len(parts) > 1 else ''})"
     )

@@ -121,7 +121,7 @@ def run_steps_(
     batches = receive(loader)
     for step in range(first_step, clock.total_steps):
         moment = clock.moment(step)
-        lr = step_learning_rate(moment.progress, moment.batch_images, config.optim)
+        lr = step_learning_rate(clock, moment.progress, moment.batch_images, config.optim)
         reported = is_reported(clock, step + 1, every_steps=config.tracking.every_steps)
         with stopwatch(f"train/{moment.stage}"):
             done = update_(training, moment, batches, stopwatch, lr=lr, measured=reported, gate=gate)

@@ -50,6 +50,66 @@ def test_efficienttrain_plus_plus_has_more_real_than_equivalent_epochs(
     assert facts["speedup"] == pytest.approx(1, abs=0.01)  # equal compute by construction
 
 
+def test_a_quarter_of_the_epochs_with_efficienttrain_plus_plus_is_a_quarter_of_the_compute(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    baseline = plan("vit_b16_in1k", capsys=capsys)
+    ours, ours_with_hog = (
+        plan("vit_b16_in1k_efficienttrain_pp", "--model.target", target, capsys=capsys)
+        for target in ("norm_pixels", "hog")
+    )
+    assert (baseline["equivalent_epochs"], ours["equivalent_epochs"]) == (1600, 400)
+    assert 3.98 <= baseline["flops"] / ours["flops"] <= 4.0  # published: 3.98x
+    hog_speedup = baseline["flops"] / ours_with_hog["flops"]  # 108 values a patch instead of 768
+    assert hog_speedup == pytest.approx(4.016, abs=0.001)
+
+
+LARGE_BATCH = ("--curriculum", "efficienttrain_pp_large_batch", "--curriculum.augmentation.randaug", "null")
+
+
+def test_a_large_batch_early_keeps_the_speed_up_on_many_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    # a step at full size computes for 4096 / 65536 s = 62.5 ms, and averages gradients for half as long
+    cluster = ("--nodes", "8", "--devices", "64", "--rate", "65536")
+    baseline = plan("vit_b16_in1k", *cluster, "--epochs", "800", capsys=capsys)
+    large = plan("vit_b16_in1k_efficienttrain_pp", *cluster, *LARGE_BATCH, capsys=capsys)
+    plain = plan("vit_b16_in1k_efficienttrain_pp", *cluster, capsys=capsys)
+    # 111,655,680 weights of 4 bytes, of which each of 8 nodes sends 2 * 7/8, at 25 GB/s
+    assert baseline["nodes"]["all_reduce_seconds"] == pytest.approx(0.031264, rel=1e-4)
+    # equal compute by construction; steps per step of the baseline: 0.2 * 49/9 + 0.4 * 1.96 + 0.4 = 2.273
+    assert baseline["hours"] / large["hours"] == pytest.approx(2 * 1.5 / (1 + 0.5), rel=0.005)  # 2.0x
+    assert baseline["hours"] / plain["hours"] == pytest.approx(2 * 1.5 / (1 + 2.273 * 0.5), rel=0.005)  # 1.4x
+    assert large["nodes"]["speedup"] == pytest.approx(1, rel=0.005)  # over as many epochs
+    assert large["nodes"]["speedup_without_batch_factors"] == pytest.approx(plain["nodes"]["speedup"])
+    assert [stage["compute_seconds"] for stage in large["stages"]] == pytest.approx([0.0625] * 3, rel=0.03)
+
+
+def test_a_plan_on_one_node_has_no_communication(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = plan("vit_b16_in1k_efficienttrain", "--devices", "8", "--bandwidth", "1e-9", capsys=capsys)
+    assert facts["nodes"] is None
+    assert facts["baseline_hours"] / facts["hours"] == pytest.approx(facts["speedup"])
+
+
+def test_what_a_stage_sets_is_planned_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    stages = "[{share: 0.5, size: 224, mask_ratio: 0.5, resize: bicubic}, {share: 0.5, size: 224, batch_factor: 4}]"
+    changes = ("--curriculum.stages", stages, "--optim.batch_factor_lr", "sqrt")
+    first, second = plan("vit_b16_in1k_efficienttrain", *changes, capsys=capsys)["stages"]
+    assert (first["visible_tokens"], second["visible_tokens"]) == (98, 49)
+    assert first["flops_per_image"] > 1.3 * second["flops_per_image"]
+    assert first["loader_images_per_second"] < 1000 == pytest.approx(second["loader_images_per_second"])
+    recipe = str(CONFIGS / "pretrain" / "vit_b16_in1k_efficienttrain.yaml")
+    assert main(["plan", "--config", recipe, *changes, "--nodes", "2", "--devices", "16"]) == 0
+    text = capsys.readouterr().out
+    assert "stage 1: mask_ratio 0.5, resize bicubic; steps of 4,096 images, peak learning rate 0.0024\n" in text
+    assert "stage 2: batch_factor 4.0; steps of 16,384 images, peak learning rate 0.0048\n" in text
+    assert "2 nodes: 17.9 ms a step to average 0.447 GB of gradients at 25 GB/s, after " in text
+    assert "\nassumed: compute goes with FLOPs, whatever the batch; float32 gradients are averaged once" in text
+
+
+def test_more_nodes_than_devices_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "digits", "--nodes", "8"]) == 2
+    assert "nodes must be in 1..devices, which is 1, got 8; set --devices" in capsys.readouterr().err
+
+
 def test_plain_mae_is_a_curriculum_of_one_stage(capsys: pytest.CaptureFixture[str]) -> None:
     none = plan("vit_b16_in1k_efficienttrain", "--curriculum", str(CONFIGS / "curriculum" / "none.yaml"), capsys=capsys)
     assert none["speedup"] == 1

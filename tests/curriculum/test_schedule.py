@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.batches import split
-from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, Stage, stage_size
+from mae_curriculum.curriculum.batches import micro_batches, split
+from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, Stage, View, stage_size
 
 EFFICIENTTRAIN = Curriculum(stages=(Stage(0.6, 160), Stage(0.2, 192), Stage(0.2, 224)))
 EFFICIENTTRAIN_PP = Curriculum(pace="compute", stages=(Stage(0.2, 96), Stage(0.4, 160), Stage(0.4, 224)))
@@ -69,6 +69,53 @@ def test_the_batch_factor_changes_steps_but_not_images() -> None:
     large = Curriculum(stages=(Stage(0.5, 112, batch_factor=4.0), Stage(0.5, 224)))
     spans = make_clock(large, batch_images=10).spans
     assert [(s.batch_images, s.steps, s.images) for s in spans] == [(40, 125, 5000), (10, 500, 5000)]
+
+
+def test_a_batch_factor_gives_an_even_batch() -> None:
+    spans = make_clock(Curriculum(stages=(Stage(0.5, 96, batch_factor=5.4444), Stage(0.5, 224))), batch_images=9).spans
+    assert [s.batch_images for s in spans] == [48, 9]  # 9 * 5.4444 = 48.9996, half of it is 24.4998
+
+
+def test_pairs_of_large_batches_stay_together_in_every_process_and_micro_batch() -> None:
+    large = Curriculum(stages=(Stage(0.5, 112, batch_factor=4.0), Stage(0.5, 224)))
+    span = make_clock(large, batch_images=10).spans[0]
+    parts = [part for rank in range(3) for part in micro_batches(span, rank, 3, micro_batch=1, pair_size=2)]
+    assert [place for part in parts for place in part] == list(range(40))
+    assert all(part.start % 2 == len(part) % 2 == 0 for part in parts)
+    assert max(map(len, parts)) == 4  # one image at full size is four at half of it
+
+
+def test_passes_over_the_data_are_turned_into_progress() -> None:
+    clock = make_clock(EFFICIENTTRAIN_PP, batch_images=10)  # 10,890 images at 96 px, 7,840 at 160, 4,000 at 224
+    passes = [0, 5.445, 10.89, 18.73, 20.73, 22.73, 99]
+    expected = [0, Fraction(1, 10), Fraction(1, 5), Fraction(3, 5), Fraction(4, 5), 1, 1]
+    assert [clock.progress_after(epochs) for epochs in passes] == expected
+    assert clock.progress_after(float(clock.real_epochs(700))) == clock.progress(700)
+
+
+def test_a_stage_has_its_own_mask_crop_and_resize_or_those_of_the_run() -> None:
+    own = Stage(0.5, 112, mask_ratio=0.6, min_area=0.4, resize="lanczos")
+    augmentation = Augmentation(min_area=(1.0, 0.2))
+    curriculum = Curriculum(stages=(own, Stage(0.5, 224)), augmentation=augmentation, resize="bicubic")
+    clock = make_clock(curriculum, epochs=32, mask_ratio=0.75)  # 1000 steps
+    assert [span.view for span in clock.spans] == [View((112, 112), 0.6, "lanczos"), View((224, 224), 0.75, "bicubic")]
+    moments = [clock.moment(step) for step in (0, 499, 500, 750)]
+    assert [moment.min_area for moment in moments] == pytest.approx([0.4, 0.4, 0.6, 0.4])
+    assert [moment.view for moment in moments] == [span.view for span in clock.spans for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask_ratio": 0.0}, "mask_ratio must be above 0 and below 1, or null, got 0.0"),
+        ({"mask_ratio": 1.0}, "mask_ratio must be above 0 and below 1, or null, got 1.0"),
+        ({"min_area": 0.0}, "min_area must be above 0 and at most 1, or null, got 0.0"),
+        ({"min_area": 1.1}, "min_area must be above 0 and at most 1, or null, got 1.1"),
+    ],
+)
+def test_impossible_settings_of_a_stage_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"curriculum.stages: {message}"):
+        Stage(1.0, 224, **settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

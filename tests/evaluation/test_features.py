@@ -107,7 +107,7 @@ def test_cached_features_are_those_of_encode_with_nan_for_broken_images(
     model: MaskedAutoencoder, tmp_path: Path
 ) -> None:
     images, how = gray_images(broken=(1,)), inference(tmp_path)
-    features = torch.from_numpy(how.cached(model, images).copy())
+    features = torch.from_numpy(how.cached(model, images, [0])[0].copy())
     assert features.shape == (COUNT, 2, 24)
     assert features[1].isnan().all()
     encoded, indices = how.encode(model, images)
@@ -118,22 +118,22 @@ def test_cached_features_are_those_of_encode_with_nan_for_broken_images(
 def test_cache_is_reused_for_the_same_weights_images_and_settings(
     model: MaskedAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = inference(tmp_path).cached(model, gray_images())
+    (first,) = inference(tmp_path).cached(model, gray_images(), [0])
 
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, blocks: object) -> None:
         raise AssertionError("features are computed again")
 
-    monkeypatch.setattr(MaskedAutoencoder, "features", fail)
-    np.testing.assert_array_equal(inference(tmp_path).cached(model, gray_images()), first)
+    monkeypatch.setattr(MaskedAutoencoder, "features_by_block", fail)
+    np.testing.assert_array_equal(inference(tmp_path).cached(model, gray_images(), [0])[0], first)
     with pytest.raises(AssertionError, match="computed again"):
-        inference(tmp_path).cached(model, gray_images(broken=(1,)))
+        inference(tmp_path).cached(model, gray_images(broken=(1,)), [0])
     with pytest.raises(AssertionError, match="computed again"):
-        replace(inference(tmp_path), crop=0.5).cached(model, gray_images())
+        replace(inference(tmp_path), crop=0.5).cached(model, gray_images(), [0])
 
 
 def test_cache_is_not_shared_with_other_weights(model: MaskedAutoencoder, tmp_path: Path) -> None:
     how, other = inference(tmp_path), build_model(TINY, seed=1)
-    first, second = how.cached(model, gray_images()), how.cached(other, gray_images())
+    (first,), (second,) = how.cached(model, gray_images(), [0]), how.cached(other, gray_images(), [0])
     assert len(list((tmp_path / "features").iterdir())) == 2
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(second, how.encode(other, gray_images())[0].numpy())
@@ -141,7 +141,40 @@ def test_cache_is_not_shared_with_other_weights(model: MaskedAutoencoder, tmp_pa
 
 def test_decoder_weights_do_not_invalidate_the_cache(tmp_path: Path) -> None:
     changed, how = build_model(TINY, seed=0), inference(tmp_path)
-    how.cached(changed, gray_images())
+    how.cached(changed, gray_images(), [0])
     torch.nn.init.zeros_(changed.decoder.pred.weight)
-    how.cached(changed, gray_images())
+    how.cached(changed, gray_images(), [0])
     assert len(list((tmp_path / "features").iterdir())) == 1
+
+
+def cut(depth: int, block: int) -> MaskedAutoencoder:
+    """Return an encoder that ends with a block."""
+    model = build_model(replace(TINY, depth=depth), seed=0)
+    model.encoder.blocks = model.encoder.blocks[: block + 1]
+    return model.eval()
+
+
+def test_the_features_of_each_block_are_those_of_an_encoder_that_ends_there(tmp_path: Path) -> None:
+    images, how = gray_images(broken=(1,)), inference(tmp_path)
+    by_block = how.cached(cut(3, 2), images, [0, 1, 2])
+    for block, features in enumerate(by_block):
+        expected, indices = how.encode(cut(3, block), images)
+        torch.testing.assert_close(torch.from_numpy(features[indices.numpy()].copy()), expected, atol=1e-6, rtol=0)
+        assert np.isnan(features[1]).all()
+    assert not np.allclose(by_block[0][0], by_block[2][0], atol=0.1)
+
+
+def test_one_pass_computes_the_blocks_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, compute = [], MaskedAutoencoder.features_by_block
+
+    def count(model: MaskedAutoencoder, images: Tensor, blocks: list[int]) -> Tensor:
+        asked.append(blocks)
+        return compute(model, images, blocks)
+
+    monkeypatch.setattr(MaskedAutoencoder, "features_by_block", count)
+    model, how = cut(3, 2), inference(tmp_path)
+    (second,) = how.cached(model, gray_images(), [1])
+    again = how.cached(model, gray_images(), [0, 1, 2])
+    np.testing.assert_array_equal(again[1], second)
+    how.cached(model, gray_images(), [2])
+    assert asked == [[1]] * 4 + [[0, 2]] * 4  # 7 images in batches of 2

@@ -45,7 +45,7 @@ class Oracle(torch.nn.Module):
 
 
 def reconstruct(model: MaskedAutoencoder, size: tuple[int, int] = (32, 48), pixels: Tensor = PIXELS) -> Reconstruction:
-    return reconstruct_images(model, pixels, View(size, 0.75), seed=5, mean=MEAN, std=STD, resize="fourier")
+    return reconstruct_images(model, pixels, View(size, 0.75), seed=5, mean=MEAN, std=STD)
 
 
 @pytest.mark.parametrize("target", ["pixels", "norm_pixels"])

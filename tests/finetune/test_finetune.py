@@ -55,6 +55,7 @@ PROBING = {
     "curriculum.augmentation.flip": "false",
     "curriculum.augmentation.min_area": "[0.8, 0.8]",
     "optim.base_lr": 8.0,
+    "grid": "[0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0]",
     "batch_size": 64,
     "epochs": 3,
     "crop": 1.0,
@@ -292,7 +293,7 @@ def test_a_probe_chooses_its_head_by_held_out_images(probed: Path, pretrained: P
     best = max(heads, key=lambda head: head["held_out_accuracy"])
     assert summary(probed)["accuracy"] == best["accuracy"] == results(probed)["accuracy"]["mean"]
     assert best["accuracy"] > 0.3
-    assert {"pool": best["pool"], "lr": best["lr"]} == results(probed)["chosen"][0]
+    assert {"block": 1, "pool": best["pool"], "lr": best["lr"]} == results(probed)["chosen"][0]
     recorded = [row["config_fingerprint"] for row in rows(pretrained, "linprobe")]
     assert results(probed)["config_fingerprint"] in recorded
     assert (probed.parent / "output.txt").read_text().count("chosen") == 1
@@ -363,8 +364,9 @@ def test_a_diverging_attentive_head_does_not_affect_others(pretrained: Path, tmp
     assert not rows(tmp_path / "run", "skipped")
 
 
-def test_an_attentive_probe_learns(pretrained: Path, tmp_path: Path) -> None:
-    changes = {"head": "attentive", "optim__base_lr": 0.01, "optim__weight_decay": 0.05, "grid": "[1.0, 3.0]"}
+@pytest.mark.parametrize("head", ["attentive", "ep"])
+def test_a_probe_with_attention_learns(head: str, pretrained: Path, tmp_path: Path) -> None:
+    changes = {"head": head, "optim__base_lr": 0.01, "optim__weight_decay": 0.05, "grid": "[1.0, 3.0]"}
     run = tmp_path / "run"
     assert main(["linprobe", *probing(pretrained, run, **changes)]) == 0
     assert results(run)["accuracy"]["mean"] > 0.4
@@ -384,6 +386,58 @@ def test_few_shot_accuracy_grows_with_the_number_of_labels(
     assert rows(pretrained, "fewshot")[-1]["accuracy"] == found
     assert main(["fewshot", *options, "--shots", "[999]"]) == 2
     assert "999 images per class, but class 0 has only" in capsys.readouterr().err
+
+
+def test_few_shot_accuracies_by_block_end_with_those_of_the_last(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--checkpoint", str(pretrained), "--data.cache", str(tmp_path), "--shots", "[10]", "--seeds", "1"]
+    last = {}
+    for block in ("0", "1", "all"):
+        assert main(["fewshot", *options, "--block", block, "--run", str(tmp_path / block)]) == 0
+        last[block] = results(tmp_path / block)["accuracy"]
+    assert results(tmp_path / "all")["by_block"] == [last["0"], last["1"]]
+    assert last["all"] == last["1"]
+    assert "chosen on the same images" in capsys.readouterr().out
+    assert len(list((tmp_path / "features").iterdir())) == 4  # training and validation images, each block once
+
+
+def test_a_probe_of_all_blocks_saves_the_encoder_up_to_the_chosen_one(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    changes = {"augment": "false", "grid": "[1.0]"}
+    assert main(["linprobe", *probing(pretrained, run, block="all", **changes)]) == 0
+    found = summary(run)
+    assert [(head["block"], head["pool"]) for head in found["heads"]] == [
+        (0, "token"),
+        (0, "avg"),
+        (1, "token"),
+        (1, "avg"),
+    ]
+    assert len(results(run)["by_block"]) == 2
+    assert predicted_accuracy(run, tmp_path / "out.csv") == pytest.approx(found["accuracy"], abs=1e-6)
+    assert main(["linprobe", *probing(pretrained, alone, block=0, pools="[avg]", held_out=0.1, **changes)]) == 0
+    assert summary(alone)["heads"][0]["block"] == 0
+    keys = load_file(alone / "best.safetensors").keys()
+    assert "blocks.0.norm1.weight" in keys
+    assert "blocks.1.norm1.weight" not in keys
+    assert predicted_accuracy(alone, tmp_path / "alone.csv") == pytest.approx(summary(alone)["accuracy"], abs=1e-6)
+
+
+def test_knn_by_block_prints_the_best_and_records_all(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {"checkpoint": pretrained, "data.cache": tmp_path, "run": tmp_path}
+    accuracies = []
+    for block in (0, -1, "all"):
+        assert mae_curriculum(["knn", *as_flags(flags | {"block": block})]) == 0
+        accuracies.append(results(tmp_path)["accuracy"])
+    assert results(tmp_path)["by_block"] == accuracies[:2]
+    assert accuracies[2] == accuracies[1]
+    assert "chosen on the same images; the last block has" in capsys.readouterr().out
+    assert mae_curriculum(["knn", *as_flags(flags | {"block": 2})]) == 2
+    assert "block must be in -2..1 for this encoder, got 2" in capsys.readouterr().err
 
 
 def test_every_command_accepts_an_import(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -473,12 +527,15 @@ def test_folders_without_usable_classes_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+MASKED = {"curriculum__stages": '[{"share": 1.0, "size": 224, "mask_ratio": 0.6}]'}
+
 BAD_SETTINGS: dict[str, dict[str, Any]] = {
     "so a batch must be even, got 33": {"batch_size": 33, "mixup": 0.8},
     "layer_decay must be above 0": {"layer_decay": 0.0},
     "crop must be above 0": {"crop": 1.5},
     "the checkpoint defines the ViT": {"model__name": "vit_base_patch16_224"},
     "smoothing must be at least 0 and below 1": {"smoothing": 1.0},
+    "mask_ratio is for pretraining, where patches are hidden, got 0.6; omit it": MASKED,
 }
 
 
@@ -495,10 +552,20 @@ def test_invalid_settings_are_refused(
 
 BAD_PROBES: dict[str, dict[str, Any]] = {
     "choosing among 14 heads needs held-out images": {"held_out": 0.0},
-    "attentive heads use AdamW": {"head": "attentive"},
+    "heads with attention use AdamW": {"head": "attentive"},
+    "heads with attention see the last block only, got -2": {"head": "ep", "optim__base_lr": 1e-3, "block": -2},
+    "block must be in -2..1 for this encoder, got 2": {"block": 2},
+    "choosing among the heads of all blocks needs held-out images": {
+        "block": "all",
+        "grid": "[1.0]",
+        "pools": "[avg]",
+        "held_out": 0.0,
+    },
+    "block: Expected one of int": {"block": "each"},
     "leaves none on one side": {"held_out": 1e-9},
     "would clip all heads by one norm": {"optim__clip_norm": 1.0},
     "batch normalization needs two images": {"micro_batch": 1},
+    "mask_ratio is for pretraining": MASKED,
     "curriculum needs one stage of 224": {
         "augment": "false",
         "curriculum__stages": '[{"share": 1.0, "size": 112}]',

@@ -136,6 +136,20 @@ def test_onnx_gives_the_same_logits_for_any_number_of_images(name: str, tmp_path
         np.testing.assert_allclose(found, logits(model.logits, part).numpy(), atol=1e-4)
 
 
+@pytest.mark.skipif(not find_spec("onnxruntime"), reason="needs onnx, onnxscript and onnxruntime")
+@pytest.mark.parametrize("pool", ["attention", "ep"])
+def test_onnx_gives_the_same_logits_of_a_head_with_attention(pool: str, tmp_path: Path) -> None:
+    import onnxruntime
+
+    encoder, heads, description = probe(pool)
+    net = join(encoder, heads, 1, description)
+    checkpoint, out = save(net, description, tmp_path / "a.safetensors"), tmp_path / "classifier.onnx"
+    assert export(checkpoint, out, format="onnx") == 0
+    images = noise(3, (32, 32))
+    (found,) = onnxruntime.InferenceSession(out).run(["logits"], {"images": images.numpy()})
+    np.testing.assert_allclose(found, logits(net, images).numpy(), atol=1e-4)
+
+
 @pytest.mark.skipif(bool(find_spec("onnxscript")), reason="onnxscript is installed")
 def test_onnx_without_its_packages_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint, _ = make(NETWORKS["resnet"], tmp_path)
@@ -149,8 +163,9 @@ def probe(pool: str, *, pooled_norm: bool = False, norm_eps: float | None = None
     encoder = build_model(config, seed=1).eval()
     if pooled_norm:
         encoder.encoder.norm, encoder.encoder.fc_norm = nn.Identity(), encoder.encoder.norm
-    pools, kind = ((pool,), "attentive") if pool == "attention" else (encoder.pools, "linear")
-    heads = Heads(kind, pools, (1.0, 2.0), width=48, attention_heads=3, class_count=6)  # type: ignore[arg-type]
+    kind = {"attention": "attentive", "ep": "ep"}.get(pool, "linear")
+    pools = encoder.pools if kind == "linear" else (pool,)
+    heads = Heads(kind, [(1, pool) for pool in pools], (1.0, 2.0), width=48, attention_heads=3, class_count=6)  # type: ignore[arg-type]
     for norm in heads.norms:
         nn.init.normal_(norm.running_mean)  # type: ignore[arg-type]
         nn.init.uniform_(norm.running_var, 0.5, 2.0)  # type: ignore[arg-type]
@@ -159,13 +174,13 @@ def probe(pool: str, *, pooled_norm: bool = False, norm_eps: float | None = None
 
 
 @pytest.mark.parametrize("pooled_norm", [False, True])
-@pytest.mark.parametrize("pool", ["token", "avg", "attention"])
+@pytest.mark.parametrize("pool", ["token", "avg", "attention", "ep"])
 def test_an_encoder_joined_to_a_head_gives_the_logits_of_the_head(pool: str, pooled_norm: bool, tmp_path: Path) -> None:
     encoder, heads, description = probe(pool, pooled_norm=pooled_norm, norm_eps=1e-3)
-    number = heads.names.index((pool, 2.0))
+    number = heads.names.index(((1, pool), 2.0))
     images = noise(3, (32, 32))
     with torch.no_grad():
-        features = encoder.tokens(images)[:, 1:] if pool == "attention" else encoder.features(images)
+        features = encoder.tokens(images)[:, 1:] if pool in ("attention", "ep") else encoder.features(images)
         expected = heads.logits(features)[:, number]
     net, _ = load_classifier(save(join(encoder, heads, number, description), description, tmp_path / "a.safetensors"))
     torch.testing.assert_close(logits(net, images), expected, atol=1e-5, rtol=0)

@@ -13,7 +13,7 @@ from mae_curriculum.__main__ import main
 from mae_curriculum.report.comparison import comparison_table
 from mae_curriculum.report.curves import means, newest_mean, thin
 from mae_curriculum.report.runs import read_runs
-from mae_curriculum.report.tables import results_of, seconds_by_activity
+from mae_curriculum.report.tables import results_of, seconds_by_activity, stage_table
 from mae_curriculum.terminal import UNKNOWN
 from tests.chromium import Page
 from tests.runs import command, options, stop_midway
@@ -146,6 +146,23 @@ def test_losses_are_compared_only_within_one_size_and_between_comparable_runs(tm
     table = comparison_table([run], baseline)
     assert "not comparable" in table.caption
     assert table.rows[0][3:5] == [UNKNOWN, UNKNOWN]
+
+
+@pytest.mark.parametrize(("mask_ratio", "comparable"), [("null", True), ("0.75", True), ("0.6", False)])
+def test_losses_under_other_masks_do_not_compare(mask_ratio: str, comparable: bool, tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name, steps=33, size=[24, 24]) for name in "ab"]
+    for path, ratio in zip(paths, (mask_ratio, "null"), strict=True):
+        stages = f"[{{share: 1.0, size: 224, mask_ratio: {ratio}}}]"
+        (path / "config.yaml").write_text(f"model: {{mask_ratio: 0.75}}\ncurriculum: {{stages: {stages}}}")
+    run, baseline = read_runs(paths)
+    table = comparison_table([run], baseline)
+    assert (UNKNOWN not in table.rows[0][3:5]) == comparable
+
+
+def test_stages_last_equivalent_and_real_epochs(finished: Path) -> None:
+    (run,) = read_runs([finished])  # 40, 14 and 13 steps of 64 of 1438 images
+    assert [row[2:4] for row in stage_table(run).rows] == [["1.8", "1.8"], ["0.6", "0.6"], ["0.6", "0.6"]]
+    assert stage_table(run).head[2:4] == ["equivalent epochs", "real epochs"]
 
 
 def test_outcome_of_a_session_ignores_a_job_that_never_started(tmp_path: Path) -> None:
@@ -414,3 +431,16 @@ def test_page_of_a_million_steps_is_small_and_fast_and_shows_spikes(tmp_path: Pa
     assert seconds < 2
     assert page.run("Math.max(...curves(charts[0].plot)[0].data_source.get_array('value'))") == 77
     assert page.complaints == []
+
+
+def test_accuracies_by_block_are_drawn_and_tabulated(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    by_block = [{"mean": share, "std": None, "values": [share]} for share in (0.2, 0.8, 0.6)]
+    row = {"event": "knn", "time": START, "checkpoint": str(run), "source": "digits", "block": "all"}
+    row |= {"accuracy": by_block[-1], "by_block": by_block}
+    with (run / "journal.jsonl").open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+    page = report(run)
+    assert 'points="48.0,152.0 320.0,48.0 592.0,82.7"' in page  # lowest at the bottom, highest at the top
+    assert "kNN on digits, by block" in text_of(page)
+    assert "0 20.0% 1 80.0% 2 60.0%" in text_of(page)

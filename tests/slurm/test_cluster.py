@@ -47,6 +47,12 @@ def test_a_line_break_in_the_name_of_the_run_folder_is_refused(capsys: pytest.Ca
     assert "error: name, or the run folder's: 'a\\nb' has a line break" in capsys.readouterr().err
 
 
+def test_hours_follow_from_the_given_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "--rate", "2000", *COMMAND, "--config", "vit_b16_in1k"]) == 0
+    # 1600 * 1,281,167 images at 2000 a second are 284.7 hours
+    assert "# 500,456 steps, 285 h at 2000 images/s at full size; all processes" in capsys.readouterr().out
+
+
 def test_the_last_line_of_slurms_errors_sums_them_up() -> None:
     answer = (
         "squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host\n"

@@ -27,7 +27,7 @@ from tests.wandb_server import EMAIL, Bucket, Server, serve
 
 pytest.importorskip("wandb")
 KEY = "k" * 40
-AXES = ("images", "epochs", "flops", "train_seconds")
+AXES = ("images", "epochs", "real_epochs", "flops", "train_seconds")
 
 
 def sync(run: Path, server: Server, pattern: str = "offline-run-*") -> None:

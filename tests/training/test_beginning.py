@@ -29,11 +29,12 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_run_begins_with_what_it_trains_and_where(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         begin(model__patch_size=4)
-    first, folder, stages, duration = caplog.messages
+    first, folder, length, stages, duration = caplog.messages
     # patch embedding 48 * 17, class token 48, blocks 2 * (12 * 48**2 + 13 * 48), norm 96; decoder: 32 * 49, mask token
     # 32, a block of 12 * 32**2 + 13 * 32, norm 64, output 16 * 33
     assert first.startswith("pretrain of vit_tiny_patch16_224: 72,400 trained parameters, 1 process on CPU (")
     assert folder == "  run folder: runs/new"
+    assert length == "  length: 3 equivalent epochs (3.0 real)"
     assert stages == "  stages: 24 px for 40 steps, 28 px for 14 steps, 32 px for 13 steps"
     assert duration.startswith("  at least ")
 

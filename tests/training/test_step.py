@@ -102,7 +102,7 @@ def test_the_update_ratio_is_the_length_of_the_change_by_that_of_the_weights() -
 def test_masked_inputs_are_the_images_at_the_moments_size_and_the_noise_of_their_places() -> None:
     shape = plain_vit_shape(ModelConfig(name="vit_tiny_patch16_224", image_size=16, patch_size=4))
     assert shape is not None
-    inputs = MaskedInputs(WORLD, shape, seed=7, mean=(0.5,), std=(0.25,), resize="fourier")
+    inputs = MaskedInputs(WORLD, shape, seed=7, mean=(0.5,), std=(0.25,))
     pixels = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     moment = CLOCK.moment(3)
     assert moment.view == View((8, 8), 0.75)
