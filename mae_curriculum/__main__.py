@@ -14,6 +14,7 @@ COMMANDS = {
     "embed": (f"{FOLDER}.config:EmbedConfig", f"{FOLDER}.embed:embed"),
     "reconstruct": (f"{FOLDER}.config:ReconstructConfig", f"{FOLDER}.reconstruct:reconstruct"),
     "export": (f"{FOLDER}.config:ExportConfig", f"{FOLDER}.export:export"),
+    "search": ("mae_curriculum.search.config:SearchConfig", f"{FOLDER}.search:search"),
     "report": (f"{FOLDER}.config:ReportConfig", f"{FOLDER}.report:report"),
     "plot": (f"{FOLDER}.config:PlotConfig", f"{FOLDER}.plot:plot"),
     "replay": (f"{FOLDER}.config:ReplayConfig", f"{FOLDER}.replay:replay"),

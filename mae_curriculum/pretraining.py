@@ -33,7 +33,7 @@ from mae_curriculum.pretraining_config import (
     with_choices_of_run,
 )
 from mae_curriculum.report.figures import draw_reconstructions
-from mae_curriculum.run.stop import EXIT_RESUMABLE
+from mae_curriculum.run.stop import EXIT_RESUMABLE, Stop
 from mae_curriculum.terminal import format_epochs
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import without_curriculum
@@ -91,11 +91,16 @@ def run_pretraining(config: PretrainConfig) -> PretrainResult:
 def pretrain_in(world: World, config: PretrainConfig, *, exits: bool = False) -> PretrainResult:
     """Pretrain in the processes that are connected already; `exits` is that of `catch_signals`."""
     with watch_for_stop(config, exits=exits) as stop:
-        images, val, contents = open_together(config.data, world)
-        config, weights = resolve_init(settle(config, world, contents), world)
-        training = set_up(config, world, images, weights)
-        hooks = partial(build_hooks, training, config, val)
-        summary = run_training(training, command="pretrain", stop=stop, build_hooks=hooks)
+        return pretrain_until(stop, world, config)
+
+
+def pretrain_until(stop: Stop, world: World, config: PretrainConfig) -> PretrainResult:
+    """Pretrain in the processes that are connected already, until the end or a request to stop that is watched for."""
+    images, val, contents = open_together(config.data, world)
+    config, weights = resolve_init(settle(config, world, contents), world)
+    training = set_up(config, world, images, weights)
+    hooks = partial(build_hooks, training, config, val)
+    summary = run_training(training, command="pretrain", stop=stop, build_hooks=hooks)
     facts = summary or {}
     return PretrainResult(config.run, summary is not None, facts.get("knn"), facts.get("loss"), facts)
 

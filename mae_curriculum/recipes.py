@@ -15,6 +15,7 @@ FOLDERS = {
     "Curriculum": "curriculum",
     "ClusterConfig": "cluster",
     "PipelineConfig": "pipeline",
+    "SearchConfig": "search",
 }
 """Where the recipes of a settings class, and of those that extend it, are in `CONFIGS`."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mae_curriculum.config import ConfigError, dump, load
 from mae_curriculum.run.stop import parse_duration
+from mae_curriculum.search.config import SearchConfig
 from mae_curriculum.terminal import format_duration
 from mae_curriculum.training.config import TrainingConfig
 from slurm.cluster import (
@@ -65,7 +66,7 @@ def submit(config: SubmitConfig) -> int:
     settings = resolve_settings(package, subcommand, arguments)
     if config.local:
         return run_in_process(package, subcommand, arguments)
-    if config.segments > 1 and not isinstance(settings, TrainingConfig):
+    if config.segments > 1 and not isinstance(settings, TrainingConfig | SearchConfig):
         raise ConfigError(f"segments: {subcommand} cannot be resumed; submit it as a single job")
     run = getattr(settings, "run", None)
     name = config.name or (run.name if run else subcommand)

@@ -17,6 +17,7 @@ FLOORS = [
     "pretraining_config report",
     "initialization",
     "pretraining",
+    "search",
     "commands",
     "__init__ __main__",
 ]

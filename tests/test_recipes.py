@@ -15,6 +15,7 @@ from mae_curriculum.config import ConfigError, dump, load, load_file
 from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.recipes import FOLDERS, find_file, list_recipes
+from mae_curriculum.search.config import SearchConfig
 from slurm.__main__ import COMMANDS as SLURM
 from tests.processes import ROOT
 
@@ -104,6 +105,17 @@ def test_mae_recipes_follow_the_curriculum_files_except_for_randaugment(recipe: 
     assert ours.augmentation.randaug is None
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "search").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_of_a_search_loads_and_states_command_hardware_time_and_result(path: Path, tmp_path: Path) -> None:
+    config = load_file(SearchConfig, path)
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load_file(SearchConfig, tmp_path / "again.yaml") == config
+    assert config.run == Path("runs") / f"search_{path.stem}"
+    words = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    assert f"search --config {path.stem}" in words
+    assert all(word in words for word in ("Hardware:", "Time:", "Result:"))
+
+
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
@@ -157,6 +169,7 @@ def test_pretraining_follows_efficienttrain_unless_told_otherwise() -> None:
         (FinetuneConfig, "finetune"),
         (LinprobeConfig, "linprobe"),
         (Curriculum, "curriculum"),
+        (resolve_name(MAE_CURRICULUM["search"][0]), "search"),
         (resolve_name(SLURM["submit"][0]), "cluster"),
         (resolve_name(SLURM["pipeline"][0]), "pipeline"),
     ],

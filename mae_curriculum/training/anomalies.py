@@ -37,6 +37,10 @@ CAPTURE = "capture.pt"
 """File in the run folder: the weights before the first of the steps that ended the run, for `replay`."""
 
 
+class DivergedError(ConfigError):
+    """Training has diverged: only other settings help."""
+
+
 @dataclass(frozen=True)
 class SkippedStep:
     """What one rank knows of a step that was skipped."""
@@ -145,7 +149,7 @@ class AnomalyDetector:
             self._log_skipped(step, by_rank)
             if len(self._skipped_in_a_row) == MAX_SKIPPED:
                 self._capture(exact=not any(map(math.isfinite, norms[index:])))
-                raise ConfigError(
+                raise DivergedError(
                     f"loss or gradient was not finite in {MAX_SKIPPED} steps in a row, up to step {step.moment.step} "
                     f"({by_rank[guilty_rank(by_rank) or 0].images[0]} and others, listed in journal.jsonl); "
                     f"{DIVERGENCE_ADVICE}, in a new --run; {self._good_checkpoint()}"

@@ -34,6 +34,14 @@ def test_a_line_break_never_reaches_the_job_script(
     assert error.count("\n") == 1
 
 
+def test_a_search_is_one_job_or_several_segments(capsys: pytest.CaptureFixture[str]) -> None:
+    search = ["--", "mae_curriculum", "search", "--config", "digits_greedy"]
+    assert main(["submit", "--dry_run", "--segments", "2", *search]) == 0
+    output = capsys.readouterr().out
+    assert "#SBATCH --job-name=search_digits_greedy" in output
+    assert "# 2 such jobs" in output
+
+
 def test_a_line_break_in_the_name_of_the_run_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", *COMMAND, "--run", "runs/a\nb"]) == 2
     assert "error: name, or the run folder's: 'a\\nb' has a line break" in capsys.readouterr().err

@@ -1,0 +1,179 @@
+"""Searches of seconds, and what is refused before anything runs."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae_curriculum.__main__ import main
+from mae_curriculum.config import load_file
+from mae_curriculum.curriculum.schedule import Curriculum
+from tests.runs import TINY, as_flags, picture_folder, rows
+
+BASE = {f"pretrain.{key}": value for key, value in TINY.items() if not key.startswith("curriculum")}
+
+
+def options(**changes: Any) -> list[str]:
+    """Spell the settings of a search of seconds; `a__b` in `changes` stands for `a.b`."""
+    return as_flags(BASE, **changes)
+
+
+def budget(capsys: pytest.CaptureFixture[str], **changes: Any) -> dict[str, Any]:
+    assert main(["search", *options(**changes), "--dry_run", "--json"]) == 0
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return facts
+
+
+def test_the_budget_of_greedy_is_that_of_its_longest_course(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    facts = budget(capsys, sizes="[112, 168, 224]", stages=3, seeds="[0, 1]", epochs=3)
+    # the baseline; 112 fails in stage 1; 168 succeeds in stages 1 and 2
+    assert (facts["candidates"], facts["runs"]) == (4, 8)
+    assert facts["images"] == 8 * 67 * 64  # 3 * 1438 images are 67.4 batches
+    assert 6 < facts["full_runs"] < 8
+    assert not [*tmp_path.iterdir()]  # nothing else happened
+
+
+def test_the_budget_of_sequential_has_every_size_in_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = budget(capsys, method="sequential", sizes="[112, 224]", stages=3, epochs=6, finish_epochs=1)
+    assert facts["candidates"] == 6
+    # three stages of (2 + 1) epochs at full size are 67 steps each; at half size 2 epochs have four times the images
+    assert facts["images"] == 64 * 3 * (67 + 180 + 22)
+
+
+def test_the_budget_of_halving_is_that_of_the_dearest_curricula(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = budget(capsys, method="halving", curricula="[efficienttrain, none, efficienttrain_pp_convnext]", epochs=4)
+    assert facts["candidates"] == 5  # 3 and 2
+    assert 2.5 < facts["full_runs"] < 3.7  # at most 3/2 + 2, but for what whole patches change
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"sizes": "[100, 224]"},
+            "sizes: 100 of 224 are no whole patches of 8 px in images of 32 px; choose from 56, 112",
+        ),
+        ({"sizes": "[56, 224]"}, "size 56 is a single patch here"),
+        (
+            {"method": "sequential", "epochs": 7, "stages": 2, "sizes": "[112, 224]"},
+            "epochs: 7 do not divide into 2 stages",
+        ),
+        (
+            {"method": "halving", "curricula": "[none, efficienttrain, efficienttrain_pp]", "epochs": 1},
+            "epochs: the first",
+        ),
+        ({"method": "halving", "curricula": "[none, absent]"}, "absent"),
+        ({"sizes": "[112, 224]", "stages": 40, "epochs": 1}, "fewer than one step of 64"),
+        ({"sizes": "[112, 224]", "pretrain__init": "absent"}, "init: absent does not exist"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line_before_anything_runs(
+    changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", *options(**changes), "--dry_run"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def noise_folder(folder: Path) -> Path:
+    """Write 60 pictures of two classes that differ by chance only, so that the accuracy depends on every weight."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    for index, pixels in enumerate(noise):
+        place = folder / f"class{index % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{index:02}.png")
+    return folder
+
+
+def small_search(run: Path, images: Path) -> list[str]:
+    """Spell a sequential search on few pictures."""
+    return options(
+        run=run,
+        method="sequential",
+        sizes="[112, 224]",
+        stages=2,
+        epochs=2,
+        pretrain__data__source=images,
+        pretrain__model__channels=3,
+        pretrain__data__mean="null",
+        pretrain__data__std="null",
+        pretrain__batch_size=20,
+        pretrain__tracking__every_steps=1,
+        pretrain__knn__neighbors=5,
+    )
+
+
+def stop_once_training(run: Path) -> threading.Thread:
+    """Send SIGTERM to this process once a pretraining has reported a step."""
+
+    def wait() -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not ((run / "journal.jsonl").exists() and rows(run, "step")):
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_a_search_that_was_stopped_resumes_to_the_same_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = noise_folder(tmp_path / "images")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert main(["search", *small_search(whole, images)]) == 0
+    printed = capsys.readouterr().out
+    assert "sequential search by kNN accuracy" in printed
+    assert "found: " in printed
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    thread = stop_once_training(stopped / "runs" / "1-224-seed0")
+    try:
+        assert main(["search", *small_search(stopped, images)]) == 75
+    finally:
+        thread.join()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert not (stopped / "results.json").exists()
+    assert not (stopped / "runs" / "2-112-seed0").exists()
+    capsys.readouterr()
+    assert main(["search", *small_search(stopped, images), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == json.loads((whole / "results.json").read_text())
+    assert [row["round"] for row in facts["candidates"]] == [1, 1, 2, 2]
+    assert {row["accuracy"]["std"] for row in facts["candidates"]} == {None}
+    found = load_file(Curriculum, stopped / "curriculum.yaml")
+    assert found == load_file(Curriculum, whole / "curriculum.yaml")
+    assert found.pace == "compute"
+    assert "# found by python -m mae_curriculum search" in (stopped / "curriculum.yaml").read_text()
+    assert main(["search", *small_search(stopped, images), "--epochs", "4"]) == 2
+    assert "(epochs: 2 -> 4)" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_has_no_score_and_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = small_search(tmp_path / "run", noise_folder(tmp_path / "images"))
+    high_rate = ["--pretrain.optim.base_lr", "1e12", "--pretrain.optim.warmup", "0", "--epochs", "8"]
+    assert main(["search", *flags, "--sizes", "112", "224", *high_rate]) == 2
+    error = capsys.readouterr().err
+    assert "1-112-seed0 has no score and loses: loss or gradient was not finite in 5 steps in a row" in error
+    assert error.endswith(
+        "error: search: all candidates of a round diverged; lower pretrain.optim.base_lr, in a new --run\n"
+    )
+
+
+def test_images_without_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = picture_folder(tmp_path / "images", 1, 10)
+    assert main(["search", *small_search(tmp_path / "run", images / "class0")]) == 2
+    assert "a search compares kNN accuracies, and there is none: " in capsys.readouterr().err
+    assert not (tmp_path / "run" / "runs").exists()
