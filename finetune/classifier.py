@@ -18,11 +18,13 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from finetune.backbones.cswin import CSwin
+from finetune.backbones.pvt import PyramidVisionTransformer
 from finetune.config import ClassifierConfig
 from mae_curriculum.config import ConfigError
 from mae_curriculum.model.config import TIMM_NAMES, ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, similar_names, timm_arguments
-from mae_curriculum.model.positions import resample_bias, resample_positions
+from mae_curriculum.model.positions import resample_bias, resample_table
 from mae_curriculum.terminal import side
 from mae_curriculum.weights.build import load_into_
 from mae_curriculum.weights.infer import infer_model
@@ -84,7 +86,7 @@ class Classifier(nn.Module):
         for name, value in parameters.items():
             if name == "pos_embed":
                 grid, new_grid = self.net.patch_embed.grid_size, other.patch_embed.grid_size
-                parameters[name] = _resample_table(value, grid, new_grid)
+                parameters[name] = resample_table(value, grid, new_grid)
             if name.endswith(_BIAS_TABLE):
                 block = name.removesuffix(f".{_BIAS_TABLE}")
                 window, new_window = (net.get_submodule(block).window_size for net in (self.net, other))
@@ -141,10 +143,11 @@ class Classifier(nn.Module):
     def cell(self) -> Size:
         """The (height, width) in pixels that image sizes must be multiples of.
 
-        For a ViT its patch; for Swin one cell of the coarsest grid, so that windows tile every grid; for convolutional
-        networks the stride of the first features.
+        For a ViT its patch; for Swin, CSWin and PVT one cell of the coarsest grid, so that windows tile every grid; for
+        convolutional networks the stride of the first features.
         """
-        if any(name.endswith(_BIAS_TABLE) for name, _ in self.net.named_parameters()):
+        has_windows = any(name.endswith(_BIAS_TABLE) for name, _ in self.net.named_parameters())
+        if has_windows or isinstance(self.net, CSwin | PyramidVisionTransformer):
             stride: int = self.net.feature_info[-1]["reduction"]
         elif isinstance(getattr(self.net, "patch_embed", None), PatchEmbed):
             height, width = self.net.patch_embed.patch_size
@@ -241,7 +244,7 @@ def _load_pretrained_(net: Any, weights: Weights) -> str:
     if "pos_embed" in own and "pos_embed" in encoder:
         with torch.device("meta"):
             grid = MaskedAutoencoder(weights.model).full_grid
-        encoder["pos_embed"] = _resample_table(encoder["pos_embed"], grid, net.patch_embed.grid_size)
+        encoder["pos_embed"] = resample_table(encoder["pos_embed"], grid, net.patch_embed.grid_size)
     fits = {key for key in encoder if key in own and encoder[key].shape == own[key].shape}
     new = {key for key in own.keys() - fits if key.startswith(("fc_norm.", "head."))}
     left_out = {key for key in encoder.keys() - fits if key.startswith(("norm.", "head."))}
@@ -251,12 +254,6 @@ def _load_pretrained_(net: Any, weights: Weights) -> str:
     load_into_(net, {key: own[key] for key in new} | kept, "the pretrained encoder")
     notes = {"new": new, "left out of the checkpoint": left_out}
     return "; ".join(f"{note}: {', '.join(sorted(keys))}" for note, keys in notes.items() if keys)
-
-
-def _resample_table(table: Tensor, grid: Size, new_grid: Size) -> Tensor:
-    """Resample a ViT's positions (1, prefix + n, d); those of class and register tokens come first and are kept."""
-    prefix, patches = table[0].tensor_split([table.shape[1] - grid[0] * grid[1]])
-    return torch.cat([prefix, resample_positions(patches, grid, new_grid)])[None]
 
 
 def _one_line(error: Exception) -> str:
