@@ -38,8 +38,8 @@ class ExportConfig(AutoencoderHints):
 
 
 @dataclass(frozen=True)
-class PlanConfig(PretrainConfig):
-    """Plan a pretraining run and its cost, or compare several: `plan A.yaml B.yaml`."""
+class PlanOptions:
+    """What plans of pretraining and of fine-tuning share."""
 
     files_apart: ClassVar[bool] = True
     """Words without a flag are files of separate plans."""
@@ -50,16 +50,25 @@ class PlanConfig(PretrainConfig):
     """Number of processes of the run, which share each batch."""
     rate: float = 1000.0
     """Training throughput of all devices together at full size, in images/s; other sizes are scaled by their FLOPs."""
+
+    def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise ConfigError(f"devices must be at least 1, got {self.devices}")
+        if self.rate <= 0:
+            raise ConfigError(f"rate must be above 0 images/s, got {self.rate}")
+
+
+@dataclass(frozen=True)
+class PlanConfig(PlanOptions, PretrainConfig):
+    """Plan a pretraining run and its cost, or compare several: `plan A.yaml B.yaml`."""
+
     picture: Path | None = None
     """PNG file for a figure of the curriculum, with the first training image as each stage sees it, or of the image
     sizes of several plans; null for none."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.devices < 1:
-            raise ConfigError(f"devices must be at least 1, got {self.devices}")
-        if self.rate <= 0:
-            raise ConfigError(f"rate must be above 0 images/s, got {self.rate}")
+        PretrainConfig.__post_init__(self)
+        PlanOptions.__post_init__(self)
         check_png("picture", self.picture)
 
 

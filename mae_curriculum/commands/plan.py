@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,10 +11,9 @@ from mae_curriculum.commands.config import PlanConfig
 from mae_curriculum.commands.shapes import find_shape
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.batches import micro_batches
-from mae_curriculum.curriculum.schedule import Clock, Span, View
+from mae_curriculum.curriculum.schedule import Clock, Span
 from mae_curriculum.data.contents import Contents, format_contents, look_at
-from mae_curriculum.evaluation.speedup import run_flops
-from mae_curriculum.model.shape import ModelShape
+from mae_curriculum.evaluation.speedup import FlopsOfView, run_flops
 from mae_curriculum.pretraining_config import (
     PretrainConfig,
     build_clock,
@@ -23,9 +22,10 @@ from mae_curriculum.pretraining_config import (
     with_choices,
 )
 from mae_curriculum.terminal import format_duration, format_flops, format_table, side
-from mae_curriculum.training.config import without_curriculum
+from mae_curriculum.training.config import TrainingConfig, without_curriculum
 
 P = TypeVar("P", bound=PretrainConfig)
+C = TypeVar("C", bound=TrainingConfig)
 
 
 def plan(plans: Mapping[str, PlanConfig]) -> int:
@@ -60,17 +60,28 @@ def complete(config: P, contents: Contents) -> P:
 
 def compare(plans: Mapping[str, PlanConfig], *, as_json: bool, picture: Path | None) -> int:
     """Print plans side by side, and draw them if there is a file for the picture; returns the exit code."""
-    computed = {}
-    for name, config in plans.items():
-        try:
-            computed[name] = compute_plan(config, devices=config.devices, rate=config.rate)
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}") from error
+    computed = describe_each(plans, lambda config: compute_plan(config, devices=config.devices, rate=config.rate))
     if picture is not None:
         from mae_curriculum.report.figures import draw_plans  # loads torch and matplotlib
 
         draw_plans(picture, computed)
-    facts = [{"name": name, **facts} for name, facts in computed.items()]
+    return print_comparison(computed, as_json=as_json)
+
+
+def describe_each(plans: Mapping[str, C], describe: Callable[[C], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the facts of several plans by their names; a ConfigError names the plan."""
+    computed = {}
+    for name, config in plans.items():
+        try:
+            computed[name] = describe(config)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+    return computed
+
+
+def print_comparison(plans: Mapping[str, dict[str, Any]], *, as_json: bool) -> int:
+    """Print the facts of several plans; returns the exit code."""
+    facts = [{"name": name, **facts} for name, facts in plans.items()]
     print(json.dumps(facts, indent=2) if as_json else format_comparison(facts))
     return 0
 
@@ -93,50 +104,60 @@ def describe_plan(given: PretrainConfig, contents: Contents, *, devices: int, ra
     count = contents.train.images
     clock = build_clock(config, shape, images_per_epoch=count, processes=devices)
     baseline = build_clock(without_curriculum(config), shape, images_per_epoch=count)
-    flops, baseline_flops = (run_flops(each, shape.training_flops) for each in (clock, baseline))
-    full = View(shape.encoder.image_size, config.model.mask_ratio)
-    last = clock.total_steps
+    facts = describe_run(config, clock, baseline, shape.training_flops, devices=devices, rate=rate)
+    for stage, span in zip(facts["stages"], clock.spans, strict=True):
+        stage |= {"grid": list(shape.grid(span.size)), "visible_tokens": shape.visible_count(span.view)}
     return {
         "source": asdict(contents),
         "chosen": list_choices(given, config),
         "model": config.model.name,
+        "checkpoint_bytes": shape.checkpoint_bytes,
+        **facts,
+    }
+
+
+def describe_run(
+    config: TrainingConfig, clock: Clock, baseline: Clock, flops: FlopsOfView, *, devices: int, rate: float
+) -> dict[str, Any]:
+    """Return what any training run does and costs, beside the same run without a curriculum."""
+    own_flops, baseline_flops = (run_flops(each, flops) for each in (clock, baseline))
+    full = flops(baseline.spans[0].view)
+    return {
         "images_per_epoch": clock.images_per_epoch,
         "equivalent_epochs": clock.epochs,
-        "real_epochs": float(clock.real_epochs(last)),
+        "real_epochs": float(clock.real_epochs(clock.total_steps)),
         "images": clock.total_images,
-        "steps": last,
-        "flops": flops,
+        "steps": clock.total_steps,
+        "flops": own_flops,
         "baseline_flops": baseline_flops,
-        "speedup": baseline_flops / flops,
+        "speedup": baseline_flops / own_flops,
         "rate": rate,
-        "hours": flops / shape.training_flops(full) / rate / 3600,
+        "hours": own_flops / full / rate / 3600,
         "baseline_hours": baseline.total_images / rate / 3600,
-        "checkpoint_bytes": shape.checkpoint_bytes,
         "stages": [
-            plan_stage(clock, span, shape, full, config=config, devices=devices, rate=rate) for span in clock.spans
+            describe_stage(clock, span, flops, full, micro_batch=config.micro_batch, devices=devices, rate=rate)
+            for span in clock.spans
         ],
     }
 
 
-def plan_stage(
+def describe_stage(
     clock: Clock,
     span: Span,
-    shape: ModelShape,
-    full: View,
+    flops: FlopsOfView,
+    full_flops: int,
     *,
-    config: PretrainConfig,
+    micro_batch: int | None,
     devices: int,
     rate: float,
 ) -> dict[str, Any]:
     """Return the entry of a stage."""
-    parts = micro_batches(span, 0, devices, config.micro_batch)
-    flops_per_image = shape.training_flops(span.view)
+    parts = micro_batches(span, 0, devices, micro_batch)
+    flops_per_image = flops(span.view)
     randaug = clock.curriculum.augmentation.randaug
     progress = [float(span.start), float(span.end)]
     return {
         "size": list(span.size),
-        "grid": list(shape.grid(span.size)),
-        "visible_tokens": shape.visible_count(span.view),
         "magnitude": randaug and [randaug[0] + (randaug[1] - randaug[0]) * end for end in progress],
         "progress": progress,
         "real_epochs": span.images / clock.images_per_epoch,
@@ -147,33 +168,15 @@ def plan_stage(
         "micro_batch": max(map(len, parts)),
         "accumulation": len(parts),
         "flops_per_image": flops_per_image,
-        "compute_share": span.images * flops_per_image / run_flops(clock, shape.training_flops),
-        "loader_images_per_second": rate * shape.training_flops(full) / flops_per_image,
+        "compute_share": span.images * flops_per_image / run_flops(clock, flops),
+        "loader_images_per_second": rate * full_flops / flops_per_image,
     }
 
 
 def format_plan(facts: dict[str, Any]) -> str:
     """Format the plan as text."""
-    header = "stage size grid visible magnitude epochs equivalent images steps batch/device GFLOP/image compute loader"
-    rows = [header.split()]
-    for number, stage in enumerate(facts["stages"], start=1):
-        rows.append(
-            [
-                str(number),
-                side(stage["size"]),
-                "x".join(map(str, stage["grid"])),
-                f"{stage['visible_tokens']}/{math.prod(stage['grid'])}",
-                "off" if stage["magnitude"] is None else "{:.1f}-{:.1f}".format(*stage["magnitude"]),
-                f"{stage['real_epochs']:.1f}",
-                f"{stage['equivalent_epochs']:.1f}",
-                f"{stage['images']:,}",
-                f"{stage['steps']:,}",
-                f"{stage['accumulation']}x{stage['micro_batch']}",
-                f"{stage['flops_per_image'] / 1e9:.3g}",
-                f"{stage['compute_share']:.1%}",
-                f"{stage['loader_images_per_second']:,.0f}/s",
-            ]
-        )
+    rows = [format_stage(number, stage) for number, stage in enumerate(facts["stages"], start=1)]
+    table = format_table([[*rows[0]], *([*row.values()] for row in rows)])
     head = "{model}: {equivalent_epochs} equivalent epochs ({real_epochs:.1f} real) of {images_per_epoch:,} images"
     totals = (
         "total: {images:,} images, {steps:,} steps, {flops:.3g} FLOPs; "
@@ -184,7 +187,29 @@ def format_plan(facts: dict[str, Any]) -> str:
         f"at {facts['rate']:g} images/s at full size, if time goes with FLOPs: {own} of training instead of {without}; "
         "loader: images/s that data loading must supply"
     )
-    return "\n".join([head.format(**facts), format_table(rows), totals.format(**facts), times])
+    return "\n".join([head.format(**facts), table, totals.format(**facts), times])
+
+
+def format_stage(number: int, stage: dict[str, Any]) -> dict[str, str]:
+    """Format a stage's row by the names of its columns; a classifier sees all patches, so they are left out."""
+    patches = {}
+    if "grid" in stage:
+        patches["grid"] = "x".join(map(str, stage["grid"]))
+        patches["visible"] = f"{stage['visible_tokens']}/{math.prod(stage['grid'])}"
+    return {
+        "stage": str(number),
+        "size": side(stage["size"]),
+        **patches,
+        "magnitude": "off" if stage["magnitude"] is None else "{:.1f}-{:.1f}".format(*stage["magnitude"]),
+        "epochs": f"{stage['real_epochs']:.1f}",
+        "equivalent": f"{stage['equivalent_epochs']:.1f}",
+        "images": f"{stage['images']:,}",
+        "steps": f"{stage['steps']:,}",
+        "batch/device": f"{stage['accumulation']}x{stage['micro_batch']}",
+        "GFLOP/image": f"{stage['flops_per_image'] / 1e9:.3g}",
+        "compute": f"{stage['compute_share']:.1%}",
+        "loader": f"{stage['loader_images_per_second']:,.0f}/s",
+    }
 
 
 def format_comparison(plans: Sequence[dict[str, Any]]) -> str:
