@@ -3,7 +3,10 @@
 Some networks have parameters that belong to one grid of patches: the positional embedding of a ViT, the bias tables of
 Swin's windows. A classifier holds them for the full size only. For another size it runs timm's network of that size
 with these parameters, resampled in each forward pass: gradients reach the one set of parameters, and the optimizer's
-moments stay valid.
+moments stay valid. EfficientTrain instead trains parameters of each size and, at a change of size, interpolates them and
+Adam's two moments bilinearly. Here nothing changes at such a moment, so there is nothing to interpolate; the gradients,
+and so the moments, have the scale of the full size from the start. PVT resamples its own positions, and CSWin has no
+parameters that depend on the size (`finetune.backbones`).
 """
 
 import logging
