@@ -17,7 +17,7 @@ from mae_curriculum.data.sources import Images, names_fingerprint, open_together
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.knn import knn_of_encoder, why_no_knn
-from mae_curriculum.evaluation.reconstruction import choose_spread, reconstruct_images, why_no_reconstruction
+from mae_curriculum.evaluation.reconstruction import choose_spread, reconstruct_images
 from mae_curriculum.evaluation.speedup import describe_costs, summarize_costs
 from mae_curriculum.evaluation.start import describe_evaluation, read_start, refuse_decline
 from mae_curriculum.evaluation.step_times import measure_speedups
@@ -124,7 +124,7 @@ def set_up(
         images=images,
         data_fingerprint=names_fingerprint(images) + start,
         dataset=TrainingImages(images, model.image_size, model.channels, config.curriculum.augmentation, config.seed),
-        inputs=MaskedInputs(world, model.patch_size, config.seed, mean, std, config.curriculum.resize),
+        inputs=MaskedInputs(world, model.shape, config.seed, mean, std, config.curriculum.resize),
         model=model,
         optimizer=build_optimizer(model, config.optim),
         clock=clock,
@@ -188,10 +188,7 @@ def picture_hook(
     """Return a function that draws reconstructions of a few images, always the same, into the run's `pictures/`."""
     world, model, clock = training.world, training.model, training.clock
     count = config.tracking.pictures
-    no_pictures = why_no_reconstruction(model.target)
-    if count and no_pictures:
-        world.log(f"no pictures: {no_pictures}")
-    if not count or no_pictures:
+    if not count:
         return lambda _: None
 
     def draw(steps_done: int) -> None:

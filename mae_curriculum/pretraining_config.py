@@ -6,7 +6,7 @@ from textwrap import wrap
 from typing import Any, TypeVar
 
 from mae_curriculum.config import ConfigError, exempt, leaves, load_file, plain
-from mae_curriculum.curriculum.schedule import Clock, Curriculum, Stage
+from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Clock, Curriculum, Stage, stage_size
 from mae_curriculum.data.contents import Contents
 from mae_curriculum.evaluation.config import KnnConfig
 from mae_curriculum.model.config import ModelConfig
@@ -123,4 +123,19 @@ def build_clock(config: PretrainConfig, shape: ModelShape, *, images_per_epoch: 
                 f"curriculum.stages: size {stage.size} is a single patch here ({side(span.size)} px), so nothing could "
                 "be masked; make it larger, or model.patch_size smaller"
             )
+        if not shape.holds_blocks(span.size):
+            fitting = ", ".join(map(str, sizes_of_blocks(shape)))
+            raise ConfigError(
+                f"curriculum.stages: size {stage.size} ({side(span.size)} px here) has a grid of "
+                f"{side(shape.grid(span.size))} patches, which model.mask_block {shape.mask_block} does not divide; "
+                f"sizes that fit: {fitting}"
+            )
     return clock
+
+
+def sizes_of_blocks(shape: ModelShape) -> list[int]:
+    """Return the sizes of a stage, at the reference of 224, at which an image is made of whole blocks."""
+    full, patch = shape.encoder.image_size, shape.encoder.patch_size
+    sides = range(patch[0] * shape.mask_block, full[0] + 1, patch[0] * shape.mask_block)
+    sizes = [round(REFERENCE_SIZE * pixels / full[0]) for pixels in sides]
+    return [size for size in sizes if shape.holds_blocks(stage_size(size, full, patch))]

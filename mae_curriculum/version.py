@@ -1,7 +1,9 @@
 """The version of the package, and the commit of the code that runs."""
 
+import platform
 import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 __version__ = "0.2.0"
@@ -21,6 +23,12 @@ def code_version() -> str | None:
         return None
     words = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty"]
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
+def describe_software() -> str:
+    """Return the versions that results may depend on: of this package, Python, torch and timm."""
+    others = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
+    return f"mae-curriculum {__version__}, Python {platform.python_version()}, {others}"
 
 
 def describe_version() -> str:

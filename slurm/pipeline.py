@@ -32,6 +32,7 @@ from slurm.job import Job
 from slurm.pipeline_config import PipelineConfig, PipelineRun, TaskSpec, expand_runs, variant_name
 from slurm.result_table import format_result_table
 from slurm.status import read_queue
+from slurm.study import write_results
 from slurm.submit import run_in_process
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,9 @@ def pipeline(config: PipelineConfig) -> int:
     with hold(config.folder / "lock.json", on_takeover=lambda _: None):  # two at once would submit everything twice
         code = run_here(groups) if config.local else submit_unfinished(config, groups, read_queue())
     queue = {} if config.local else read_queue()
+    if config.results is not None and all(run.result.exists() for group in groups for run in group):
+        write_results(config.folder.name, groups, config.baseline, config.results)
+        print(f"results: {config.results / config.folder.name}.json, .md, .png")
     print(format_result_table(groups, queue))
     return code
 

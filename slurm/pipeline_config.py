@@ -68,6 +68,12 @@ class PipelineConfig:
     """Commands that evaluate the pretraining runs."""
     cluster: ClusterConfig = ClusterConfig()
     """What the jobs request, given inline or as a path to a file."""
+    results: Path | None = None
+    """Folder for the results once all runs have finished: NAME.json, .md and .png, with the name of `folder`. null for
+    the printed table alone."""
+    baseline: dict[str, Any] = field(default_factory=dict)
+    """Values of `pretrain.vary` that the results are compared with, such as {curriculum: none}; each variant is
+    compared with the one that has these values instead of its own."""
     at_once: int | None = None
     """Maximum number of jobs of an array that run at the same time; null for no limit."""
     dry_run: bool = False
@@ -81,6 +87,9 @@ class PipelineConfig:
             raise ConfigError(f"evaluate: two tasks are called '{min(repeated)}'; give one of them a `name`")
         if self.local and self.dry_run:
             raise ConfigError("local: the commands run here, at once; leave out --dry_run")
+        for key, value in self.baseline.items():
+            if value not in self.pretrain.vary.get(key, []):
+                raise ConfigError(f"baseline: {key}={value} is not among the values of pretrain.vary")
         if self.at_once is not None and self.at_once < 1:
             raise ConfigError(f"at_once must be at least 1, got {self.at_once}")
         if min(self.evaluation_epochs, default=1) < 1:

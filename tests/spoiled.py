@@ -1,8 +1,9 @@
 """A program like `python -m mae_curriculum`, on the last rank of which one training step goes wrong.
 
 `python tests/spoiled.py loss|spike|weight STEP COMMAND ...`: the step's loss is infinite, with a finite gradient, or
-nine times too large, or one weight is NaN from that step on. `python tests/spoiled.py stall IMAGES COMMAND ...`: after
-so many images, a process that loads them waits for the next one for ever, as for a disk that does not answer.
+nine times too large, or one weight is NaN from that step on. `python tests/spoiled.py stall|pause IMAGES COMMAND ...`:
+after so many images, a process that loads them waits for the next one for ever, as for a disk that does not answer, or
+for six seconds.
 """
 
 import math
@@ -21,6 +22,7 @@ from mae_curriculum.data.sources import ArrayImages
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 
 kind, spoiled_step, *words = sys.argv[1:]
+pauses = {"stall": 3600.0, "pause": 6.0}
 steps = count()
 read = ArrayImages.read
 
@@ -38,16 +40,16 @@ def spoil_loss(model: nn.Module, _: Any, losses: Any) -> Any:
     return 9 * losses if kind == "spike" else losses + math.inf
 
 
-def read_or_stall(images: ArrayImages, index: int, channels: int) -> torch.Tensor:
+def read_or_wait(images: ArrayImages, index: int, channels: int) -> torch.Tensor:
     if next(steps) == int(spoiled_step):
-        time.sleep(3600)
+        time.sleep(pauses[kind])
     return read(images, index, channels)
 
 
 if __name__ == "__main__":
     if int(os.environ.get("RANK", 0)) == int(os.environ.get("WORLD_SIZE", 1)) - 1:
-        if kind == "stall":
-            ArrayImages.read = read_or_stall  # type: ignore[method-assign, assignment]
+        if kind in pauses:
+            ArrayImages.read = read_or_wait  # type: ignore[method-assign, assignment]
         elif kind == "weight":
             register_module_forward_pre_hook(spoil_weight)
         else:

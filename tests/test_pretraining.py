@@ -24,6 +24,7 @@ from mae_curriculum.model.masked_autoencoder import build_model
 from mae_curriculum.model.masking import mask_noise
 from mae_curriculum.pretraining import set_up
 from mae_curriculum.pretraining_config import PretrainConfig
+from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.step import run_steps_
 from mae_curriculum.weights.names import decoder_to_mae
@@ -191,7 +192,7 @@ def test_plain_mae_is_the_curriculum_of_one_stage() -> None:
         order = np.random.default_rng((0, 0)).permutation(1438)[step * 64 : step * 64 + 64]
         dataset = TrainingImages(training.images, (32, 32), 1, Augmentation(), 0)
         pixels = torch.stack([dataset[Request(0, int(image), None, 0.2)][0] for image in order])
-        noise = mask_noise(seed=0, step=step, places=range(64), patch_count=16)
+        noise = mask_noise(seed=0, step=step, places=range(64), count=16)
         shape = {"patch": 8, "depth": 2, "heads": 3, "decoder_depth": 1, "decoder_heads": 2}
         images = (pixels / 255 - 0.305) / 0.376
         loss = plain_mae_loss(
@@ -232,6 +233,27 @@ def test_every_setting_reaches_the_training(changes: dict[str, Any]) -> None:
     plain, changed = (torch.stack(steps_of(**settings)) for settings in (half_size, half_size | changes))
     assert changed.isfinite().all()
     assert (plain - changed[: len(plain)]).abs().max() > 1e-4
+
+
+def test_a_hog_target_may_be_that_of_the_full_image() -> None:
+    half, whole = ({"curriculum__stages": f'[{{"share": 1.0, "size": {size}}}]'} for size in (112, 224))
+    ways = [{"model__target": "hog", "model__target_from": of} for of in ("crop", "full")]
+    crop, full = (torch.stack(steps_of(**half, **way)) for way in ways)
+    assert (crop - full).abs().max() > 1e-4
+    crop, full = (torch.stack(steps_of(**whole, **way)) for way in ways)
+    assert torch.equal(crop, full)
+
+
+def test_a_run_with_a_hog_target_is_pictured_as_hog(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, photo = tmp_path / "run", str(picture_folder(tmp_path, classes=1, count=1) / "class0/0000.png")
+    changes = {"model__target": "hog", "curriculum": "none", "epochs": 1, "tracking__pictures": 1}
+    assert main(["pretrain", *options(run, **changes)]) == 0
+    assert len(RunFolder(run).pictures) == 1
+    losses = [row["loss"] for row in rows(run, "step")]
+    assert losses[-1] < 0.5 * losses[0]
+    assert main(["reconstruct", "--checkpoint", str(run), "--target", "hog", "--images", photo]) == 0
+    assert main(["reconstruct", "--checkpoint", str(run), "--target", "pixels", "--images", photo]) == 2
+    assert f"target=pixels conflicts with {run}, which has hog; omit --target" in capsys.readouterr().err
 
 
 def test_broken_images_are_logged_and_replaced(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_these_pretraining_recipes_exist() -> None:
         "digits",
         "imagenette128",
         "vit_b16_in1k",
+        "vit_b16_in1k_blocks",
         "vit_b16_in1k_efficienttrain",
         "vit_b16_in1k_efficienttrain_pp",
         "vit_l16_in1k_efficienttrain",

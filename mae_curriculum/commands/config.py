@@ -118,7 +118,8 @@ class EmbedConfig(EncoderHints):
     data: DataConfig = DataConfig(source=RUNS_IMAGES)
     """Images, training and validation; source `run` uses those of the checkpoint's run, with its normalization."""
     pool: Pool = "avg"
-    """avg: mean of the patch tokens. token: class token. tokens: all patch tokens."""
+    """avg: mean of the patch tokens. token: (first) class token. class_avg: mean of several class tokens. tokens: all
+    patch tokens."""
     block: int = -1
     """The last block that is used, counted like an index of Python; the encoder's final norm follows it."""
     neighbours: int | None = None
@@ -143,7 +144,8 @@ class EmbedConfig(EncoderHints):
 
 @dataclass(frozen=True)
 class ReconstructConfig(AutoencoderHints):
-    """Draw reconstructions: input, visible patches, reconstruction, error."""
+    """Draw reconstructions: input, visible patches, reconstruction, error; for HOG targets that of the input, and its
+    prediction."""
 
     checkpoint: Path = field(kw_only=True)
     """Run folder, or any supported checkpoint that includes a decoder."""

@@ -98,10 +98,11 @@ def _history(checkpoint: Path) -> list[str]:
     run = load_file(PretrainConfig, folder.config)
     mean, std = run.data.statistics(run.model.channels)
     stages = ", ".join(f"{stage.share:g} at {stage.size}" for stage in run.curriculum.stages)
+    target = run.model.target + (" of the full-size image" if run.model.target_from == "full" else "")
     lines = [
         f"- data: {run.data.source}, normalized with mean {list(mean)} and standard deviation {list(std)}",
         f"- schedule: {run.epochs} equivalent epochs, batch {run.batch_size}, base learning rate {run.optim.base_lr:g}",
-        f"- curriculum: shares of {run.curriculum.pace}: {stages} pixels (of 224); target {run.model.target}, "
+        f"- curriculum: shares of {run.curriculum.pace}: {stages} pixels (of 224); target {target}, "
         f"mask ratio {run.model.mask_ratio:g}",
     ]
     if folder.summary.exists():

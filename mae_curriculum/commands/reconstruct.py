@@ -11,7 +11,7 @@ from mae_curriculum.curriculum.schedule import Curriculum, View
 from mae_curriculum.data.augment import resize_and_crop
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.decode import BrokenImageError, read_image
-from mae_curriculum.evaluation.reconstruction import reconstruct_images, why_no_reconstruction
+from mae_curriculum.evaluation.reconstruction import reconstruct_images
 from mae_curriculum.report.figures import draw_reconstructions
 from mae_curriculum.run.folder import RunFolder, check_checkpoint
 from mae_curriculum.terminal import printable
@@ -26,8 +26,6 @@ def reconstruct(config: ReconstructConfig) -> int:
     """Draw the figure; returns the exit code."""
     check_checkpoint(config.checkpoint)
     weights = read_weights(config.checkpoint, **config.hints)
-    if why := why_no_reconstruction(weights.model.target):
-        raise ConfigError(f"{config.checkpoint}: {why}")
     model = build_autoencoder(weights, config.checkpoint)
     data = DataConfig(mean=config.mean, std=config.std)
     mean, std = with_normalization(data, weights, config.checkpoint, logger.warning).statistics(model.channels)

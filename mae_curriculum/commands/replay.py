@@ -10,7 +10,7 @@ from torch import nn
 from mae_curriculum.commands.config import ReplayConfig
 from mae_curriculum.config import ConfigError, load_file
 from mae_curriculum.data.loader import RequestSampler, training_loader
-from mae_curriculum.data.sources import open_images
+from mae_curriculum.data.sources import open_together
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.initialization import resolve_init
 from mae_curriculum.pretraining import set_up
@@ -55,7 +55,7 @@ def measure(
     Returns  name, loss and gradient norm of each image, and the norm of the whole gradient.
     """
     config, weights = resolve_init(config, world)
-    images, _ = open_images(config.data)
+    images, _, _ = open_together(config.data, world)
     training = set_up(config, world, images, weights)
     model, moment = training.model, training.clock.moment(state["steps_done"])
     model.load_state_dict(state["model"])

@@ -5,8 +5,9 @@ from typing import Literal
 
 from mae_curriculum.config import ConfigError, exempt
 
-Pool = Literal["token", "avg", "tokens"]
-"""What an encoder says of an image: the class token, the mean of the patch tokens, or all patch tokens."""
+Pool = Literal["token", "avg", "class_avg", "tokens"]
+"""What an encoder says of an image: the (first) class token, the mean of the patch tokens, the mean of several class
+tokens, or all patch tokens."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,8 @@ class KnnConfig:
     """Equivalent epochs between evaluations during pretraining; null to evaluate only at the end."""
     neighbors: int = 20
     """Number of nearest training images that vote, k."""
+    pool: Literal["token", "avg", "class_avg"] = "avg"
+    """Feature of an image: (first) class token, mean of the patch tokens, or mean of several class tokens."""
     temperature: float = 0.07
     """Temperature of the vote: each neighbor has weight exp(cosine similarity / temperature)."""
     batch_images: int = exempt(256)

@@ -34,7 +34,7 @@ class Encoder(nn.Module):
 
     @property
     def pools(self) -> tuple[str, ...]:
-        """What `features` can return: an encoder without a class token lacks token."""
+        """What `features` can return: an encoder without a class token lacks token, one without several class_avg."""
         return (*self.model.pools, "tokens")
 
     @property
@@ -52,7 +52,8 @@ class Encoder(nn.Module):
 
         images   (b, c, h, w), uint8 in 0..255 or floating point in 0..1, not normalized; on the encoder's device. h and
                  w are multiples of the patch size, and may differ from the size the encoder was trained at.
-        pool     avg: mean of the patch tokens. token: class token. tokens: all patch tokens, row by row.
+        pool     avg: mean of the patch tokens. token: (first) class token. class_avg: mean of several class tokens.
+                 tokens: all patch tokens, row by row.
         Returns  (b, d) float32; of tokens, (b, n, d).
         Raises   TypeError for another dtype; ValueError for another shape or range, or a pool the encoder lacks.
         """

@@ -79,13 +79,16 @@ def knn_of_encoder(
     inference: Inference,
     cached: bool = False,
 ) -> float | None:
-    """Return the kNN accuracy of the model's mean patch feature at full size, or None if `why_no_knn` gives a reason.
+    """Return the kNN accuracy of the model's features at full size, or None if `why_no_knn` gives a reason.
 
     cached  whether to keep the features on disk, for models whose weights do not change.
+    Raises  ConfigError for a pool that the model lacks.
     """
     if why_no_knn(train, val, config):
         return None
-    pool, device = model.pools.index("avg"), inference.world.device
+    if config.pool not in model.pools:
+        raise ConfigError(f"knn.pool: this encoder has no {config.pool}, only {', '.join(model.pools)}")
+    pool, device = model.pools.index(config.pool), inference.world.device
     bank_and_queries = []
     for images in hold_out(train, val):
         if cached:

@@ -33,10 +33,10 @@ def measure_unlabeled(
     Of `MEASURED_IMAGES` of the images.
     """
     chosen = Subset(images, choose_spread(len(images), MEASURED_IMAGES))
-    patch_count = prod(model.full_grid)
+    count = prod(model.shape.mask_grid(model.image_size))
 
     def loss_of(batch: Tensor) -> Tensor:
-        noise = mask_noise(seed=0, step=0, places=range(len(batch)), patch_count=patch_count)
+        noise = mask_noise(seed=0, step=0, places=range(len(batch)), count=count)
         losses: Tensor = model(batch, noise.to(batch.device), mask_ratio)
         return losses[:, None]
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from mae_curriculum.config import ConfigError
 
-Target = Literal["pixels", "norm_pixels"]
+Target = Literal["pixels", "norm_pixels", "hog"]
 
 TIMM_NAMES = {
     "image_size": "img_size",
@@ -16,6 +16,13 @@ TIMM_NAMES = {
     "heads": "num_heads",
 }
 """Settings of `ModelConfig` that override what the model's name implies, and timm's names for them."""
+
+COUNTS = (
+    *("patch_size", "width", "depth", "heads"),
+    *("decoder_width", "decoder_depth", "decoder_heads"),
+    *("class_tokens", "mask_block"),
+)
+"""Settings of `ModelConfig` that are at least 1."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,18 @@ class ModelConfig:
     """Epsilon of the layer norms; null keeps what `name` implies in the encoder, and MAE's 1e-6 in the decoder."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments for timm's VisionTransformer, such as {reg_tokens: 4, qk_norm: true}."""
+    class_tokens: int = 1
+    """Number of class tokens; all but the first are timm's register tokens. Their mean describes an image as class_avg
+    (arXiv:2512.15715)."""
     mask_ratio: float = 0.75
     """Fraction of the patches hidden from the encoder, above 0 and below 1."""
+    mask_block: int = 1
+    """Side, in patches, of the blocks that are hidden or seen as a whole (arXiv:2512.15715); divides every grid."""
     target: Target = "norm_pixels"
-    """What the decoder predicts: pixels, or pixels normalized per patch (norm_pix_loss)."""
+    """What the decoder predicts: pixels, pixels normalized per patch (norm_pix_loss), or histograms of oriented
+    gradients per patch (hog), as MaskFeat does."""
+    target_from: Literal["crop", "full"] = "crop"
+    """Whether hog describes the image that the encoder sees, or the full-size one; pixels are those of the crop."""
     decoder_width: int | None = None
     """Width of the decoder; a multiple of 4 and of `decoder_heads`. null for MAE's 512."""
     decoder_depth: int | None = None
@@ -63,9 +78,19 @@ class ModelConfig:
             raise ConfigError(f"model.image_size must be at least 1, got {self.image_size}")
         if self.norm_eps is not None and self.norm_eps <= 0:
             raise ConfigError(f"model.norm_eps must be above 0, got {self.norm_eps}")
-        for name in ("patch_size", "width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads"):
+        for name in COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"model.{name} must be at least 1, got {value}")
+        taken = [key for key in ("class_token", "reg_tokens") if key in self.options]
+        if self.class_tokens > 1 and taken:
+            raise ConfigError(
+                f"model.class_tokens: {self.class_tokens} sets timm's {taken[0]}; omit it in model.options"
+            )
+        if self.target_from == "full" and self.target != "hog":
+            raise ConfigError(
+                f"model.target_from: full is possible with model.target hog only, got {self.target}; leave it out, or "
+                "set model.target to hog"
+            )
         mlp_ratio = self.decoder_options.get("mlp_ratio", 4.0)
         if not isinstance(mlp_ratio, int | float) or mlp_ratio <= 0:
             raise ConfigError(f"model.decoder_options: mlp_ratio must be above 0, got {mlp_ratio!r}")

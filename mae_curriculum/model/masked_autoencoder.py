@@ -20,11 +20,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mae_curriculum.config import ConfigError
+from mae_curriculum.curriculum.schedule import View
 from mae_curriculum.model.config import TIMM_NAMES, ModelConfig
 from mae_curriculum.model.decoder import Decoder
 from mae_curriculum.model.masking import patchify, split_by_noise, take_patches
 from mae_curriculum.model.positions import resample_positions, sincos_positions
-from mae_curriculum.model.shape import EncoderShape, ModelShape, check_encoder, decoder_shape, visible_count
+from mae_curriculum.model.shape import EncoderShape, model_shape
 from mae_curriculum.model.targets import make_target
 
 DECODER_NORM_EPS = 1e-6
@@ -40,11 +41,11 @@ class MaskedAutoencoder(nn.Module):
         Raises  ConfigError for a name or a shape that is not possible.
         """
         super().__init__()
-        self.target = config.target
+        self.target, self.target_from = config.target, config.target_from
         self.encoder = build_timm(config)
         encoder = measure_encoder(self.encoder)
-        check_encoder(encoder)
-        self.shape = ModelShape(encoder, decoder_shape(config, encoder))
+        self.shape = model_shape(config, encoder)
+        self.class_tokens = config.class_tokens
         self.patch_size, self.image_size, self.channels = encoder.patch_size, encoder.image_size, encoder.channels
         self.full_grid = self.grid(self.image_size)
         self.learned_positions = False
@@ -57,20 +58,28 @@ class MaskedAutoencoder(nn.Module):
             raise ConfigError(f"model.decoder_options: timm's Block does not take {options}: {error}") from error
         self._initialize_()
 
-    def forward(self, images: Tensor, noise: Tensor, mask_ratio: float) -> Tensor:
+    def forward(self, images: Tensor, noise: Tensor, mask_ratio: float, full: Tensor | None = None) -> Tensor:
         """Hide the patches of highest noise, predict them, and return the error.
 
         images      (b, c, h, w), normalized; h and w multiples of the patch size, up to any size.
-        noise       (b, n), any values: the visible patches are those of lowest noise.
+        noise       (b, n), any values: the visible patches are those of lowest noise; with `mask_block`, of each block.
         mask_ratio  share of the patches that are hidden, 0 to 1; at least one is visible and at least one hidden.
+        full        the same images at full size; None if that is the size of `images`.
         Returns     (b,) float32: mean squared error over the values of an image's masked patches.
         """
-        grid = self.grid(images.shape[-2:])
-        ids_keep, ids_mask = split_by_noise(noise, visible_count(math.prod(grid), mask_ratio))
+        height, width = images.shape[-2:]
+        grid, keep = self.grid((height, width)), self.shape.visible_count(View((height, width), mask_ratio))
+        ids_keep, ids_mask = split_by_noise(noise, keep, grid=grid, block=self.shape.mask_block)
         tokens = self.encode(take_patches(patchify(images, self.patch_size), ids_keep), grid, ids_keep)
         predicted = self.decoder(tokens, self.mask_token, grid, ids_keep, ids_mask)
-        error: Tensor = predicted.float() - make_target(images, ids_mask, patch_size=self.patch_size, kind=self.target)
+        error: Tensor = predicted.float() - self.make_target(images, ids_mask, full)
         return error.square().mean(dim=(1, 2))
+
+    def make_target(self, images: Tensor, ids: Tensor, full: Tensor | None = None) -> Tensor:
+        """Return the target of the patches (b, m) of images (b, c, h, w): (b, m, d); `full` as in `forward`."""
+        source = images if full is None or self.target_from == "crop" else full
+        grid = self.grid(images.shape[-2:])
+        return make_target(source, ids, grid=grid, patch_size=self.patch_size, kind=self.target)
 
     def encode(self, patches: Tensor, grid: tuple[int, int], ids: Tensor | None = None) -> Tensor:
         """Encode patches of images with a given grid.
@@ -99,8 +108,10 @@ class MaskedAutoencoder(nn.Module):
 
     @property
     def pools(self) -> tuple[str, ...]:
-        """Poolings that give one vector per image: the class token, if there is one, and the mean of the patches."""
-        return ("avg",) if self.encoder.cls_token is None else ("token", "avg")
+        """Poolings that give one vector per image: (first) class token, mean of the patches, mean of class tokens."""
+        if self.encoder.cls_token is None:
+            return ("avg",)
+        return ("token", "avg", "class_avg") if self.class_tokens > 1 else ("token", "avg")
 
     def tokens(self, images: Tensor) -> Tensor:
         """Return the tokens of whole images, nothing masked: (b, c, h, w) -> (b, prefix + n, d)."""
@@ -109,7 +120,11 @@ class MaskedAutoencoder(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Return the features of whole images in each of the `pools`, nothing masked: (b, c, h, w) -> (b, p, d)."""
         tokens = self.tokens(images)
-        pooled = {"token": tokens[:, 0], "avg": tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1)}
+        pooled = {
+            "token": tokens[:, 0],
+            "avg": tokens[:, self.encoder.num_prefix_tokens :].mean(dim=1),
+            "class_avg": tokens[:, : self.class_tokens].mean(dim=1),
+        }
         features: Tensor = self.encoder.fc_norm(torch.stack([pooled[pool] for pool in self.pools], dim=1))
         return features
 
@@ -152,6 +167,8 @@ def build_model(config: ModelConfig, *, seed: int) -> MaskedAutoencoder:
 def timm_arguments(config: ModelConfig) -> dict[str, Any]:
     """Return the arguments that make timm's `create_model` build the encoder of this configuration."""
     given = {timms: getattr(config, ours) for ours, timms in TIMM_NAMES.items() if getattr(config, ours) is not None}
+    if config.class_tokens > 1:
+        given["reg_tokens"] = config.class_tokens - 1
     if config.norm_eps is not None:
         given["norm_layer"] = partial(nn.LayerNorm, eps=config.norm_eps)
     return config.options | given

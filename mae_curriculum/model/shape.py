@@ -17,6 +17,12 @@ TRAINING_FACTOR = 3
 MAE_DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
 """MAE's decoder (arXiv:2111.06377), for settings that leave it open."""
 
+HOG_BINS = 9
+"""Orientations in a histogram of the HOG target, 20 degrees each."""
+
+MAX_HOG_CELL = 8
+"""Largest side of a cell of the HOG target, pixels; MaskFeat's cells."""
+
 HEAD_WIDTH = MAE_DECODER["decoder_width"] // MAE_DECODER["decoder_heads"]
 """Width of a head in MAE's decoder, and in the smaller ones of `fit_decoder`."""
 
@@ -102,15 +108,27 @@ class ModelShape:
 
     encoder: EncoderShape
     decoder: DecoderShape
+    mask_block: int = 1
+    """Side of the blocks that are masked as a whole, patches."""
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, int]:
         """Return the patches per column and per row of an image of this size (height, width)."""
         height, width = size
         return height // self.encoder.patch_size[0], width // self.encoder.patch_size[1]
 
+    def mask_grid(self, size: tuple[int, ...]) -> tuple[int, int]:
+        """Return the blocks that are masked as a whole, per column and per row of an image of this size."""
+        rows, columns = self.grid(size)
+        return rows // self.mask_block, columns // self.mask_block
+
+    def holds_blocks(self, size: tuple[int, ...]) -> bool:
+        """Return whether an image of this size is made of whole blocks, at least two."""
+        is_whole = not any(patches % self.mask_block for patches in self.grid(size))
+        return is_whole and prod(self.mask_grid(size)) > 1
+
     def visible_count(self, view: View) -> int:
-        """Return how many patches of a view the encoder sees."""
-        return visible_count(prod(self.grid(view.size)), view.mask_ratio)
+        """Return how many patches of a view the encoder sees: those of whole blocks."""
+        return visible_count(prod(self.mask_grid(view.size)), view.mask_ratio) * self.mask_block**2
 
     def forward_flops(self, view: View) -> int:
         """Return the FLOPs of one image's forward pass: visible patches encoded, all decoded, the masked predicted."""
@@ -129,9 +147,9 @@ class ModelShape:
         return 4 * (3 * (self.encoder.parameters + self.decoder.parameters) + self.encoder.fixed_parameters)
 
 
-def visible_count(patch_count: int, mask_ratio: float) -> int:
-    """Return how many patches of an image the encoder sees: at least one, and at least one less than all."""
-    return min(max(1, int(patch_count * (1 - mask_ratio))), patch_count - 1)
+def visible_count(count: int, mask_ratio: float) -> int:
+    """Return how many of `count` patches, or blocks, are visible: at least one, and at least one less than all."""
+    return min(max(1, int(count * (1 - mask_ratio))), count - 1)
 
 
 def block_flops(weights: int, tokens: int, width: int) -> int:
@@ -164,14 +182,27 @@ def plain_vit_shape(config: ModelConfig) -> ModelShape | None:
         width=width,
         depth=depth,
         heads=heads,
-        prefix_tokens=1,
+        prefix_tokens=config.class_tokens,
         block_weights=block_weights,
-        # patch embedding, class token, blocks with 13 vectors each, final norm
-        parameters=(patch_values + 1) * width + width + depth * (block_weights + 13 * width) + 2 * width,
-        fixed_parameters=(1 + patches) * width,
+        # patch embedding, class tokens, blocks with 13 vectors each, final norm
+        parameters=(patch_values + 1 + config.class_tokens + 2) * width + depth * (block_weights + 13 * width),
+        fixed_parameters=(config.class_tokens + patches) * width,
     )
+    return model_shape(config, encoder)
+
+
+def model_shape(config: ModelConfig, encoder: EncoderShape) -> ModelShape:
+    """Return the shape of encoder, decoder and masks; raises ConfigError for sizes that do not go together."""
     check_encoder(encoder)
-    return ModelShape(encoder, decoder_shape(config, encoder))
+    shape = ModelShape(encoder, decoder_shape(config, encoder), config.mask_block)
+    if not shape.holds_blocks(encoder.image_size):
+        cells = "x".join(str(side * config.mask_block) for side in encoder.patch_size)
+        grid = "x".join(map(str, shape.grid(encoder.image_size)))
+        raise ConfigError(
+            f"model.mask_block: blocks of {config.mask_block} do not divide the grid of {grid} patches; image sizes "
+            f"that fit are multiples of {cells} px"
+        )
+    return shape
 
 
 def decoder_shape(config: ModelConfig, encoder: EncoderShape) -> DecoderShape:
@@ -214,8 +245,19 @@ def fit_decoder(config: ModelConfig, encoder_width: int) -> dict[str, Any]:
 
 
 def target_width(config: ModelConfig, patch_size: tuple[int, int]) -> int:
-    """Return how many values the target of a patch has; both targets are made of the patch's pixels."""
-    return prod(patch_size) * config.channels
+    """Return how many values the target of a patch has: those of its pixels, or of the histograms of its cells."""
+    values = HOG_BINS * prod(hog_cells(patch_size)) if config.target == "hog" else prod(patch_size)
+    return values * config.channels
+
+
+def hog_cells(patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Return how many cells of the HOG target a patch has per column and per row."""
+    return _cells_along(patch_size[0]), _cells_along(patch_size[1])
+
+
+def _cells_along(side: int) -> int:
+    """Return how many cells make up a side of a patch: as few as divide it into at most `MAX_HOG_CELL` pixels each."""
+    return next(count for count in range(1, side + 1) if side % count == 0 and side // count <= MAX_HOG_CELL)
 
 
 def check_encoder(shape: EncoderShape) -> None:

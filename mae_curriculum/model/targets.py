@@ -1,31 +1,38 @@
 """What the decoder predicts for a masked patch; how many values that are is `target_width` in `shape.py`."""
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from mae_curriculum.model.config import Target
+from mae_curriculum.model.hog import hog
 from mae_curriculum.model.masking import patchify, take_patches
-
-PIXEL_TARGETS = ("pixels", "norm_pixels")
-"""The targets from which `target_pixels` recovers an image."""
+from mae_curriculum.model.shape import hog_cells
 
 
-def make_target(images: Tensor, ids: Tensor, *, patch_size: tuple[int, int], kind: Target) -> Tensor:
+def make_target(
+    images: Tensor, ids: Tensor, *, grid: tuple[int, int], patch_size: tuple[int, int], kind: Target
+) -> Tensor:
     """Return the regression target of some patches of images.
 
-    images   (b, c, h, w), normalized.
+    images   (b, c, h, w), normalized; of `grid` patches, but of any size for "hog".
     ids      (b, m) the patches, numbered row by row.
+    grid     patches per column and per row.
     kind     "pixels": the values of the patch. "norm_pixels": each patch shifted to mean 0 and scaled to variance 1.
+             "hog": the histograms of its cells, by channel, bin, and place.
     Returns  (b, m, d), float32.
-    Source   MAE, arXiv:2111.06377: variance over d - 1, plus 1e-6 for flat patches.
+    Source   MAE, arXiv:2111.06377: variance over d - 1, plus 1e-6 for flat patches. MaskFeat, arXiv:2112.09133.
     """
+    if kind == "hog":
+        rows, columns = hog_cells(patch_size)
+        histograms = hog(images, (grid[0] * rows, grid[1] * columns))
+        values = rearrange(histograms, "b c o (y p) (x q) -> b (y x) (c o p q)", p=rows, q=columns)
+        return take_patches(values, ids)
     patches = take_patches(patchify(images, patch_size), ids).float()
     if kind == "pixels":
         return patches
-    if kind == "norm_pixels":
-        scale, mean = _scale_and_mean(patches)
-        return (patches - mean) / scale
-    raise ValueError(f"unknown target '{kind}'")
+    scale, mean = _scale_and_mean(patches)
+    return (patches - mean) / scale
 
 
 def target_pixels(target: Tensor, patches: Tensor, kind: Target) -> Tensor:
@@ -33,11 +40,9 @@ def target_pixels(target: Tensor, patches: Tensor, kind: Target) -> Tensor:
 
     target   (..., d), as `make_target` returns it.
     patches  (..., d): the true patches, whose mean and variance "norm_pixels" needs.
+    kind     "pixels" or "norm_pixels".
     Returns  (..., d), float32.
-    Raises   ValueError for a target that is not made of pixels.
     """
-    if kind not in PIXEL_TARGETS:
-        raise ValueError(f"a target of {kind} holds no pixels; those that do: {', '.join(PIXEL_TARGETS)}")
     if kind == "pixels":
         return target.float()
     scale, mean = _scale_and_mean(patches.float())

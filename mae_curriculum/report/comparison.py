@@ -17,7 +17,16 @@ MATCHED_AXES = {
 }
 """Axes on which runs are compared at equal values, with the axis title and the format of the value."""
 
-LOSS_SETTINGS = ("data.source", "model.patch_size", "model.mask_ratio", "model.target", "mixup", "cutmix", "smoothing")
+LOSS_SETTINGS = (
+    "data.source",
+    "model.patch_size",
+    "model.mask_ratio",
+    "model.target",
+    "model.target_from",
+    "mixup",
+    "cutmix",
+    "smoothing",
+)
 """Settings that must be equal for losses to be comparable."""
 
 

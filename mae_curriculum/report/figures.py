@@ -22,11 +22,14 @@ from mae_curriculum.evaluation.reconstruction import Reconstruction
 from mae_curriculum.evaluation.speedup import FlopsOfView
 from mae_curriculum.files import write_atomic
 from mae_curriculum.report.runs import RunData
+from mae_curriculum.report.strokes import draw_strokes
 from mae_curriculum.terminal import printable, side
 
 DPI = 120  # pixels per inch
 TILE_INCHES = 1.5  # longer side of an image: 180 pixels, so that eight fit on a screen
 MAX_COLUMNS = 8  # images in a row; more continue below
+CELL_INCHES = 0.105  # least side of a cell of HOG, 12 pixels: its strokes can be told apart, and four images fit
+MIN_CELL_PIXELS = 16  # least side of a cell before it is scaled to its place in the figure
 MAX_LETTERS = 22  # letters of a name that fit above an image of `TILE_INCHES`
 
 MAX_ERROR = 0.5
@@ -38,38 +41,58 @@ CURVE_POINTS = 200  # points of a learning rate curve per stage, enough for it t
 def draw_reconstructions(path: Path, images: Reconstruction, names: Sequence[str], *, title: str) -> None:
     """Draw, for each image from top to bottom: input, visible patches, reconstruction, error.
 
+    For a target of "hog", the last two are the HOG of the input, and its prediction.
+
     names  of the images, in order; any text.
     """
     h, w = images.seen.shape[-2:]
-    tile_h, tile_w = (TILE_INCHES * length / max(h, w) for length in (h, w))
-    blocks = -(-len(names) // MAX_COLUMNS)
+    is_hog = images.target == "hog"
+    tile_inches = max(TILE_INCHES, CELL_INCHES * max(images.truth.shape[-2:])) if is_hog else TILE_INCHES
+    tile_h, tile_w = (tile_inches * length / max(h, w) for length in (h, w))
+    blocks = -(-len(names) // max(1, int(MAX_COLUMNS * TILE_INCHES / tile_inches)))
     columns = -(-len(names) // blocks)
     width, height = max(5.0, columns * (tile_w + 0.1) + 1.8), blocks * (4 * tile_h + 0.5) + 1.8
     figure = empty_figure(width, height, layout="compressed")
     figure.suptitle(drawable(title), parse_math=False)
-    note = "\ndenormalized" if images.target == "norm_pixels" else ""
-    parts = [
-        (f"input\n{side((h, w))} px", to_rgb(images.seen)),
-        (f"masked\n{images.visible_count} of {images.patch_count}\npatches\nvisible", to_rgb(images.masked)),
-        (f"reconstruction{note}", to_rgb(images.completed)),
-        ("error", images.error),
-    ]
-    gap = max(1, w // 24)
+    parts = _parts(images)
     axes = figure.subplots(4 * blocks, 1)
     for row, axis in enumerate(axes):
         block = slice(row // 4 * columns, row // 4 * columns + columns)
         heading, part = parts[row % 4]
+        h, w = part.shape[-2:]
+        gap = max(1, w // 24)
         drawn = axis.imshow(_row_of_images(part[block], columns, gap), cmap="magma", vmin=0, vmax=MAX_ERROR)
         hide_frame(axis)
         axis.set_yticks([(h - 1) / 2], [heading], fontsize=9)
         axis.tick_params(length=0)
         if row % 4 == 0:
             _draw_names(axis, names[block], [index * (w + gap) + (w - 1) / 2 for index in range(len(names[block]))])
-    shrink = min(1.0, 4 / columns)
-    bar = figure.colorbar(drawn, ax=axes, location="bottom", extend="max", shrink=shrink, aspect=10 * shrink * columns)
-    bar.set_label("error (1: black against white)", fontsize=9)
+    if not is_hog:
+        _draw_error_scale(figure, axes, drawn, columns)
     figure.supxlabel(_caption(images), fontsize=8)
     save(figure, path)
+
+
+def _parts(images: Reconstruction) -> list[tuple[str, Tensor]]:
+    """Return the headings and the images of the four rows."""
+    h, w = images.seen.shape[-2:]
+    parts = [
+        (f"input\n{side((h, w))} px", to_rgb(images.seen)),
+        (f"masked\n{images.visible_count} of {images.patch_count}\npatches\nvisible", to_rgb(images.masked)),
+    ]
+    if images.target == "hog":
+        cell = h // images.truth.shape[-2]
+        scale = -(-MIN_CELL_PIXELS // cell)  # whole, so that all rows have one shape
+        true, predicted = (to_rgb(draw_strokes(each, cell * scale)) for each in (images.truth, images.completed))
+        return [*parts, ("HOG of\nthe input", true), ("HOG,\npredicted", predicted)]
+    note = "\ndenormalized" if images.target == "norm_pixels" else ""
+    return [*parts, (f"reconstruction{note}", to_rgb(images.completed)), ("error", images.error)]
+
+
+def _draw_error_scale(figure: Any, axes: Any, errors: Any, columns: int) -> None:
+    shrink = min(1.0, 4 / columns)
+    bar = figure.colorbar(errors, ax=axes, location="bottom", extend="max", shrink=shrink, aspect=10 * shrink * columns)
+    bar.set_label("error (1: black against white)", fontsize=9)
 
 
 def _draw_names(axis: Any, names: Sequence[str], centers: list[float]) -> None:
@@ -85,6 +108,8 @@ def _caption(images: Reconstruction) -> str:
             "The model predicts patches normalized to mean 0 and variance 1;\n"
             "they are denormalized with mean and variance of the true patch, which the model does not see."
         )
+    if images.target == "hog":
+        lines.append("Each cell shows the edges in it; a stroke is as bright as its share, the mean of the channels.")
     if images.seen.shape[1] not in (1, 3):
         lines.append(f"Shown in gray: the mean of the {images.seen.shape[1]} channels.")
     return "\n".join(lines)

@@ -131,5 +131,6 @@ def _describe_picture(run: RunData, stem: str) -> tuple[str, str]:
     """Return the name and the alternative text of a picture."""
     if match := re.fullmatch(r"step-(\d+)", stem):
         name = f"after {int(match[1]):,} steps"
-        return name, f"{run.name} {name}; per image, from top to bottom: input, visible patches, reconstruction, error"
+        predicted = "HOG, predicted HOG" if run.settings.get("model.target") == "hog" else "reconstruction, error"
+        return name, f"{run.name} {name}; per image, from top to bottom: input, visible patches, {predicted}"
     return terminal.printable(stem), f"{terminal.printable(stem)} of {run.name}"

@@ -39,7 +39,7 @@ SETTINGS = [
 ]
 """Settings that are always shown; others are shown only where runs differ."""
 
-START_FIELDS = ["device", "world_size", "host", "job", "commit", "command"]
+START_FIELDS = ["device", "world_size", "host", "job", "commit", "software", "command"]
 """Fields of a run's newest start that are shown."""
 
 ACTIVITY_NAMES = {

@@ -1,15 +1,17 @@
 """What a masked autoencoder is given at each step."""
 
-import math
 from dataclasses import dataclass
+from math import prod
 
 from torch import Tensor
 
+from mae_curriculum.curriculum.low_frequency import RESIZE
 from mae_curriculum.curriculum.schedule import Moment
 from mae_curriculum.data.loader import Batch
-from mae_curriculum.data.preprocess import preprocess
+from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.distributed import World
 from mae_curriculum.model.masking import mask_noise
+from mae_curriculum.model.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -17,17 +19,17 @@ class MaskedInputs:
     """Turn batches into what the encoder sees at a moment of the run, and into the noise that decides its masks."""
 
     world: World
-    patch_size: tuple[int, int]
+    shape: ModelShape
     seed: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: str
 
-    def __call__(self, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor, float]:
-        """Return the arguments of `MaskedAutoencoder.forward`: images (b, c, h, w), noise (b, n), the mask ratio."""
+    def __call__(self, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor, float, Tensor]:
+        """Return the arguments of `MaskedAutoencoder.forward`: images, noise, the mask ratio, images at full size."""
         size, mask_ratio = moment.view.size, moment.view.mask_ratio
-        pixels = self.world.to_device(batch.images)
-        images = preprocess(pixels, size, mean=self.mean, std=self.std, resize=self.resize)
-        patch_count = math.prod(side // patch for side, patch in zip(size, self.patch_size, strict=True))
-        noise = mask_noise(seed=self.seed, step=moment.step, places=batch.places, patch_count=patch_count)
-        return images, self.world.to_device(noise), mask_ratio
+        full = normalize(self.world.to_device(batch.images), self.mean, self.std)
+        images = RESIZE[self.resize](full, size)
+        count = prod(self.shape.mask_grid(size))
+        noise = mask_noise(seed=self.seed, step=moment.step, places=batch.places, count=count)
+        return images, self.world.to_device(noise), mask_ratio, full

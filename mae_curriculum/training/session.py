@@ -20,7 +20,7 @@ from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.tracking.wandb import CLOSE_SECONDS, log_to_wandb, require_wandb
 from mae_curriculum.training.config import TrainingConfig
 from mae_curriculum.training.step import Training
-from mae_curriculum.version import code_version
+from mae_curriculum.version import code_version, describe_software
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +97,11 @@ class RunSession:
             total_steps=training.clock.total_steps,
             stages=len(training.clock.spans),
             world_size=self._world.world_size,
-            device=str(self._world.device),
+            device=self._world.device_name,
             config_fingerprint=config_fingerprint(training.config),
             data_fingerprint=training.data_fingerprint,
             commit=code_version(),
+            software=describe_software(),
             **job_facts(),
             **facts,
         )

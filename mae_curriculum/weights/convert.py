@@ -19,10 +19,10 @@ from mae_curriculum.weights.read import Weights
 
 DEFAULTS = ModelConfig()
 
-ENCODER = ("name", "width", "depth", "heads", "options")
+ENCODER = ("name", "width", "depth", "heads", "class_tokens", "options")
 """Settings that weights decide: others of the encoder belong to another network."""
 
-DECODER = ("target", "decoder_width", "decoder_depth", "decoder_heads", "decoder_options")
+DECODER = ("target", "target_from", "decoder_width", "decoder_depth", "decoder_heads", "decoder_options")
 """Settings of the decoder; if one is asked for that the weights do not have, the decoder starts fresh."""
 
 
@@ -39,7 +39,7 @@ class Start:
 def convert(weights: Weights, wanted: ModelConfig, what: object) -> Start:
     """Convert weights to the model that the settings ask for; what these leave at its default follows from the weights.
 
-    The number of channels and the mask ratio are always those of the settings. Positions are interpolated such that
+    The number of channels and the masks are always those of the settings. Positions are interpolated such that
     the grid covers the same image as before; patch kernels are resampled as in FlexiViT (arXiv:2212.08013); kernels of
     3 channels become those of 1 by their sum, or of n by repetition.
 
@@ -55,6 +55,7 @@ def convert(weights: Weights, wanted: ModelConfig, what: object) -> Start:
         norm_eps=wanted.norm_eps or weights.model.norm_eps,
         channels=wanted.channels,
         mask_ratio=wanted.mask_ratio,
+        mask_block=wanted.mask_block,
         **{key: getattr(wanted, key) for key in DECODER} | fit_decoder(wanted, width),
     )
     old, new = _on_paper(weights.model), _on_paper(model)
@@ -97,7 +98,8 @@ def _refuse_other_network(own: ModelConfig, wanted: ModelConfig, what: object) -
         )
     different = actual.encoder.state_dict().keys() ^ expected.encoder.state_dict().keys()
     if different:
-        raise ConfigError(f"init: {what} and the settings differ in {format_keys(different)}; leave out model.options")
+        differing = ", ".join(f"model.{key}" for key in asked)
+        raise ConfigError(f"init: {what} and the settings differ in {format_keys(different)}; leave out {differing}")
 
 
 def _keep_decoder(

@@ -208,7 +208,7 @@ def left_open(model: ModelConfig, known: Stated) -> tuple[str, ...]:
     """Return how to say what is open about a decoder: it cannot be assumed, and features do not need it."""
     is_maes = (model.decoder_width, model.decoder_depth) == MAE_DECODER
     heads = () if known.decoder_heads or is_maes else ("--decoder_heads N",)
-    return heads if known.target else (*heads, "--target pixels (or norm_pixels)")
+    return heads if known.target else (*heads, "--target pixels (or norm_pixels, hog)")
 
 
 def _mlp_ratio(weight: Tensor) -> float:

@@ -45,7 +45,10 @@ def mae_layout(model: MaskedAutoencoder, weights: Weights) -> dict[str, Tensor]:
     Raises  ConfigError for an autoencoder that facebookresearch/mae cannot build.
     """
     functions = {_function(model.encoder.blocks[0]), _function(model.decoder.blocks[0])}
-    reasons = {"activations but GELU, an epsilon but 1e-6, queries without bias": functions != {(1e-6, "gelu", True)}}
+    reasons = {
+        "a target of HOG": weights.model.target == "hog",
+        "activations but GELU, an epsilon but 1e-6, queries without bias": functions != {(1e-6, "gelu", True)},
+    }
     _refuse_lacking(model, weights, "facebookresearch/mae", reasons)
     return _with_table(model, weights)
 
@@ -71,6 +74,7 @@ def hugging_face(model: MaskedAutoencoder, weights: Weights, *, decoder: bool) -
     }
     if decoder:
         differs = _function(model.decoder.blocks[0]) != function
+        reasons["a target of HOG"] = config.target == "hog"
         reasons["a decoder whose norms, activation or biases are not the encoder's"] = differs
     _refuse_lacking(model, weights, "transformers", reasons)
     theirs: Any

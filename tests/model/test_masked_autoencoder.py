@@ -50,7 +50,7 @@ def test_the_loss_is_that_of_an_independent_plain_mae(target: Any, mask_ratio: f
 def test_the_encoder_sees_nothing_of_masked_patches() -> None:
     model = build_model(replace(DEEPER, target="pixels"), seed=0)
     images, order = noise(1, 3, 32, 32), noise(1, 16)
-    ids_keep, ids_mask = split_by_noise(order, 4)
+    ids_keep, ids_mask = split_by_noise(order, 4, grid=(4, 4))
     patches = patchify(images, (8, 8))
     changed = patches.clone()
     changed[0, ids_mask[0]] += 1
@@ -157,24 +157,22 @@ def test_visible_patches_are_a_quarter_but_never_none_or_all() -> None:
 
 
 def test_masks_depend_on_seed_step_and_place_alone() -> None:
-    whole = mask_noise(seed=3, step=5, places=range(0, 16), patch_count=49)
-    parts = [
-        mask_noise(seed=3, step=5, places=part, patch_count=49) for part in (range(0, 5), range(5, 6), range(6, 16))
-    ]
+    whole = mask_noise(seed=3, step=5, places=range(0, 16), count=49)
+    parts = [mask_noise(seed=3, step=5, places=part, count=49) for part in (range(0, 5), range(5, 6), range(6, 16))]
     assert torch.equal(whole, torch.cat(parts))
-    assert not torch.equal(whole, mask_noise(seed=3, step=6, places=range(0, 16), patch_count=49))
-    assert not torch.equal(whole, mask_noise(seed=4, step=5, places=range(0, 16), patch_count=49))
+    assert not torch.equal(whole, mask_noise(seed=3, step=6, places=range(0, 16), count=49))
+    assert not torch.equal(whole, mask_noise(seed=4, step=5, places=range(0, 16), count=49))
 
 
 def test_masks_hide_every_patch_equally_often() -> None:
-    ids_keep, _ = split_by_noise(mask_noise(seed=0, step=0, places=range(4000), patch_count=16), 4)
+    ids_keep, _ = split_by_noise(mask_noise(seed=0, step=0, places=range(4000), count=16), 4, grid=(4, 4))
     counts = torch.bincount(ids_keep.flatten(), minlength=16) / 4000
     assert (counts - 0.25).abs().max() < 0.03  # four standard deviations
 
 
 def test_normalised_target_has_mean_zero_and_variance_one() -> None:
     ids = torch.tensor([[0, 2, 3], [1, 2, 0]])
-    target = make_target(noise(2, 3, 8, 8), ids, patch_size=(4, 4), kind="norm_pixels")
+    target = make_target(noise(2, 3, 8, 8), ids, grid=(2, 2), patch_size=(4, 4), kind="norm_pixels")
     torch.testing.assert_close(target.mean(-1), torch.zeros(2, 3), atol=1e-6, rtol=0)
     torch.testing.assert_close(target.var(-1), torch.ones(2, 3), atol=1e-3, rtol=0)
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ ODD_NAMES = ["plain.jpg", "$x_$ 100% \\frac{", "two\nlines", "\udcff\udc80.png",
 
 def random_images(count: int, *, channels: int = 3, size: tuple[int, int] = (16, 16)) -> Reconstruction:
     seen, completed = (torch.rand(count, channels, *size) * 1.4 - 0.2 for _ in range(2))
-    return Reconstruction(seen, torch.rand(count, 1, *size) > 0.5, completed, "norm_pixels", 1, 4)
+    return Reconstruction(seen, torch.rand(count, 1, *size) > 0.5, seen, completed, "norm_pixels", 1, 4)
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -52,6 +53,20 @@ def test_further_images_continue_below(tmp_path: Path) -> None:
 def test_any_channels_and_shape_can_be_drawn(channels: int, size: tuple[int, int], tmp_path: Path) -> None:
     draw_reconstructions(tmp_path / "a.png", random_images(2, channels=channels, size=size), ["a", "b"], title="shapes")
     assert max(size_of(tmp_path / "a.png")) < 2000
+
+
+@pytest.mark.parametrize(("channels", "cells"), [(3, (28, 28)), (1, (2, 4)), (4, (7, 7))])
+def test_a_hog_target_is_drawn_large_enough_to_see_strokes(
+    channels: int, cells: tuple[int, int], tmp_path: Path
+) -> None:
+    images = random_images(2, channels=channels, size=(8 * cells[0], 8 * cells[1]))
+    truth, completed = torch.rand(2, 2, channels, 9, *cells)
+    images = replace(images, truth=truth, completed=completed, target="hog")
+    draw_reconstructions(tmp_path / "a.png", images, ["a", "b"], title="hog")
+    width, height = size_of(tmp_path / "a.png")
+    assert width >= 2 * 12 * cells[1]
+    assert height >= 4 * 12 * cells[0]
+    assert max(width, height) < 2100
 
 
 def test_full_disk_keeps_the_existing_figure(small_disk: Callable[[str], Path], tmp_path: Path) -> None:

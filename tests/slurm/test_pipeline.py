@@ -49,7 +49,7 @@ def cells(table: str) -> dict[str, str]:
 
 
 def test_a_local_pipeline_runs_only_what_has_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = str(write_pipeline(tmp_path))
+    file = str(write_pipeline(tmp_path, results=str(tmp_path / "results")))
     assert main(["pipeline", file, "--local"]) == 0
     table = cells(capsys.readouterr().out)
     assert list(table) == ["variant", "pretrain", "knn@1", "knn@2", "knn", "fewshot", "FLOPs", "training time"]
@@ -63,6 +63,10 @@ def test_a_local_pipeline_runs_only_what_has_not_finished(tmp_path: Path, capsys
     assert measured == [str(study / "seed=0" / "pretrain") + point for point in ("@1", "@2", "")]
     origins = [read_json(study / "seed=0" / name / "results.json")["origin"] for name in ("knn@1", "knn@2", "knn")]
     assert len({*origins}) == 3
+    published = read_json(tmp_path / "results" / "study.json")
+    assert [run["accuracies"]["knn"] for run in published["runs"]] == accuracies
+    assert list(published["runs"][0]["accuracies"]) == ["kNN", "knn@1", "knn@2", "knn", "fewshot 1", "fewshot 5"]
+    assert {file.name for file in (tmp_path / "results").iterdir()} == {"study.json", "study.md", "study.png"}
 
     (study / "seed=1" / "knn@2" / "results.json").unlink()
     assert main(["pipeline", file, "--local"]) == 0

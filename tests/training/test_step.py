@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from mae_curriculum.curriculum.schedule import Augmentation, View
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.loader import Batch, TrainingImages
-from mae_curriculum.data.preprocess import preprocess
+from mae_curriculum.data.preprocess import normalize, preprocess
 from mae_curriculum.data.sources import open_images
 from mae_curriculum.distributed import World
+from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masking import mask_noise
+from mae_curriculum.model.shape import plain_vit_shape
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import OptimConfig, TrainingConfig
 from mae_curriculum.training.inputs import MaskedInputs
@@ -98,12 +100,15 @@ def test_the_update_ratio_is_the_length_of_the_change_by_that_of_the_weights() -
 
 
 def test_masked_inputs_are_the_images_at_the_moments_size_and_the_noise_of_their_places() -> None:
-    inputs = MaskedInputs(WORLD, (4, 4), seed=7, mean=(0.5,), std=(0.25,), resize="fourier")
+    shape = plain_vit_shape(ModelConfig(name="vit_tiny_patch16_224", image_size=16, patch_size=4))
+    assert shape is not None
+    inputs = MaskedInputs(WORLD, shape, seed=7, mean=(0.5,), std=(0.25,), resize="fourier")
     pixels = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     moment = CLOCK.moment(3)
     assert moment.view == View((8, 8), 0.75)
-    images, noise, mask_ratio = inputs(Batch(pixels, torch.tensor([5, 6]), range(1, 3), True, {}), moment)
+    images, noise, mask_ratio, full = inputs(Batch(pixels, torch.tensor([5, 6]), range(1, 3), True, {}), moment)
     expected = preprocess(pixels, (8, 8), mean=(0.5,), std=(0.25,), resize="fourier")
     assert torch.equal(images, expected)
-    assert torch.equal(noise, mask_noise(seed=7, step=3, places=range(0, 4), patch_count=4)[1:3])
+    assert torch.equal(full, normalize(pixels, (0.5,), (0.25,)))
+    assert torch.equal(noise, mask_noise(seed=7, step=3, places=range(0, 4), count=4)[1:3])
     assert mask_ratio == 0.75

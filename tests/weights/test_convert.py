@@ -125,6 +125,9 @@ def test_a_decoder_is_kept_unless_the_settings_ask_for_another() -> None:
     assert started(weights)[0].target == "pixels"
     assert started(weights, decoder_depth=2)[1] == ("a fresh decoder: model.decoder_depth 1 -> 2",)
     assert started(weights_of(decoder=False))[1] == ("a fresh decoder: the weights have none",)
+    hog = weights_of(replace(SMALL, target="hog", target_from="full"))
+    assert (started(hog, target="hog")[1], model_of(hog).target_from) == ((), "full")
+    assert started(weights, target="hog")[1] == ("a fresh decoder: model.target pixels -> hog",)
     open_ = replace(weights, open=("--decoder_heads N",))
     assert started(open_)[1] == ("a fresh decoder: the weights do not say how theirs works (--decoder_heads N)",)
 

@@ -1,6 +1,7 @@
 """Exports, imports and classifiers of other libraries' ViTs: the same features, and every setting that they need."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,14 @@ from finetune.config import ClassifierConfig
 from mae_curriculum.__main__ import main
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
+from mae_curriculum.model.masked_autoencoder import build_model
+from mae_curriculum.weights.build import build_autoencoder
+from mae_curriculum.weights.names import decoder_to_mae
 from mae_curriculum.weights.normalization import with_normalization
-from mae_curriculum.weights.read import read_weights
-from mae_curriculum.weights.write import describe_weights, save_weights
+from mae_curriculum.weights.read import Weights, read_weights
+from mae_curriculum.weights.write import describe_weights, mae_layout, save_weights
+from mae_curriculum.weights.write import hugging_face as hugging_face_model
+from tests.small import SMALL
 from tests.vits import (
     NOISE,
     TINY,
@@ -119,6 +125,42 @@ def test_an_export_that_would_change_features_is_refused(
     assert export(tmp_path / "theirs", tmp_path / "ours", kind) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.fixture
+def hog_weights() -> Weights:
+    config = replace(SMALL, target="hog", target_from="full")
+    state = build_model(config, seed=0).state_dict()
+    encoder = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
+    return Weights(config, encoder, decoder_to_mae(state), "a test")
+
+
+def test_a_hog_target_is_refused_by_libraries_that_lack_it(hog_weights: Weights) -> None:
+    model = build_autoencoder(hog_weights, "ours")
+    with pytest.raises(ConfigError, match="transformers lacks a target of HOG; choose another --format"):
+        hugging_face_model(model, hog_weights, decoder=True)
+    with pytest.raises(ConfigError, match="facebookresearch/mae lacks a target of HOG; choose another --format"):
+        mae_layout(model, hog_weights)
+    assert hugging_face_model(model, hog_weights, decoder=False).config.hidden_size == 48
+
+
+def test_a_hog_target_is_kept_by_our_own_files(hog_weights: Weights, tmp_path: Path) -> None:
+    config, tensors = hog_weights.model, hog_weights.encoder | hog_weights.decoder
+    save_weights(tmp_path / "a.safetensors", tensors, describe_weights(config, None, None))
+    words = ["--checkpoint", str(tmp_path / "a.safetensors"), "--run", str(tmp_path / "run")]
+    assert finetune_main(["import", *words]) == 0
+    for path in (tmp_path / "a.safetensors", tmp_path / "run"):
+        assert read_weights(path).model == config
+        build_autoencoder(read_weights(path), path)
+
+
+def test_the_hint_hog_says_what_a_decoder_predicts(hog_weights: Weights, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"model": hog_weights.encoder | hog_weights.decoder}, path)
+    weights = read_weights(path, heads=3, decoder_heads=2)
+    with pytest.raises(ConfigError, match=r"leaves open .* add --target pixels \(or norm_pixels, hog\)"):
+        build_autoencoder(weights, path)
+    assert build_autoencoder(read_weights(path, heads=3, decoder_heads=2, target="hog"), path).target == "hog"
 
 
 def test_an_autoencoder_that_maes_code_cannot_build_is_refused(

@@ -1,0 +1,154 @@
+"""The results of a study: what its finished runs came to, as one small JSON file, and the text that follows from it.
+
+A study compares variants of a pretraining with a baseline, over several seeds. Everything that is published of it is
+made from the JSON file alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from mae_curriculum.evaluation.results import format_percent, spread
+from mae_curriculum.files import read_json, write_json
+from mae_curriculum.report.curves import thin
+from mae_curriculum.report.runs import RunData
+from mae_curriculum.terminal import format_count, format_duration, format_flops
+
+CONFIDENCE = 0.95
+"""Probability with which an interval covers the mean difference, if differences are normally distributed."""
+
+CURVE_POINTS = 60
+"""Points kept of a curve."""
+
+AXES = ("images", "flops", "train_seconds")
+"""What the curves of a study are drawn against."""
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A pretraining of a study and its evaluations."""
+
+    variant: str
+    """Its combination of values without the seed, such as `curriculum=none`."""
+    baseline: str
+    """The variant that it is compared with, perhaps its own."""
+    seed: int
+    costs: dict[str, float]
+    """The `AXES` at its end."""
+    accuracies: dict[str, float]
+    """By evaluation, 0 to 1."""
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    """`loss` and the `AXES` at some of its steps."""
+    evaluations: dict[str, list[float]] = field(default_factory=dict)
+    """`knn` and the `AXES` at its evaluations."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished study."""
+
+    name: str
+    facts: dict[str, list[str]]
+    """Command, commit, hardware and software of its runs; several where they differ."""
+    runs: tuple[StudyRun, ...]
+
+    @property
+    def variants(self) -> dict[str, list[StudyRun]]:
+        """The runs of each variant, in the order of the study."""
+        grouped: dict[str, list[StudyRun]] = {}
+        for run in self.runs:
+            grouped.setdefault(run.variant, []).append(run)
+        return grouped
+
+    @property
+    def evaluations(self) -> list[str]:
+        """Names of the evaluations."""
+        return list(dict.fromkeys(name for run in self.runs for name in run.accuracies))
+
+
+def write_study(study: Study, path: Path) -> None:
+    """Write a study as JSON."""
+    write_json(path, asdict(study))
+
+
+def read_study(path: Path) -> Study:
+    """Read what `write_study` wrote."""
+    content = read_json(path)
+    return Study(content["name"], content["facts"], tuple(StudyRun(**run) for run in content["runs"]))
+
+
+def curves_of(run: RunData) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return the loss and the kNN accuracy of a run with their positions on the `AXES`, in few points."""
+    loss = run.curves["loss"]
+    kept = thin(loss, CURVE_POINTS)
+    kept = kept[np.isfinite(loss[kept])]
+    losses = {"loss": loss[kept].tolist(), **{axis: run.positions(axis)[kept].tolist() for axis in AXES}}
+    steps, accuracies = run.evaluations("knn")
+    positions = {axis: run.interpolate(steps, axis).tolist() for axis in AXES}
+    return losses, {"knn": accuracies.tolist(), **positions}
+
+
+def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> tuple[float, float] | None:
+    """Return the mean difference of values to a baseline's, seed by seed, and half the width of its interval.
+
+    values, baseline  by seed.
+    Returns           None for fewer than two seeds in common; the interval of Student's t has `CONFIDENCE`.
+    """
+    from scipy.stats import t
+
+    seeds = values.keys() & baseline.keys()
+    differences = [values[seed] - baseline[seed] for seed in sorted(seeds)]
+    if len(differences) < 2:
+        return None
+    factor = float(t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1))
+    return fmean(differences), factor * stdev(differences) / sqrt(len(differences))
+
+
+def format_study(study: Study) -> str:
+    """Format a study as a section of Markdown: a table of its variants, and how it was made."""
+    head = ["variant", "seeds"]
+    for name in study.evaluations:
+        head += [name, "difference"]
+    head += ["images", "FLOPs", "training time"]
+    rows = [head, ["---"] * len(head)]
+    rows += [_row(study, variant, runs) for variant, runs in study.variants.items()]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    facts = "\n".join(f"- {name}: {'; '.join(values)}" for name, values in study.facts.items())
+    note = (
+        "Accuracies: mean ± standard deviation over the seeds. Differences: percentage points above the baseline, "
+        f"paired by seed, with the {CONFIDENCE:.0%} confidence interval of the mean."
+    )
+    return f"## {study.name}\n\n{table}\n\n{note}\n\n{facts}\n"
+
+
+def _row(study: Study, variant: str, runs: Sequence[StudyRun]) -> list[str]:
+    cells = [variant, str(len(runs))]
+    baseline = study.variants.get(runs[0].baseline, [])
+    for name in study.evaluations:
+        values, baseline_values = ({run.seed: run.accuracies[name] for run in each} for each in (runs, baseline))
+        cells.append(format_percent(spread(list(values.values()))))
+        cells.append("baseline" if variant == runs[0].baseline else _format_difference(values, baseline_values))
+    formats = zip(AXES, (format_count, format_flops, format_duration), strict=True)
+    return [*cells, *(form(fmean(run.costs[axis] for run in runs)) for axis, form in formats)]
+
+
+def _format_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> str:
+    found = paired_difference(values, baseline)
+    if found is None:
+        return "-"
+    mean, half = (100 * each for each in found)
+    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+
+
+def facts_of(runs: Sequence[RunData], command: str) -> dict[str, list[str]]:
+    """Return how the runs of a study were made: each different value once."""
+    starts: list[dict[str, Any]] = [session.start for run in runs for session in run.history.sessions]
+    facts = {"command": [command]}
+    for name, key in (("commit", "commit"), ("hardware", "device"), ("software", "software")):
+        facts[name] = list(dict.fromkeys(str(start.get(key) or "unknown") for start in starts))
+    return facts
