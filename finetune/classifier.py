@@ -3,10 +3,13 @@
 Some networks have parameters that belong to one grid of patches: the positional embedding of a ViT, the bias tables of
 Swin's windows. A classifier holds them for the full size only. For another size it runs timm's network of that size
 with these parameters, resampled in each forward pass: gradients reach the one set of parameters, and the optimizer's
-moments stay valid. EfficientTrain instead trains parameters of each size and, at a change of size, interpolates them and
-Adam's two moments bilinearly. Here nothing changes at such a moment, so there is nothing to interpolate; the gradients,
-and so the moments, have the scale of the full size from the start. PVT resamples its own positions, and CSWin has no
-parameters that depend on the size (`finetune.backbones`).
+moments stay valid. PVT resamples its own positions, and CSWin's parameters do not depend on the size
+(`finetune.backbones`).
+
+This is unlike EfficientTrain, on purpose. It trains parameters of each size and, when the size changes, interpolates
+them and Adam's two moments bilinearly. Here nothing is replaced at such a moment, and gradients and moments have the
+scale of the full size from the first step; interpolated moments keep the scale of the smaller grid, whose patches each
+weigh more.
 """
 
 import logging

@@ -27,7 +27,7 @@ def plan(plans: Mapping[str, PlanConfig]) -> int:
     if others:
         return print_comparison(describe_each(plans, describe_plan), as_json=config.json)
     facts = describe_plan(config)
-    print(json.dumps(facts, indent=2) if config.json else format_plan(facts))
+    print(json.dumps(facts, indent=2) if config.json else f"{format_network(facts)}\n{format_plan(facts)}")
     return 0
 
 
@@ -55,3 +55,12 @@ def describe_plan(config: PlanConfig) -> dict[str, Any]:
         "baseline_epochs": baseline.epochs,
         **describe_run(config, clock, baseline, flops, devices=config.devices, rate=config.rate),
     }
+
+
+def format_network(facts: dict[str, Any]) -> str:
+    """Format what is particular to a fine-tuning: its network, and what its speed-up is compared with."""
+    assumed = "" if facts["source"]["train"]["classes"] else " (assumed: image_count alone does not tell)"
+    return (
+        f"{facts['parameters'] / 1e6:.1f} M parameters, {facts['classes']:,} classes{assumed}; "
+        f"compared with {facts['baseline_epochs']} epochs at full size"
+    )
