@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import LayerNorm, calculate_drop_path_rates
-from timm.models import register_model
+from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from finetune.backbones.pyramid import CELL, Block, Pyramid, Size, build, timm_settings
+from finetune.backbones.pyramid import CELL, Block, Pyramid, Size, timm_settings
 
 SIZES: dict[str, dict[str, Any]] = {
     "cswin_tiny": {"embed_dim": 64, "depths": (1, 2, 21, 1), "num_heads": (2, 4, 8, 16)},
@@ -110,19 +110,23 @@ class CSwin(Pyramid):
         return logits
 
 
+def _build(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    return build_model_with_cfg(CSwin, name, pretrained, **SIZES[name] | options)
+
+
 @register_model
 def cswin_tiny(pretrained: bool = False, **options: Any) -> Any:
     """Build CSWin-T."""
-    return build(CSwin, "cswin_tiny", pretrained, **SIZES["cswin_tiny"] | options)
+    return _build("cswin_tiny", pretrained, options)
 
 
 @register_model
 def cswin_small(pretrained: bool = False, **options: Any) -> Any:
     """Build CSWin-S."""
-    return build(CSwin, "cswin_small", pretrained, **SIZES["cswin_small"] | options)
+    return _build("cswin_small", pretrained, options)
 
 
 @register_model
 def cswin_base(pretrained: bool = False, **options: Any) -> Any:
     """Build CSWin-B."""
-    return build(CSwin, "cswin_base", pretrained, **SIZES["cswin_base"] | options)
+    return _build("cswin_base", pretrained, options)

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import LayerNorm, calculate_drop_path_rates, to_2tuple, trunc_normal_
-from timm.models import register_model
+from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from finetune.backbones.pyramid import Block, Pyramid, Size, build, timm_settings
+from finetune.backbones.pyramid import Block, Pyramid, Size, timm_settings
 from mae_curriculum.model.positions import resample_table
 
 DEPTHS = {
@@ -137,25 +137,29 @@ class PyramidVisionTransformer(Pyramid):
         return logits
 
 
+def _build(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    return build_model_with_cfg(PyramidVisionTransformer, name, pretrained, **{"depths": DEPTHS[name]} | options)
+
+
 @register_model
 def pvt_tiny(pretrained: bool = False, **options: Any) -> Any:
     """Build PVT-Tiny."""
-    return build(PyramidVisionTransformer, "pvt_tiny", pretrained, **{"depths": DEPTHS["pvt_tiny"]} | options)
+    return _build("pvt_tiny", pretrained, options)
 
 
 @register_model
 def pvt_small(pretrained: bool = False, **options: Any) -> Any:
     """Build PVT-Small."""
-    return build(PyramidVisionTransformer, "pvt_small", pretrained, **{"depths": DEPTHS["pvt_small"]} | options)
+    return _build("pvt_small", pretrained, options)
 
 
 @register_model
 def pvt_medium(pretrained: bool = False, **options: Any) -> Any:
     """Build PVT-Medium."""
-    return build(PyramidVisionTransformer, "pvt_medium", pretrained, **{"depths": DEPTHS["pvt_medium"]} | options)
+    return _build("pvt_medium", pretrained, options)
 
 
 @register_model
 def pvt_large(pretrained: bool = False, **options: Any) -> Any:
     """Build PVT-Large."""
-    return build(PyramidVisionTransformer, "pvt_large", pretrained, **{"depths": DEPTHS["pvt_large"]} | options)
+    return _build("pvt_large", pretrained, options)

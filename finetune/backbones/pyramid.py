@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from timm.layers import DropPath, LayerNorm, Mlp, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs
+from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 CELL = 32
@@ -61,8 +61,3 @@ def timm_settings(names: Iterable[str], first_conv: str) -> Any:
     """Return the settings under which timm registers networks that have no weights to download."""
     settings = {"crop_pct": 0.9, "first_conv": first_conv, "classifier": "head"}
     return generate_default_cfgs(dict.fromkeys(names, settings))
-
-
-def build(network: type[nn.Module], name: str, pretrained: bool, **arguments: Any) -> Any:
-    """Build a network as timm does: with its settings, and refusing to load weights that do not exist."""
-    return build_model_with_cfg(network, name, pretrained, **arguments)
