@@ -53,7 +53,7 @@ class StripeAttention(nn.Module):
         positions = position(rearrange(v, "b n (p q) d -> b (n d) p q", p=window[0]))
         x = F.scaled_dot_product_attention(q, k, v)
         x = x + rearrange(positions, "b (n d) p q -> b n (p q) d", n=self.heads)
-        return rearrange(x, "(b h w) n (p q) d -> b (h p) (w q) (n d)", b=len(qkv), **sizes)
+        return rearrange(x, "(b h w) n (p q) d -> b (h p) (w q) (n d)", b=qkv.shape[0], **sizes)
 
 
 class Stage(nn.Module):

@@ -84,7 +84,7 @@ class Stage(nn.Module):
         grid = x.shape[2], x.shape[3]
         x = self.norm(rearrange(x, "b d h w -> b (h w) d"))
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         x = x + resample_table(self.pos_embed, self.grid, grid)
         for block in self.blocks:
             x = block(x, grid)

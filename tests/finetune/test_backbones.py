@@ -14,9 +14,11 @@ from torch import Tensor
 from finetune.__main__ import main
 from finetune.backbones.cswin import StripeAttention
 from finetune.classifier import Classifier, build_classifier
-from finetune.config import ClassifierConfig
+from finetune.config import ClassifierConfig, ExportConfig
+from finetune.export import model_card, write_timm
 from finetune.finetune import training_flops
 from finetune.mixing import layer_decay_groups
+from finetune.saved import describe
 from mae_curriculum.curriculum.schedule import View
 from mae_curriculum.model.positions import resample_positions
 from mae_curriculum.run.folder import RunFolder
@@ -152,6 +154,18 @@ def test_layer_decay_knows_the_blocks(config: ClassifierConfig) -> None:
     assert [scale[id(block)] for block in blocks] == [0.5**layers for layers in (5, 4, 3, 2, 1)]
     decayed = {id(value) for group in groups if group["weight_decay"] for value in group["params"]}
     assert not [name for name, value in net.named_parameters() if "cls_token" in name and id(value) in decayed]
+
+
+@pytest.mark.parametrize("config", [CSWIN, PVT], ids=["cswin", "pvt"])
+def test_exports_load_in_timm_as_their_cards_say(config: ClassifierConfig, tmp_path: Path) -> None:
+    classifier = build(config)
+    description = describe(classifier, classes=tuple("abcd"), mean=(0.5,) * 3, std=(0.5,) * 3, crop=1.0)
+    write_timm(classifier.net, description, tmp_path / "folder")
+    card = model_card(classifier.net, description, ExportConfig(checkpoint=tmp_path, out=tmp_path / "card"))
+    assert f"    import {type(classifier.net).__module__}  # for timm\n    timm.create_model(" in card
+    again: Any = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
+    images = pictures(96, 96)
+    assert torch.equal(again.eval()(images), classifier.logits(images))
 
 
 @pytest.mark.parametrize("config", [CSWIN, PVT], ids=["cswin", "pvt"])
