@@ -21,7 +21,7 @@ FOLDERS = {
 
 def list_recipes(config_class: type) -> dict[str, Path]:
     """Return the files of the recipes for a settings class by their names, such as digits or supervised/resnet50."""
-    recipes = {}
+    recipes: dict[str, Path] = {}
     for folder in [CONFIGS / FOLDERS[base.__name__] for base in config_class.__mro__ if base.__name__ in FOLDERS]:
         recipes |= {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
     return recipes
