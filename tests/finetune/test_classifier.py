@@ -143,7 +143,6 @@ def test_a_gradient_through_a_smaller_grid_is_the_one_of_the_full_grid_which_int
     theirs = torch.nn.functional.interpolate(on_smaller, size=(14, 14), mode="bilinear").flatten(2)[0].T
     scale = wanted.square().mean().sqrt() / 196
     errors = [float((each - gradients[14]).square().mean().sqrt() / scale) for each in (through_smaller, theirs)]
-    print(errors)
     assert errors[0] < 0.5 < 0.9 < errors[1]
     assert (theirs * 100 / 196 - gradients[14]).square().mean().sqrt() / scale < 0.1
 

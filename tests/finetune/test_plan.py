@@ -8,12 +8,14 @@ from finetune.__main__ import main
 from finetune.config import PlanConfig
 from finetune.plan import describe_plan
 from mae_curriculum.config import ConfigError, load
+from mae_curriculum.recipes import CONFIGS
+
+SMALL = ["--model.options", '{"layers": [1, 1, 1, 1]}']
 
 
 @pytest.mark.parametrize(
     ("name", "curriculum", "epochs", "published"),
     [
-        ("resnet50", "efficienttrain", 300, 1.53),
         ("resnet50", "efficienttrain_pp", 200, 1.49),
         ("deit_tiny_patch16_224", "efficienttrain", 300, 1.59),
         ("pvt_tiny", "efficienttrain_pp", 200, 1.51),
@@ -33,19 +35,17 @@ def test_a_plan_is_printed_as_text_and_as_json(capsys: pytest.CaptureFixture[str
     facts = json.loads(capsys.readouterr().out)
     assert (facts["steps"], facts["equivalent_epochs"], facts["parameters"]) == (93_835, 300, 25_557_032)
     assert [stage["size"] for stage in facts["stages"]] == [[160, 160], [192, 192], [224, 224]]
-    assert main(["plan", *arguments]) == 0
+    assert main(["plan", *arguments, *SMALL]) == 0
     text = capsys.readouterr().out
-    assert (
-        "25.6 M parameters, 1,000 classes (assumed: image_count alone does not tell); compared with 300 epochs" in text
-    )
+    assert "parameters, 1,000 classes (assumed: image_count alone does not tell); compared with 300 epochs" in text
     assert "resnet50: 300 equivalent epochs (300.0 real) of 1,281,167 images" in text
     assert "speed-up 1.53x" in text
     assert "grid" not in text
 
 
 def test_plans_of_several_recipes_stand_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["supervised/resnet50", "supervised/convnext_tiny"]
-    assert main(["plan", *names]) == 0
+    names = ["supervised/resnet50", str(CONFIGS / "finetune" / "supervised" / "resnet50.yaml")]
+    assert main(["plan", *names, *SMALL]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["plan", *names] in rows
     assert ["speed-up", "1.53x", "1.53x"] in rows
