@@ -39,13 +39,11 @@ def describe_plan(config: PlanConfig) -> dict[str, Any]:
     contents = look_at(resolve_source(config.data, config.checkpoint))
     weights = None if config.checkpoint is None else read_weights(config.checkpoint, **config.hints)
     classes = len(contents.train.classes) or IMAGENET_CLASSES
-    device = torch.device("meta" if weights is None else "cpu")  # meta: without memory or computation
-    with device:
-        model, _ = build_classifier(config.model, weights, class_count=classes, seed=config.seed)
+    model, _ = build_classifier(config.model, weights, class_count=classes, seed=config.seed)
     full = replace(without_curriculum(config), epochs=config.baseline_epochs or config.epochs)
     images = contents.train.images
     clock, baseline = (build_clock(each, model, images, processes=config.devices) for each in (config, full))
-    model.make_ready_({span.size for span in clock.spans}, device)
+    model.make_ready_({span.size for span in clock.spans}, torch.device("cpu"))
     flops = cache(partial(training_flops, model))
     return {
         "source": asdict(contents),
