@@ -3,7 +3,13 @@
 Some networks have parameters that belong to one grid of patches: the positional embedding of a ViT, the bias tables of
 Swin's windows. A classifier holds them for the full size only. For another size it runs timm's network of that size
 with these parameters, resampled in each forward pass: gradients reach the one set of parameters, and the optimizer's
-moments stay valid.
+moments stay valid. PVT resamples its own positions, and CSWin's parameters do not depend on the size
+(`finetune.backbones`).
+
+This is unlike EfficientTrain, on purpose. It trains parameters of each size and, when the size changes, interpolates
+them and Adam's two moments bilinearly. Here nothing is replaced at such a moment, and gradients and moments have the
+scale of the full size from the first step; interpolated moments keep the scale of the smaller grid, whose patches each
+weigh more.
 """
 
 import logging
@@ -18,11 +24,13 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from finetune.backbones.cswin import CSwin
+from finetune.backbones.pvt import PyramidVisionTransformer
 from finetune.config import ClassifierConfig
 from mae_curriculum.config import ConfigError
 from mae_curriculum.model.config import TIMM_NAMES, ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, similar_names, timm_arguments
-from mae_curriculum.model.positions import resample_bias, resample_positions
+from mae_curriculum.model.positions import resample_bias, resample_table
 from mae_curriculum.terminal import side
 from mae_curriculum.weights.build import load_into_
 from mae_curriculum.weights.infer import infer_model
@@ -84,7 +92,7 @@ class Classifier(nn.Module):
         for name, value in parameters.items():
             if name == "pos_embed":
                 grid, new_grid = self.net.patch_embed.grid_size, other.patch_embed.grid_size
-                parameters[name] = _resample_table(value, grid, new_grid)
+                parameters[name] = resample_table(value, grid, new_grid)
             if name.endswith(_BIAS_TABLE):
                 block = name.removesuffix(f".{_BIAS_TABLE}")
                 window, new_window = (net.get_submodule(block).window_size for net in (self.net, other))
@@ -141,10 +149,11 @@ class Classifier(nn.Module):
     def cell(self) -> Size:
         """The (height, width) in pixels that image sizes must be multiples of.
 
-        For a ViT its patch; for Swin one cell of the coarsest grid, so that windows tile every grid; for convolutional
-        networks the stride of the first features.
+        For a ViT its patch; for Swin, CSWin and PVT one cell of the coarsest grid, so that windows tile every grid; for
+        convolutional networks the stride of the first features.
         """
-        if any(name.endswith(_BIAS_TABLE) for name, _ in self.net.named_parameters()):
+        has_windows = any(name.endswith(_BIAS_TABLE) for name, _ in self.net.named_parameters())
+        if has_windows or isinstance(self.net, CSwin | PyramidVisionTransformer):
             stride: int = self.net.feature_info[-1]["reduction"]
         elif isinstance(getattr(self.net, "patch_embed", None), PatchEmbed):
             height, width = self.net.patch_embed.patch_size
@@ -241,7 +250,7 @@ def _load_pretrained_(net: Any, weights: Weights) -> str:
     if "pos_embed" in own and "pos_embed" in encoder:
         with torch.device("meta"):
             grid = MaskedAutoencoder(weights.model).full_grid
-        encoder["pos_embed"] = _resample_table(encoder["pos_embed"], grid, net.patch_embed.grid_size)
+        encoder["pos_embed"] = resample_table(encoder["pos_embed"], grid, net.patch_embed.grid_size)
     fits = {key for key in encoder if key in own and encoder[key].shape == own[key].shape}
     new = {key for key in own.keys() - fits if key.startswith(("fc_norm.", "head."))}
     left_out = {key for key in encoder.keys() - fits if key.startswith(("norm.", "head."))}
@@ -251,12 +260,6 @@ def _load_pretrained_(net: Any, weights: Weights) -> str:
     load_into_(net, {key: own[key] for key in new} | kept, "the pretrained encoder")
     notes = {"new": new, "left out of the checkpoint": left_out}
     return "; ".join(f"{note}: {', '.join(sorted(keys))}" for note, keys in notes.items() if keys)
-
-
-def _resample_table(table: Tensor, grid: Size, new_grid: Size) -> Tensor:
-    """Resample a ViT's positions (1, prefix + n, d); those of class and register tokens come first and are kept."""
-    prefix, patches = table[0].tensor_split([table.shape[1] - grid[0] * grid[1]])
-    return torch.cat([prefix, resample_positions(patches, grid, new_grid)])[None]
 
 
 def _one_line(error: Exception) -> str:

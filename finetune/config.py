@@ -8,7 +8,7 @@ from typing import Any, Literal
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Augmentation, Curriculum
 from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
-from mae_curriculum.evaluation.config import Block
+from mae_curriculum.evaluation.config import Block, PlanOptions
 from mae_curriculum.precision import Precision
 from mae_curriculum.training.config import OptimConfig, TrainingConfig
 from mae_curriculum.weights.config import AutoencoderHints, EncoderHints
@@ -90,6 +90,9 @@ class FinetuneConfig(LabeledConfig, TrainingConfig):
     """Alpha of cutmix (arXiv:1905.04899); 0 to disable."""
     smoothing: float = 0.1
     """Label smoothing: fraction of the target spread evenly over all classes, at least 0 and below 1."""
+    drop_path_epochs: int | None = None
+    """Equivalent epochs that `model.drop_path` is meant for: it is multiplied by `epochs` / drop_path_epochs, as in the
+    scripts of EfficientTrain++ with 200; null for no scaling."""
     average_decay: float | None = None
     """Per-step decay, such as 0.9999, of an average of the weights, which is evaluated and kept; null for none."""
     batch_size: int | None = None
@@ -115,6 +118,34 @@ class FinetuneConfig(LabeledConfig, TrainingConfig):
             raise ConfigError(f"average_decay must be above 0 and below 1, or null, got {self.average_decay}")
         if self.evaluate_every_epochs < 1:
             raise ConfigError(f"evaluate_every_epochs must be at least 1, got {self.evaluate_every_epochs}")
+        if self.drop_path_epochs is not None and self.drop_path_epochs < 1:
+            raise ConfigError(f"drop_path_epochs must be at least 1 or null, got {self.drop_path_epochs}")
+        if self.scaled_drop_path >= 1:
+            raise ConfigError(
+                f"model.drop_path {self.model.drop_path} for drop_path_epochs {self.drop_path_epochs} would be "
+                f"{self.scaled_drop_path:.3g} for {self.epochs} epochs; it must stay below 1"
+            )
+
+    @property
+    def scaled_drop_path(self) -> float:
+        """Drop path for this number of epochs."""
+        if self.drop_path_epochs is None or self.epochs is None:  # epochs are chosen later
+            return self.model.drop_path
+        return self.model.drop_path * self.epochs / self.drop_path_epochs
+
+
+@dataclass(frozen=True)
+class PlanConfig(PlanOptions, FinetuneConfig):
+    """Plan a fine-tuning and its cost, or compare several: `plan A.yaml B.yaml`."""
+
+    baseline_epochs: int | None = None
+    """Epochs of the run without a curriculum that the plan is compared with; null for `epochs`."""
+
+    def __post_init__(self) -> None:
+        FinetuneConfig.__post_init__(self)
+        PlanOptions.__post_init__(self)
+        if self.baseline_epochs is not None and self.baseline_epochs < 1:
+            raise ConfigError(f"baseline_epochs must be at least 1 or null, got {self.baseline_epochs}")
 
 
 @dataclass(frozen=True)

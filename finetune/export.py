@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 
 from finetune.config import ExportConfig
@@ -73,8 +74,10 @@ def model_card(net: Any, description: Description, config: ExportConfig) -> str:
     """Return a Markdown text: what the classifier takes and returns, and how to load it."""
     height, width = description.image_size
     names = ", ".join(description.classes)
+    module = timm.models.model_entrypoint(description.architecture).__module__
+    registers = "" if module.startswith("timm.") or config.format != "timm" else f"\n    import {module}  # for timm"
     return f"""# {description.architecture}, a classifier of {len(description.classes)} classes
-{LOADING[config.format].format(name=config.out.name)}
+{registers}{LOADING[config.format].format(name=config.out.name)}
 - input: images (batch, {description.channels}, {height}, {width}), scaled to 0..1 and normalized with mean
   {list(description.mean)} and standard deviation {list(description.std)}
 - resize and crop, as in evaluation: the largest center crop of {side(description.image_size)}'s aspect ratio, of it

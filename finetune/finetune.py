@@ -92,6 +92,9 @@ def build_hooks(
     world = training.world
     if notes:
         world.log(notes)
+    if config.drop_path_epochs is not None:
+        given, epochs = config.model.drop_path, f"{config.epochs} / {config.drop_path_epochs} epochs"
+        world.log(f"drop path {config.scaled_drop_path:.3g}: {given} x {epochs}")
     inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
 
     def evaluate(steps_done: int, inference: Inference = inference) -> ClassifierEvaluation:
@@ -106,7 +109,8 @@ def build_hooks(
         with stopwatch("evaluate"):
             evaluation = evaluate(training.clock.total_steps, replace(inference, check=check))
         check()
-        baseline = build_clock(without_curriculum(config), training.model, len(training.images), world)
+        count = len(training.images)
+        baseline = build_clock(without_curriculum(config), training.model, count, processes=world.world_size)
         speedups = measure_speedups(training, baseline, check=check)
         flops = partial(training_flops, training.model)
         costs = summarize_costs(training.clock, baseline, flops, stopwatch, speedups=speedups)
@@ -167,10 +171,11 @@ def set_up(
 ) -> tuple[Training[Classifier], str]:
     """Build the classifier and all that trains it; returns also what of the pretrained weights did not fit."""
     class_count = len(train.classes)
-    model, notes = build_classifier(config.model, weights, class_count=class_count, seed=config.seed)
+    model_config = replace(config.model, drop_path=config.scaled_drop_path)
+    model, notes = build_classifier(model_config, weights, class_count=class_count, seed=config.seed)
     model = model.to(world.device)
     check_channels(config, model.channels)
-    clock = build_clock(config, model, len(train.images), world)
+    clock = build_clock(config, model, len(train.images), processes=world.world_size)
     model.make_ready_({span.size for span in clock.spans}, world.device)
     mixer = build_mixer(config, class_count)
     layer_decay = config.layer_decay or (1.0 if weights is None else DEFAULT_LAYER_DECAY)
@@ -204,6 +209,7 @@ def build_mixer(config: FinetuneConfig, class_count: int) -> Any:
     """Return timm's Mixup, None for neither mixup nor cutmix; raises ConfigError for odd batches."""
     if config.mixup == 0 and config.cutmix == 0:
         return None
+    assert config.batch_size is not None, "settled"
     if config.batch_size % 2:
         raise ConfigError(f"batch_size: mixup and cutmix mix pairs, so a batch must be even, got {config.batch_size}")
     return Mixup(  # type: ignore[no-untyped-call]
@@ -211,14 +217,14 @@ def build_mixer(config: FinetuneConfig, class_count: int) -> Any:
     )
 
 
-def build_clock(config: FinetuneConfig, model: Classifier, images_per_epoch: int, world: World) -> Clock:
+def build_clock(config: FinetuneConfig, model: Classifier, images_per_epoch: int, *, processes: int) -> Clock:
     """Build the run's clock; raises ConfigError for stages that cannot be trained."""
     return build_training_clock(
         config,
         image_size=model.image_size,
         patch_size=model.cell,
         images_per_epoch=images_per_epoch,
-        processes=world.world_size * (2 if config.mixup > 0 or config.cutmix > 0 else 1),
+        processes=processes * (2 if config.mixup > 0 or config.cutmix > 0 else 1),
     )
 
 

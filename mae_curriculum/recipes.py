@@ -21,10 +21,11 @@ FOLDERS = {
 
 
 def list_recipes(config_class: type) -> dict[str, Path]:
-    """Return the files of the recipes for a settings class by their names."""
-    folders = [FOLDERS[base.__name__] for base in config_class.__mro__ if base.__name__ in FOLDERS]
-    paths = sorted(path for folder in folders for path in (CONFIGS / folder).glob("*.yaml"))
-    return {path.stem: path for path in paths}
+    """Return the files of the recipes for a settings class by their names, such as digits or supervised/resnet50."""
+    recipes: dict[str, Path] = {}
+    for folder in [CONFIGS / FOLDERS[base.__name__] for base in config_class.__mro__ if base.__name__ in FOLDERS]:
+        recipes |= {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+    return recipes
 
 
 def find_file(name: str, config_class: type, folder: Path) -> Path:

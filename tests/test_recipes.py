@@ -39,6 +39,21 @@ def test_a_downstream_recipe_loads_and_states_command_hardware_time_and_result(
     assert all(word in words for word in ("Hardware:", "Time:", "Result:"))
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "finetune/supervised").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_supervised_recipe_has_the_papers_settings_and_states_command_hardware_time_and_result(path: Path) -> None:
+    config = load(FinetuneConfig, ["--config", f"supervised/{path.stem}"])
+    defaults = load(FinetuneConfig, []).curriculum.augmentation
+    expected = Curriculum.preset("efficienttrain")
+    assert config.curriculum == replace(expected, augmentation=replace(defaults, randaug=(0, 9)))
+    optim = config.optim
+    assert (config.batch_size, config.epochs, optim.base_lr * 16, optim.min_lr * 16) == (4096, 300, 4e-3, 1e-6)
+    assert (optim.clip_norm == 5.0) == path.stem.startswith(("deit", "swin"))
+    assert (config.average_decay == 0.9999) == path.stem.startswith(("convnext", "cswin"))
+    words = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    assert f"python -m finetune finetune --config supervised/{path.stem} --data.source IMAGENET " in words
+    assert all(word in words for word in ("Hardware:", "Time: not measured", "Result: published", "not run here"))
+
+
 def test_each_pretraining_recipe_has_downstream_recipes() -> None:
     names = {
         command: {path.stem for other, path in DOWNSTREAM if other == command} for command in ("finetune", "linprobe")
@@ -176,7 +191,7 @@ def test_pretraining_follows_efficienttrain_unless_told_otherwise() -> None:
 )
 def test_each_settings_class_finds_the_recipes_of_its_folder(config_class: type, folder: str) -> None:
     recipes = list_recipes(config_class)
-    assert list(recipes.values()) == sorted((CONFIGS / folder).glob("*.yaml"))
+    assert list(recipes.values()) == sorted((CONFIGS / folder).rglob("*.yaml"))
     assert all(find_file(name, config_class, Path()) == path for name, path in recipes.items())
     assert folder in FOLDERS.values()
 

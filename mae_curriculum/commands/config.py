@@ -3,12 +3,11 @@
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
-from mae_curriculum.commands.scaling import Hardware
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
-from mae_curriculum.evaluation.config import Block, KnnConfig, Pool
+from mae_curriculum.evaluation.config import Block, KnnConfig, PlanOptions, Pool
 from mae_curriculum.png import check_png
 from mae_curriculum.precision import Precision
 from mae_curriculum.pretraining_config import PretrainConfig
@@ -39,43 +38,17 @@ class ExportConfig(AutoencoderHints):
 
 
 @dataclass(frozen=True)
-class PlanConfig(PretrainConfig):
+class PlanConfig(PlanOptions, PretrainConfig):
     """Plan a pretraining run and its cost, or compare several: `plan A.yaml B.yaml`."""
 
-    files_apart: ClassVar[bool] = True
-    """Words without a flag are files of separate plans."""
-
-    json: bool = False
-    """Print JSON instead of a table: an object, or a list of those of several plans."""
-    devices: int = 1
-    """Number of processes of the run, which share each batch."""
-    rate: float = 1000.0
-    """Training throughput of all devices together at full size, in images/s, without communication between nodes; other
-    sizes are scaled by their FLOPs."""
-    nodes: int = 1
-    """Number of machines with these devices; with several, steps also take the time in which gradients are averaged."""
-    bandwidth: float = 25.0
-    """Network bandwidth of a node in each direction, in GB/s; 25 is that of a 200 Gbit/s link."""
     picture: Path | None = None
     """PNG file for a figure of the curriculum, with the first training image as each stage sees it, or of the image
     sizes of several plans; null for none."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.devices < 1:
-            raise ConfigError(f"devices must be at least 1, got {self.devices}")
-        if self.rate <= 0:
-            raise ConfigError(f"rate must be above 0 images/s, got {self.rate}")
-        if not 1 <= self.nodes <= self.devices:
-            raise ConfigError(f"nodes must be in 1..devices, which is {self.devices}, got {self.nodes}; set --devices")
-        if self.bandwidth <= 0:
-            raise ConfigError(f"bandwidth must be above 0 GB/s, got {self.bandwidth}")
+        PretrainConfig.__post_init__(self)
+        PlanOptions.__post_init__(self)
         check_png("picture", self.picture)
-
-    @property
-    def hardware(self) -> Hardware:
-        """What the plan assumes of the machines."""
-        return Hardware(self.devices, self.rate, self.nodes, self.bandwidth)
 
 
 @dataclass(frozen=True)

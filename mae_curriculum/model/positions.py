@@ -70,6 +70,12 @@ def resample_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int
     return F.interpolate(image, size=new_grid, mode="bicubic").flatten(2)[0].T
 
 
+def resample_table(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Resample a ViT's positions (1, prefix + n, d); those of class and register tokens come first and are kept."""
+    prefix, patches = table[0].tensor_split([table.shape[1] - grid[0] * grid[1]])
+    return torch.cat([prefix, resample_positions(patches, grid, new_grid)])[None]
+
+
 def resample_bias(
     table: Tensor, window: tuple[int, int], new_window: tuple[int, int], scale: tuple[float, float]
 ) -> Tensor:

@@ -112,6 +112,12 @@ def without_curriculum(config: C) -> C:
     return replace(config, curriculum=full)
 
 
+def without_batch_factors(config: C) -> C:
+    """Return the settings of the same run with equal batches in all stages."""
+    stages = tuple(replace(stage, batch_factor=1.0) for stage in config.curriculum.stages)
+    return replace(config, curriculum=replace(config.curriculum, stages=stages))
+
+
 def build_training_clock(
     config: TrainingConfig,
     *,

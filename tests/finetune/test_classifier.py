@@ -35,6 +35,10 @@ MODELS = {
     "swin": SWIN,
     "pvt_v2": ClassifierConfig("pvt_v2_b0", image_size=64, options={"depths": [1, 1, 1, 1]}),
     "caformer": ClassifierConfig("caformer_s18", image_size=64),
+    "cswin": ClassifierConfig(
+        "cswin_tiny", image_size=64, options={"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [2, 2, 2, 2]}
+    ),
+    "pvt": ClassifierConfig("pvt_tiny", image_size=64, options={"embed_dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]}),
 }
 VIT = ModelConfig("vit_tiny_patch16_224", image_size=32, patch_size=8, width=48, depth=2, heads=3, decoder_depth=1)
 
@@ -68,7 +72,7 @@ def test_every_family_trains_one_set_of_parameters_at_every_size(name: str) -> N
 def test_at_full_size_a_classifier_equals_timms_model(name: str) -> None:
     classifier = build(MODELS[name]).eval()
     config = MODELS[name]
-    sized: dict[str, Any] = {"img_size": config.image_size} if name in ("deit", "swin") else {}
+    sized: dict[str, Any] = {"img_size": config.image_size} if name in ("deit", "swin", "pvt") else {}
     patched: dict[str, Any] = {"patch_size": config.patch_size} if config.patch_size else {}
     alone: Any = timm.create_model(str(config.name), num_classes=4, **config.options, **sized, **patched)
     alone.load_state_dict(classifier.net.state_dict())
@@ -102,6 +106,45 @@ def test_swin_at_a_smaller_size_equals_timms_model_with_smaller_windows_and_resa
     key = "layers.0.blocks.0.attn.relative_position_bias_table"
     full = dict(classifier.net.named_parameters())[key]
     assert (full.shape, adapted[key].shape) == ((49, 2), (25, 2))
+
+
+@pytest.mark.parametrize("name", ["deit", "swin", "pvt"])
+def test_adams_moments_stay_those_of_the_full_parameters_when_the_size_changes(name: str) -> None:
+    classifier = build(MODELS[name]).train()
+    optimizer = torch.optim.AdamW(classifier.parameters(), betas=(0.9, 0.99))
+    parameters = dict(classifier.named_parameters())
+    tables = [key for key in parameters if "pos_embed" in key or "bias_table" in key]
+    sizes = sorted({stage_size(size, classifier.image_size, classifier.cell) for size in (160, 224)})
+    expected = {key: (torch.zeros_like(parameters[key]), torch.zeros_like(parameters[key])) for key in tables}
+    for size in [sizes[0], sizes[1], sizes[0]]:
+        optimizer.zero_grad()
+        classifier(pictures(*size), torch.eye(4)[:2]).sum().backward()
+        optimizer.step()
+        for key, (mean, square) in expected.items():
+            gradient = parameters[key].grad
+            assert gradient is not None
+            expected[key] = torch.lerp(mean, gradient, 0.1), torch.lerp(square, gradient.square(), 0.01)
+            state = optimizer.state[parameters[key]]
+            torch.testing.assert_close((state["exp_avg"], state["exp_avg_sq"]), expected[key])
+    assert tables
+
+
+def test_a_gradient_through_a_smaller_grid_is_the_one_of_the_full_grid_which_interpolated_moments_are_not() -> None:
+    wanted = sincos_positions((14, 14), (14, 14), 64, CPU)  # any smooth table
+    table = torch.zeros(196, 64, requires_grad=True)
+    gradients = {}
+    for side in (10, 14):
+        positions = resample_positions(table, (14, 14), (side, side))
+        loss = (positions * sincos_positions((side, side), (14, 14), 64, CPU)).sum(dim=1).mean()
+        (gradients[side],) = torch.autograd.grad(loss, table)
+    through_smaller = gradients[10]
+    torch.testing.assert_close(gradients[14], wanted / 196)
+    on_smaller = sincos_positions((10, 10), (14, 14), 64, CPU).T.reshape(1, 64, 10, 10) / 100
+    theirs = torch.nn.functional.interpolate(on_smaller, size=(14, 14), mode="bilinear").flatten(2)[0].T
+    scale = wanted.square().mean().sqrt() / 196
+    errors = [float((each - gradients[14]).square().mean().sqrt() / scale) for each in (through_smaller, theirs)]
+    assert errors[0] < 0.5 < 0.9 < errors[1]
+    assert (theirs * 100 / 196 - gradients[14]).square().mean().sqrt() / scale < 0.1
 
 
 def test_images_of_every_size_update_batch_norm_buffers() -> None:

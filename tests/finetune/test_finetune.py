@@ -125,6 +125,17 @@ def test_fine_tuning_writes_results_a_picture_and_a_row_in_the_journal_of_the_pr
         assert min(picture.size) > 300
 
 
+def test_the_plan_of_a_fine_tuning_is_what_it_costs(
+    tuned: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *tuning(pretrained, tuned), "--json"]) == 0
+    facts, found = json.loads(capsys.readouterr().out), summary(tuned)
+    assert [facts[key] for key in ("images", "flops", "baseline_flops")] == [
+        found[key] for key in ("images", "flops", "baseline_flops")
+    ]
+    assert facts["classes"] == 10
+
+
 def test_any_class_name_can_be_drawn(tmp_path: Path) -> None:
     draw_confusion(torch.eye(2, dtype=torch.int64), ["$x_$", "long " * 20], tmp_path / "new" / "confusion.png")
     with Image.open(tmp_path / "new" / "confusion.png") as picture:

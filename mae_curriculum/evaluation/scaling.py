@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mae_curriculum.curriculum.schedule import Clock, Span, View
-from mae_curriculum.model.shape import ModelShape
+from mae_curriculum.evaluation.speedup import FlopsOfView
 
 ASSUMPTIONS = (
     "assumed: compute goes with FLOPs, whatever the batch; float32 gradients are averaged once a step, by a ring over "
@@ -30,14 +30,15 @@ class Hardware:
 class StepTimes:
     """Seconds of a model's steps: compute, and the all-reduce of the gradients; see `ASSUMPTIONS`."""
 
-    shape: ModelShape
+    flops: FlopsOfView
+    gradient_bytes: int
     full: View
     """What the encoder sees without a curriculum."""
     hardware: Hardware
 
     def compute(self, span: Span) -> float:
         """Return the seconds of compute of a stage's step."""
-        share = self.shape.training_flops(span.view) / self.shape.training_flops(self.full)
+        share = self.flops(span.view) / self.flops(self.full)
         return span.batch_images * share / self.hardware.rate
 
     @property
@@ -47,7 +48,7 @@ class StepTimes:
         One node has 0, two send the gradients once, many almost twice.
         """
         nodes = self.hardware.nodes
-        return 2 * (nodes - 1) / nodes * self.shape.gradient_bytes / (1e9 * self.hardware.bandwidth)
+        return 2 * (nodes - 1) / nodes * self.gradient_bytes / (1e9 * self.hardware.bandwidth)
 
     def run(self, clock: Clock) -> float:
         """Return the seconds of all steps of a run."""
