@@ -21,6 +21,9 @@ TYPE_NAMES = {int: "integer", float: "number", str: "string", Path: "path", bool
 MAX_COLUMNS = 100
 """Longer lines are hard to read."""
 
+MAX_LINES = 80
+"""Longer help is not read; what is left out is named."""
+
 INDENT = 24
 """Column in which descriptions start, unless the flag is longer."""
 
@@ -73,7 +76,7 @@ def format_help(config_class: type, prog: str, *, full: bool) -> str:
     settings = list_settings(config_class)
     words = "RUN..." if any(each.key == "runs" for each in settings) else "[FILE...]"
     recipes = name_recipes(config_class)
-    lines = [
+    head = [
         f"usage: {prog} {words} [--SETTING VALUE]",
         "",
         "\n\n".join(map(wrap, inspect.cleandoc(config_class.__doc__ or "").split("\n\n"))),
@@ -82,24 +85,43 @@ def format_help(config_class: type, prog: str, *, full: bool) -> str:
         format_entry("--print_config", "Print the resulting settings as YAML and exit."),
         "",
         "settings:",
-        *(describe(settings) if full else outline(settings)),
     ]
-    return "\n".join(lines)
+    room = MAX_LINES - count_lines(head)
+    return "\n".join([*head, *(describe(settings) if full else outline(settings, room))])
 
 
-def outline(settings: Sequence[Setting]) -> list[str]:
-    """Describe settings and the main ones of parts; name the others."""
-    lines = []
+def outline(settings: Sequence[Setting], room: int) -> list[str]:
+    """Describe settings and the main ones of parts; name the others, and the last ones for which there is no room."""
+    described: list[Setting] = []
     parts = []
     for setting in settings:
         if setting.settings:
             parts.append(setting.summary)
-            lines += [each.entry for each in setting.settings if each.is_main]
+            described += [each for each in setting.settings if each.is_main]
         else:
-            lines.append(setting.entry)
+            described.append(setting)
     if parts:
-        lines += ["", "parts; `--help all` describes their settings, `--PART FILE` reads one from a file:"]
-    return lines + parts
+        title = "parts; `--help all` describes their settings, `--PART FILE` reads one from a file:"
+        parts = ["", title, *parts]
+    named: list[Setting] = []
+    while True:
+        lines = [*(each.entry for each in described), *name_further(named), *parts]
+        if count_lines(lines) <= room:
+            return lines
+        named.insert(0, described.pop())
+
+
+def name_further(settings: Sequence[Setting]) -> list[str]:
+    """Name settings that are not described."""
+    if not settings:
+        return []
+    names = ", ".join(f"--{setting.key}" for setting in settings)
+    return [wrap(f"{names}: see --help all", first="  ", others="  ")]
+
+
+def count_lines(entries: Sequence[str]) -> int:
+    """Return the number of lines of entries, each of several."""
+    return sum(entry.count("\n") + 1 for entry in entries)
 
 
 def describe(settings: Sequence[Setting]) -> list[str]:

@@ -186,6 +186,6 @@ def test_a_recipe_is_found_by_its_name(tmp_path: Path, capsys: pytest.CaptureFix
     error = capsys.readouterr().err
     assert error.startswith("error: --config: cannot read 'imagenet128': ")
     assert error.endswith(
-        "; recipes: cifar10, continue_vit_b16, digits, imagenette128, vit_b16_in1k, vit_b16_in1k_efficienttrain, "
-        "vit_b16_in1k_efficienttrain_pp, vit_l16_in1k_efficienttrain\n"
+        "; recipes: cifar10, continue_vit_b16, digits, imagenette128, vit_b16_in1k, vit_b16_in1k_blocks, "
+        "vit_b16_in1k_efficienttrain, vit_b16_in1k_efficienttrain_pp, vit_l16_in1k_efficienttrain\n"
     )

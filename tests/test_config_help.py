@@ -66,7 +66,7 @@ def test_help_all_describes_every_setting(command: str) -> None:
 
 def test_own_settings_come_first_and_parts_last_with_their_main_settings_before() -> None:
     found = flags(format_help(PlanConfig, "plan", full=False))
-    assert found[2:10] == ["json", "devices", "rate", "nodes", "bandwidth", "picture", "run", "micro_batch"]
+    assert found[2:10] == ["picture", "json", "devices", "rate", "nodes", "bandwidth", "run", "micro_batch"]
     assert found.index("data.source") < found.index("epochs") < found.index("model.")
     assert found[-7:] == ["curriculum.", "model.", "knn.", "data.", "optim.", "saving.", "tracking."]
 

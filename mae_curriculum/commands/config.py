@@ -126,8 +126,10 @@ class EmbedConfig(EncoderHints):
 
 @dataclass(frozen=True)
 class ReconstructConfig(AutoencoderHints):
-    """Draw reconstructions: input, visible patches, reconstruction, error; for HOG targets that of the input, and its
-    prediction."""
+    """Draw reconstructions of images: input, visible patches, reconstruction, error.
+
+    Those of a model with HOG targets are of the input's HOG.
+    """
 
     checkpoint: Path = field(kw_only=True)
     """Run folder, or any supported checkpoint that includes a decoder."""

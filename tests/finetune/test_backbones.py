@@ -77,10 +77,10 @@ def attend_slowly(layer: StripeAttention, x: Tensor, stripe: tuple[int, int]) ->
             own = width // (2 * layer.heads)
             first = branch * width // 2 + head * own
             channels = slice(first, first + own)
-            end, side = ((w, stripe[1]), (h, stripe[0]))[branch]
+            end, side = (w, stripe[1]) if branch == 0 else (h, stripe[0])
             for start in range(0, end, side):
-                place = (slice(h), slice(start, start + stripe[1])) if branch == 0 else slice(start, start + stripe[0])
-                part = (slice(None), *place) if branch == 0 else (slice(None), place)
+                stripe_at, whole = slice(start, start + side), slice(None)
+                part = (whole, whole, stripe_at) if branch == 0 else (whole, stripe_at, whole)
                 one_q, one_k, one_v = (each[part][..., channels] for each in (q, k, v))
                 scores = one_q.flatten(1, 2) @ one_k.flatten(1, 2).transpose(1, 2) / math.sqrt(own)
                 attended = scores.softmax(dim=-1) @ one_v.flatten(1, 2)
