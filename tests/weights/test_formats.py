@@ -231,9 +231,11 @@ def test_what_a_file_leaves_open_of_its_decoder_must_be_said(tmp_path: Path) -> 
     with torch.no_grad():
         expected = theirs(pictures(32, 32), noise=NOISE).loss.item()
     assert loss_of(path, heads=6, decoder_heads=8, target="pixels") == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(ConfigError, match="its decoder works; add --decoder_heads N and --target pixels \\(or norm"):
+    with pytest.raises(
+        ConfigError, match="its decoder works; add --decoder_heads N and --target pixels \\(or norm_pixels, hog\\)"
+    ):
         loss_of(path, heads=6)
-    with pytest.raises(ConfigError, match="its decoder works; add --target pixels \\(or norm_pixels\\)"):
+    with pytest.raises(ConfigError, match="its decoder works; add --target pixels \\(or norm_pixels, hog\\)"):
         loss_of(path, heads=6, decoder_heads=8)
     encoder_of(path, heads=6)  # features do not need a decoder
     arguments = argparse.Namespace(model="mae_vit_base_patch16", norm_pix_loss=False, mask_ratio=0.5)
