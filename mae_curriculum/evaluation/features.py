@@ -132,6 +132,7 @@ class Inference:
             str(model.encoder),
             [block.attn.num_heads for block in model.encoder.blocks],
             model.learned_positions,
+            model.class_tokens,
             str(self.world.dtype(self.precision)),
             self.crop,
             model.image_size,

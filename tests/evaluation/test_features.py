@@ -139,6 +139,14 @@ def test_cache_is_not_shared_with_other_weights(model: MaskedAutoencoder, tmp_pa
     np.testing.assert_array_equal(second, how.encode(other, gray_images())[0].numpy())
 
 
+def test_the_same_weights_as_registers_and_as_class_tokens_have_features_of_their_own(tmp_path: Path) -> None:
+    how = inference(tmp_path)
+    registers = build_model(replace(TINY, options={"reg_tokens": 2}), seed=0)
+    class_tokens = build_model(replace(TINY, class_tokens=3), seed=0)
+    assert how.cached(registers, gray_images(), [0])[0].shape == (COUNT, 2, 24)
+    assert how.cached(class_tokens, gray_images(), [0])[0].shape == (COUNT, 3, 24)
+
+
 def test_decoder_weights_do_not_invalidate_the_cache(tmp_path: Path) -> None:
     changed, how = build_model(TINY, seed=0), inference(tmp_path)
     how.cached(changed, gray_images(), [0])
