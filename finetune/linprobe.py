@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,15 +17,14 @@ from torch.utils.data import Dataset
 from finetune.choices import settle
 from finetune.config import LinprobeConfig
 from finetune.evaluation import save_classifier
-from finetune.heads import Heads, View
+from finetune.heads import Heads
 from finetune.joining import describe_probe, join
 from finetune.labeled import LabeledImages, open_labeled
+from finetune.probe import FeatureInputs, FeatureRows, Probe
 from finetune.repeat import run_seeds
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.batches import micro_batches
-from mae_curriculum.curriculum.schedule import Moment
-from mae_curriculum.data.loader import Batch, Request, TrainingImages
-from mae_curriculum.data.preprocess import preprocess
+from mae_curriculum.data.loader import TrainingImages
 from mae_curriculum.data.sources import Images, names_fingerprint
 from mae_curriculum.data.subsets import Subset
 from mae_curriculum.distributed import World, connect
@@ -50,20 +49,6 @@ from mae_curriculum.weights.normalization import with_normalization
 from mae_curriculum.weights.run_settings import resolve_source
 
 
-@dataclass(frozen=True)
-class FeatureRows(Dataset[tuple[Tensor, int, dict[str, str]]]):
-    """Features kept on disk, instead of images."""
-
-    features: Sequence[NDArray[np.float32]]
-    """(n, p, d) of each block."""
-    ids: NDArray[np.int64]
-
-    def __getitem__(self, request: Request) -> tuple[Tensor, int, dict[str, str]]:
-        """Return an image's features (k, p, d) and its index."""
-        rows = np.stack([features[self.ids[request.image]] for features in self.features])
-        return torch.from_numpy(rows), request.image, {}
-
-
 def linprobe(config: LinprobeConfig) -> int:
     """Probe once per seed, or resume; print and record the results; returns the exit code."""
     check_checkpoint(config.checkpoint)
@@ -80,53 +65,6 @@ def linprobe(config: LinprobeConfig) -> int:
         probe_one = partial(probe_once, encoder=encoder, blocks=blocks, model=weights.model, train=train, val=val)
         once = partial(probe_one, world=world, stop=stop)
         return run_seeds(config, world, once, conclude)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What heads of one kind see of an image, given a frozen encoder."""
-
-    encoder: MaskedAutoencoder
-    config: LinprobeConfig
-    blocks: tuple[int, ...]
-    """Numbers of the blocks, counted from 0."""
-
-    @property
-    def views(self) -> list[View]:
-        """What the heads see: each pool of each block, or the patches of the last block."""
-        pools = {"linear": self.config.pools, "attentive": ("attention",), "ep": ("ep",)}[self.config.head]
-        return [(block, pool) for block in self.blocks for pool in pools]
-
-    def select(self, features: Tensor) -> Tensor:
-        """Return of features of all blocks and pools (b, k, p, d) the views that the heads use (b, v, d)."""
-        return features[:, :, [self.encoder.pools.index(pool) for pool in self.config.pools]].flatten(1, 2)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return for images (b, c, h, w) the features of each view (b, v, d), or each patch's (b, n, d), float32."""
-        if self.config.head == "linear":
-            return self.select(self.encoder.features_by_block(images, self.blocks).float())
-        return self.encoder.tokens(images)[:, self.encoder.encoder.num_prefix_tokens :].float()
-
-
-@dataclass(frozen=True)
-class FeatureInputs:
-    """Turn batches into features of a frozen encoder, and labels."""
-
-    world: World
-    probe: Probe
-    labels: Tensor
-    """(n,) classes of all images, int64."""
-
-    def __call__(self, batch: Batch, moment: Moment) -> tuple[Tensor, Tensor]:
-        """Return features, as `Probe` does, and labels (b,)."""
-        config, encoder = self.probe.config, self.probe.encoder
-        values, labels = self.world.to_device(batch.images), self.world.to_device(self.labels[batch.ids])
-        if not config.augment:  # the batch holds features already
-            return self.probe.select(values), labels
-        mean, std = config.data.statistics(encoder.channels)
-        images = preprocess(values, moment.size, mean=mean, std=std, resize=moment.view.resize)
-        with torch.no_grad(), self.world.autocast(config.precision):
-            return self.probe(images), labels
 
 
 def probe_once(
