@@ -155,7 +155,7 @@ def test_a_run_stopped_during_its_final_evaluation_finishes_after_a_restart(fini
 
 def test_two_processes_stop_at_the_same_step_whichever_gets_the_signal(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = options(run, epochs=6, tracking__every_steps=2)
+    flags = options(run, tracking__every_steps=2)
     process = Ranks("mae_curriculum", "pretrain", *flags)
     wait_for(lambda: steps_reported(run), process)
     os.kill(process.ranks[1].pid, signal.SIGTERM)
