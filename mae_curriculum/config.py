@@ -227,10 +227,10 @@ def _resolve(arguments: Sequence[str], config_class: type[Any]) -> list[str]:
     for flag, words in groups:
         kind = kinds.get(flag)
         if flag == "--config" and words:
-            files += [f"--config={yaml.safe_dump(_read_file(word, config_class, flag))}" for word in words]
+            files += [f"--config={_as_yaml(_read_file(word, config_class, flag))}" for word in words]
         elif is_dataclass(kind) and words and not words[0].startswith("{"):
             tree = _read_file(words[0], kind, flag.removeprefix("--"))
-            parts += [f"{flag}={yaml.safe_dump(tree)}", *words[1:]]
+            parts += [f"{flag}={_as_yaml(tree)}", *words[1:]]
         elif kind is bool:
             values.append(f"{flag}={' '.join(words) or 'true'}")
         elif _item_type(kind) and words and not _is_yaml(words):
@@ -273,6 +273,11 @@ def _item_type(kind: Any) -> Any:
 def _is_yaml(words: list[str]) -> bool:
     """Return whether the words of a list's flag are its value in YAML."""
     return words == ["null"] or (words[0].startswith("[") and words[0].endswith("]"))
+
+
+def _as_yaml(tree: dict[str, Any]) -> str:
+    """Format settings in their order."""
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def _as_yaml_list(words: list[str], item_type: Any) -> str:
