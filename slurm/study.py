@@ -44,7 +44,7 @@ def collect(run: PipelineRun, data: RunData, evaluations: Sequence[PipelineRun],
     """Return what a pretraining and its evaluations came to."""
     summary = read_json(run.result)
     losses, knn = curves_of(data)
-    accuracies = {} if summary["knn"] is None else {"kNN": summary["knn"]}
+    accuracies = {} if evaluations or summary["knn"] is None else {"kNN": summary["knn"]}
     for evaluation in evaluations:
         accuracies |= accuracies_of(evaluation)
     compared = {key: value for key, value in (run.variant | baseline).items() if key != "seed"}
@@ -54,6 +54,7 @@ def collect(run: PipelineRun, data: RunData, evaluations: Sequence[PipelineRun],
         seed=run.settings.seed,
         costs={axis: summary[axis] for axis in AXES},
         accuracies=accuracies,
+        untrained=summary["knn_untrained"],
         losses=losses,
         evaluations=knn,
     )

@@ -71,7 +71,7 @@ def test_a_local_pipeline_runs_only_what_has_not_finished(tmp_path: Path, capsys
     assert len({*origins}) == 3
     published = read_json(tmp_path / "results" / "study.json")
     assert [run["accuracies"]["knn"] for run in published["runs"]] == accuracies
-    assert list(published["runs"][0]["accuracies"]) == ["kNN", "knn@1", "knn@2", "knn", "fewshot 1", "fewshot 5"]
+    assert list(published["runs"][0]["accuracies"]) == ["knn@1", "knn@2", "knn", "fewshot 1", "fewshot 5"]
     assert {file.name for file in (tmp_path / "results").iterdir()} == {"study.json", "study.md", "study.png"}
 
     (study / "seed=1" / "knn@2" / "results.json").unlink()
