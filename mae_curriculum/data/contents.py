@@ -92,7 +92,7 @@ def look_at(config: DataConfig) -> Contents:
         return Contents(config.source, Side(None, config.image_count, {}, {}), None, None)
     if config.source in NAMED:
         return NAMED[config.source]
-    return describe_source(config.source, list_parts(Path(config.source)))
+    return describe_source(config.source, list_parts(Path(config.source), config.cache))
 
 
 def describe_source(source: str, parts: tuple[Part, Part | None] | None) -> Contents:
