@@ -115,7 +115,7 @@ def test_a_finished_run_prints_its_summary_again_and_changes_nothing(
 def test_knn_measures_a_runs_encoder_again(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     summary = json.loads((run / "summary.json").read_text())
-    cache = ["--data.cache", str(tmp_path / "cache")]
+    cache = ["--data.cache", str(tmp_path / "cache"), "--knn.images", "300"]
     assert main(["knn", "--checkpoint", str(run), *cache]) == 0
     assert f"kNN accuracy {summary['knn']:.4f} of {run} (run at step 67) on digits" in capsys.readouterr().out
     assert rows(run, "knn")[0]["accuracy"]["mean"] == summary["knn"]
