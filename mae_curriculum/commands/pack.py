@@ -21,6 +21,7 @@ import torch
 
 from mae_curriculum.commands.config import PackConfig
 from mae_curriculum.config import ConfigError
+from mae_curriculum.data.contents import Side
 from mae_curriculum.data.packing import Encoder, name_members, write_tar
 from mae_curriculum.data.sources import Images, open_together
 from mae_curriculum.data.tar_index import open_tars
@@ -63,7 +64,7 @@ def pack(config: PackConfig) -> int:
         train, val, contents = open_together(config.data, world)
         sides = {"train": (train, contents.train), "val": (val, contents.val)}
         parts = [
-            Packing(config, name, images, Path(side.folder) if side.folder else None)
+            Packing(config, name, images, folder_of(side))
             for name, (images, side) in sides.items()
             if images is not None and side is not None
         ]
@@ -85,6 +86,12 @@ def pack(config: PackConfig) -> int:
                 raise ConfigError(f"{what}; once it can, run the same command to resume") from error
             finish(config, facts)
     return 0
+
+
+def folder_of(side: Side) -> Path | None:
+    """Return the folder of some images; that of the list, if they are listed; None for a source in memory."""
+    path = None if side.folder is None else Path(side.folder)
+    return path.parent if path is not None and path.is_file() else path
 
 
 def claim(config: PackConfig, parts: Sequence[Packing]) -> None:

@@ -94,26 +94,27 @@ def encode_png(image: Tensor) -> bytes:
 
 
 def name_members(images: Images, folder: Path | None) -> list[str]:
-    """Return a name without suffix for each image, unique, below the folder of its class as in the source.
+    """Return a name without suffix for each image, unique, in a folder of its class if there are classes.
 
     folder  where the images lie; None for a source in memory.
     """
-    names, seen = [], set[str]()
+    names, seen, labels = [], set[str](), images.labels
     for index in range(len(images)):
-        if folder is None:
-            stem = _name_in_memory(images, index)
-        else:
-            path = PurePosixPath(images.name(index)).relative_to(folder)
-            stem = _inside_tar(path).with_suffix("").as_posix()
-            stem = stem if stem not in seen else f"{stem}-{path.suffix.removeprefix('.')}"
+        path = PurePosixPath(f"{index:07}") if folder is None else _path_in(PurePosixPath(images.name(index)), folder)
+        stem = path.with_suffix("").as_posix()
+        if labels is not None and path.parts[:1] != (images.classes[labels[index]],):
+            stem = f"{images.classes[labels[index]]}/{stem}"
+        if stem in seen:
+            stem = f"{stem}-{path.suffix.removeprefix('.')}"
         seen.add(stem)
         names.append(stem)
     return names
 
 
-def _name_in_memory(images: Images, index: int) -> str:
-    assert images.labels is not None, "sources in memory have classes"
-    return f"{images.classes[images.labels[index]]}/{index:07}"
+def _path_in(path: PurePosixPath, folder: Path) -> PurePosixPath:
+    """Return a path relative to a folder, if it is in it, and without the tar, if it is in one."""
+    within = path.relative_to(folder) if path.is_relative_to(folder) else path.relative_to(path.anchor)
+    return _inside_tar(within)
 
 
 def _inside_tar(path: PurePosixPath) -> PurePosixPath:

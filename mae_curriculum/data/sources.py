@@ -20,7 +20,8 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, IMAGENETTE, DataConfig
 from mae_curriculum.data.contents import Contents, describe_source, format_contents
 from mae_curriculum.data.decode import BrokenImageError, check_array, decode_image, to_channels
-from mae_curriculum.data.folders import Part, has_image_files, list_parts
+from mae_curriculum.data.folders import has_image_files
+from mae_curriculum.data.parts import Part, list_parts
 from mae_curriculum.data.stored import Stored
 from mae_curriculum.distributed import World
 

@@ -72,6 +72,20 @@ def test_images_keep_name_order_and_class_and_larger_ones_are_reduced(
     assert manifest["train"]["broken"] == {f"{source}/class0/broken.png": "not an image"}
 
 
+def test_a_packed_list_keeps_its_labels(tmp_path: Path) -> None:
+    source = picture_folder(tmp_path / "source", classes=2, count=4)
+    rows = [
+        f"source/{path.relative_to(source)},{'tame' if path.stem == '0002' else 'wild'}"
+        for path in source.rglob("*.png")
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    assert pack(tmp_path / "list.csv", tmp_path / "packed") == 0
+    images, packed = opened(tmp_path / "list.csv")[0], opened(tmp_path / "packed")[0]
+    assert packed.classes == ("tame", "wild")
+    assert packed.labels == images.labels
+    assert contents(packed) == contents(images)
+
+
 def test_untouched_images_are_the_same_data_set_also_packed_again(tmp_path: Path) -> None:
     source = picture_folder(tmp_path / "source" / "train", classes=2, count=6).parent
     picture_folder(source / "val", classes=2, count=4)
