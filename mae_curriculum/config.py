@@ -135,8 +135,7 @@ def load_part(config_class: type[C], tree: dict[str, Any]) -> C:
 
 
 def _build(config_class: type[C], prog: str, parse: Callable[[ArgumentParser], Any]) -> C:
-    kind: type[Any] = config_class
-    parser = _parser(kind, prog)
+    parser = _parser(config_class, prog)  # type: ignore[arg-type]  # classes are hashable
     try:
         namespace = parse(parser)
         _refuse_nulls(namespace, config_class)
