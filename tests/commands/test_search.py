@@ -15,7 +15,7 @@ from PIL import Image
 from mae_curriculum.__main__ import main
 from mae_curriculum.config import load_file
 from mae_curriculum.curriculum.schedule import Curriculum
-from tests.runs import TINY, as_flags, picture_folder, rows
+from tests.runs import TINY, as_flags, equal, picture_folder, rows, weights
 
 BASE = {f"pretrain.{key}": value for key, value in TINY.items() if not key.startswith("curriculum")}
 
@@ -46,7 +46,8 @@ def test_the_budget_of_greedy_is_that_of_its_longest_course(
 def test_the_budget_of_sequential_has_every_size_in_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     facts = budget(capsys, method="sequential", sizes="[112, 224]", stages=3, epochs=6, finish_epochs=1)
     assert facts["candidates"] == 6
-    # three stages of (2 + 1) epochs at full size are 67 steps each; at half size 2 epochs have four times the images
+    assert facts["chosen"] == {}  # epochs are the search's
+    # in each stage, 2 + 1 epochs at full size are 67 steps; at half size, 2 have four times the images: 180 + 22
     assert facts["images"] == 64 * 3 * (67 + 180 + 22)
 
 
@@ -96,22 +97,23 @@ def noise_folder(folder: Path) -> Path:
     return folder
 
 
+def small_pretraining(images: Path) -> dict[str, Any]:
+    """Spell the settings of a pretraining on few pictures."""
+    return {
+        "data__source": images,
+        "model__channels": 3,
+        "data__mean": "null",
+        "data__std": "null",
+        "batch_size": 20,
+        "tracking__every_steps": 1,
+        "knn__neighbors": 5,
+    }
+
+
 def small_search(run: Path, images: Path) -> list[str]:
     """Spell a sequential search on few pictures."""
-    return options(
-        run=run,
-        method="sequential",
-        sizes="[112, 224]",
-        stages=2,
-        epochs=2,
-        pretrain__data__source=images,
-        pretrain__model__channels=3,
-        pretrain__data__mean="null",
-        pretrain__data__std="null",
-        pretrain__batch_size=20,
-        pretrain__tracking__every_steps=1,
-        pretrain__knn__neighbors=5,
-    )
+    pretrain = {f"pretrain__{key}": value for key, value in small_pretraining(images).items()}
+    return options(run=run, method="sequential", sizes="[112, 224]", stages=2, epochs=2, **pretrain)
 
 
 def stop_once_training(run: Path) -> threading.Thread:
@@ -159,6 +161,13 @@ def test_a_search_that_was_stopped_resumes_to_the_same_result(
     assert "# found by python -m mae_curriculum search" in (stopped / "curriculum.yaml").read_text()
     assert main(["search", *small_search(stopped, images), "--epochs", "4"]) == 2
     assert "(epochs: 2 -> 4)" in capsys.readouterr().err
+    last = stopped / "runs" / f"2-{facts['path'][1][1]}-seed0"
+    assert "forked from " in rows(last, "stop")[0]["reason"]
+    changes = small_pretraining(images) | {"curriculum": stopped / "curriculum.yaml", "epochs": 3}
+    assert main(["pretrain", *as_flags(TINY, run=tmp_path / "plain", **changes)]) == 0
+    assert equal(weights(last), weights(tmp_path / "plain"))
+    steps = [[row["loss"] for row in rows(run, "step")] for run in (last, tmp_path / "plain")]
+    assert steps[0] == steps[1]
 
 
 def test_a_run_that_diverges_has_no_score_and_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
