@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS
+from mae_curriculum.data.stored import Files, Stored
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
@@ -35,21 +36,13 @@ SYSTEM = frozenset({"__macosx", "@eadir", "$recycle.bin", "lost+found", "system 
 
 
 @dataclass(frozen=True)
-class Listing:
-    """The images of a tree."""
-
-    paths: Sequence[Path]
-    """Sorted."""
-    left_out: Mapping[str, int]
-    """Numbers of image files that are not read: of kinds that cannot be, by suffix, and `HIDDEN` ones."""
-
-
-@dataclass(frozen=True)
 class Part:
     """The training or the validation images of a folder, and their classes."""
 
     folder: Path
-    listing: Listing
+    stored: Stored
+    left_out: Mapping[str, int]
+    """Numbers of image files that are not read: of kinds that cannot be, by suffix, and `HIDDEN` ones."""
     classes: Sequence[str]
     """Name of each class, in the order of their numbers; empty without classes."""
     labels: Sequence[int] | None
@@ -78,9 +71,10 @@ def list_part(folder: Path, train_classes: Sequence[str] | None) -> Part:
 
     train_classes  None for classes of its own, none of them to ignore the folders.
     """
-    listing = list_images(folder)
-    classes = find_classes(folder, listing.paths) if train_classes is None else train_classes
-    return Part(folder, listing, classes, label_images(folder, listing.paths, classes) if classes else None)
+    paths, left_out = list_images(folder)
+    classes = find_classes(folder, paths) if train_classes is None else train_classes
+    labels = label_images(folder, paths, classes) if classes else None
+    return Part(folder, Files(paths), left_out, classes, labels)
 
 
 def find_parts(folder: Path) -> tuple[Path, Path | None]:
@@ -134,10 +128,10 @@ def label_images(folder: Path, paths: Sequence[Path], classes: Sequence[str]) ->
     return [numbers[top] for top in tops]
 
 
-def list_images(folder: Path) -> Listing:
-    """List the images of a tree: regular files, and links to them or to nothing, that have an image's suffix.
+def list_images(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """List the images of a tree, sorted: regular files, and links to them or to nothing, with an image's suffix.
 
-    Hidden and system files are left out; links to folders are followed, but no folder is entered twice.
+    Hidden and system files are left out, and counted; links to folders are followed, but no folder is entered twice.
 
     Raises  ConfigError if there are no images.
     """
@@ -149,7 +143,7 @@ def list_images(folder: Path) -> Listing:
             left_out[path.suffix.lower() if _is_visible(path.name) else HIDDEN] += 1
     if not paths:
         raise ConfigError(f"data.source: no images in {folder}; image files end in {' '.join(sorted(EXTENSIONS))}")
-    return Listing(sorted(paths), left_out)
+    return sorted(paths), left_out
 
 
 def _part(folder: Path, folders: Sequence[Path], part: str) -> Path | None:

@@ -19,8 +19,9 @@ from torch import Tensor
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, IMAGENETTE, DataConfig
 from mae_curriculum.data.contents import Contents, describe_source, format_contents
-from mae_curriculum.data.decode import BrokenImageError, check_array, read_image, to_channels
+from mae_curriculum.data.decode import BrokenImageError, check_array, decode_image, to_channels
 from mae_curriculum.data.folders import Part, list_parts
+from mae_curriculum.data.stored import Stored
 from mae_curriculum.distributed import World
 
 COMPARED_IMAGES = 8
@@ -91,39 +92,31 @@ class ArrayImages:
 
 
 @dataclass(frozen=True)
-class FileImages:
-    """Images in files."""
+class EncodedImages:
+    """Images that are decoded when they are read."""
 
-    paths: Sequence[Path]
+    stored: Stored
     labels: Sequence[int] | None
     classes: Sequence[str] = ()
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.stored)
 
     def read(self, index: int, channels: int) -> Tensor:
         """Read an image as (channels, h, w) uint8; raises BrokenImageError."""
-        return read_image(self.paths[index], channels)
+        return decode_image(partial(self.stored.content, index), channels)
 
     def name(self, index: int) -> str:
         """Return a name for messages and the journal."""
-        return str(self.paths[index])
+        return self.stored.name(index)
 
     def content(self, index: int) -> bytes:
-        """Return the file's content; raises OSError."""
-        return self.paths[index].read_bytes()
+        """Return the encoded image; raises OSError."""
+        return self.stored.content(index)
 
     def fingerprint(self) -> str:
-        """Return a hash of the paths, sizes and modification times."""
-        state = hashlib.sha256()
-        for path in self.paths:
-            try:
-                stat = path.stat()
-                size, time = stat.st_size, stat.st_mtime_ns
-            except FileNotFoundError:  # a link to nothing
-                size = time = -1
-            state.update(f"{path}\0{size}\0{time}\0".encode(errors="surrogateescape"))
-        return state.hexdigest()
+        """Return a hash of what is stored."""
+        return self.stored.fingerprint()
 
 
 def download(config: DataConfig) -> None:
@@ -256,17 +249,18 @@ def _open_folder(folder: Path) -> Opened:
     return Opened(open_part(train), open_part(val) if val else None, (train, val))
 
 
-def open_part(part: Part) -> FileImages:
+def open_part(part: Part) -> EncodedImages:
     """Open the images of a part of a folder; raises ConfigError for arrays that hold no images."""
-    _check_arrays(part.listing.paths)
-    return FileImages(part.listing.paths, part.labels, part.classes)
+    _check_arrays(part.stored)
+    return EncodedImages(part.stored, part.labels, part.classes)
 
 
-def _check_arrays(paths: Sequence[Path]) -> None:
+def _check_arrays(stored: Stored) -> None:
     """Raise ConfigError if the first .npy file, like whom the others are, holds no image."""
-    first = next((path for path in paths if path.suffix.lower() == ".npy"), None)
+    first = next((index for index in range(len(stored)) if stored.name(index).lower().endswith(".npy")), None)
     if first is not None:
         try:
-            check_array(first)
+            with stored.open(first) as stream:
+                check_array(stream)
         except BrokenImageError as error:
-            raise ConfigError(f"data.source: {first}: {error}; scale and convert them first") from error
+            raise ConfigError(f"data.source: {stored.name(first)}: {error}; scale and convert them first") from error
