@@ -116,6 +116,20 @@ def small_search(run: Path, images: Path) -> list[str]:
     return options(run=run, method="sequential", sizes="[112, 224]", stages=2, epochs=2, **pretrain)
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of few pictures."""
+    return noise_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """A sequential search from beginning to end, in one go."""
+    run = tmp_path_factory.mktemp("searches") / "whole"
+    assert main(["search", *small_search(run, images)]) == 0
+    return run
+
+
 def stop_once_training(run: Path) -> threading.Thread:
     """Send SIGTERM to this process once a pretraining has reported a step."""
 
@@ -131,14 +145,9 @@ def stop_once_training(run: Path) -> threading.Thread:
 
 
 def test_a_search_that_was_stopped_resumes_to_the_same_result(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    searched: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = noise_folder(tmp_path / "images")
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert main(["search", *small_search(whole, images)]) == 0
-    printed = capsys.readouterr().out
-    assert "sequential search by kNN accuracy" in printed
-    assert "found: " in printed
+    stopped = tmp_path / "stopped"
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     thread = stop_once_training(stopped / "runs" / "1-224-seed0")
     try:
@@ -149,29 +158,53 @@ def test_a_search_that_was_stopped_resumes_to_the_same_result(
             signal.signal(number, handler)
     assert not (stopped / "results.json").exists()
     assert not (stopped / "runs" / "2-112-seed0").exists()
+    (stopped / "runs" / ".2-112-seed0.tmp" / "checkpoints").mkdir(parents=True)  # a fork that a kill left
     capsys.readouterr()
     assert main(["search", *small_search(stopped, images), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts == json.loads((whole / "results.json").read_text())
+    assert facts == json.loads((searched / "results.json").read_text())
     assert [row["round"] for row in facts["candidates"]] == [1, 1, 2, 2]
     assert {row["accuracy"]["std"] for row in facts["candidates"]} == {None}
     found = load_file(Curriculum, stopped / "curriculum.yaml")
-    assert found == load_file(Curriculum, whole / "curriculum.yaml")
+    assert found == load_file(Curriculum, searched / "curriculum.yaml")
     assert found.pace == "compute"
     assert "# found by python -m mae_curriculum search" in (stopped / "curriculum.yaml").read_text()
-    assert main(["search", *small_search(stopped, images), "--epochs", "4"]) == 2
+
+
+def test_a_finished_search_prints_its_result_again(
+    searched: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", *small_search(searched, images)]) == 0
+    printed = capsys.readouterr().out
+    assert "sequential search by kNN accuracy" in printed
+    assert "found: " in printed
+
+
+def test_other_settings_in_the_folder_of_a_search_are_refused(
+    searched: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", *small_search(searched, images), "--epochs", "4"]) == 2
     assert "(epochs: 2 -> 4)" in capsys.readouterr().err
-    last = stopped / "runs" / f"2-{facts['path'][1][1]}-seed0"
-    assert "forked from " in rows(last, "stop")[0]["reason"]
-    changes = small_pretraining(images) | {"curriculum": stopped / "curriculum.yaml", "epochs": 3}
-    assert main(["pretrain", *as_flags(TINY, run=tmp_path / "plain", **changes)]) == 0
-    assert equal(weights(last), weights(tmp_path / "plain"))
-    steps = [[row["loss"] for row in rows(run, "step")] for run in (last, tmp_path / "plain")]
-    assert steps[0] == steps[1]
 
 
-def test_a_run_that_diverges_has_no_score_and_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = small_search(tmp_path / "run", noise_folder(tmp_path / "images"))
+def test_what_sequential_finds_was_scored_by_the_very_pretraining_with_it(
+    searched: Path, images: Path, tmp_path: Path
+) -> None:
+    facts = json.loads((searched / "results.json").read_text())
+    (_, first), (_, second) = facts["path"]
+    fork = searched / "runs" / f"2-{second}-seed0"
+    assert rows(fork, "stop")[0]["reason"] == f"forked from {searched / 'runs' / f'1-{first}-seed0'}"
+    changes = small_pretraining(images) | {"curriculum": searched / "curriculum.yaml", "epochs": 3}
+    plain = tmp_path / "plain"
+    assert main(["pretrain", *as_flags(TINY, run=plain, **changes)]) == 0
+    assert equal(weights(fork), weights(plain))
+    assert [row["loss"] for row in rows(fork, "step")] == [row["loss"] for row in rows(plain, "step")]
+
+
+def test_a_run_that_diverges_has_no_score_and_loses(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = small_search(tmp_path / "run", images)
     high_rate = ["--pretrain.optim.base_lr", "1e12", "--pretrain.optim.warmup", "0", "--epochs", "8"]
     assert main(["search", *flags, "--sizes", "112", "224", *high_rate]) == 2
     error = capsys.readouterr().err
