@@ -3,10 +3,12 @@
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from mae_curriculum.config import ConfigError, load_file
 from mae_curriculum.distributed import World
@@ -75,10 +77,16 @@ def fork_run(parent: RunFolder, epochs: int, config: PretrainConfig) -> None:
     settings = replace(load_file(PretrainConfig, parent.config), run=config.run, curriculum=config.curriculum)
     copy.claim(settings, command="pretrain")
     shutil.copy(checkpoint, copy.path / "checkpoints")
-    rows = [*takewhile(lambda row: row.get("steps_done", 0) <= step, Journal(parent.journal).rows())]
+    rows = [*takewhile(partial(is_within, step), Journal(parent.journal).rows())]
     stop = {"event": "stop", "time": rows[-1]["time"], "steps_done": step, "reason": f"forked from {parent.path}"}
     copy.journal.write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, stop]))
     rename_into_place(copy.path, config.run)
+
+
+def is_within(steps: int, row: Mapping[str, Any]) -> bool:
+    """Return whether a journal's row tells of the first steps of a run; that of a stage comes before its first step."""
+    done = row.get("steps_done", 0)
+    return bool(done < steps if row["event"] == "stage" else done <= steps)
 
 
 def score_run(stop: Stop, world: World, config: PretrainConfig) -> float:

@@ -187,13 +187,19 @@ def test_other_settings_in_the_folder_of_a_search_are_refused(
     assert "(epochs: 2 -> 4)" in capsys.readouterr().err
 
 
+def test_the_journal_of_a_fork_has_its_own_stages(searched: Path) -> None:
+    first = json.loads((searched / "results.json").read_text())["path"][0][1]
+    for size, pixels in (("112", 16), ("224", 32)):
+        fork = searched / "runs" / f"2-{size}-seed0"
+        assert rows(fork, "stop")[0]["reason"] == f"forked from {searched / 'runs' / f'1-{first}-seed0'}"
+        assert [row["size"][0] for row in rows(fork, "stage")] == [int(first) // 7, pixels, 32]
+
+
 def test_what_sequential_finds_was_scored_by_the_very_pretraining_with_it(
     searched: Path, images: Path, tmp_path: Path
 ) -> None:
     facts = json.loads((searched / "results.json").read_text())
-    (_, first), (_, second) = facts["path"]
-    fork = searched / "runs" / f"2-{second}-seed0"
-    assert rows(fork, "stop")[0]["reason"] == f"forked from {searched / 'runs' / f'1-{first}-seed0'}"
+    fork = searched / "runs" / f"2-{facts['path'][1][1]}-seed0"
     changes = small_pretraining(images) | {"curriculum": searched / "curriculum.yaml", "epochs": 3}
     plain = tmp_path / "plain"
     assert main(["pretrain", *as_flags(TINY, run=plain, **changes)]) == 0
