@@ -11,7 +11,7 @@ from textwrap import shorten
 from PIL import Image
 
 from mae_curriculum.data.config import DataConfig
-from mae_curriculum.data.folders import Part, list_parts
+from mae_curriculum.data.parts import Part, list_parts
 from mae_curriculum.data.stored import Stored, read_array_head
 
 MEASURED_IMAGES = 256
@@ -92,7 +92,7 @@ def look_at(config: DataConfig) -> Contents:
         return Contents(config.source, Side(None, config.image_count, {}, {}), None, None)
     if config.source in NAMED:
         return NAMED[config.source]
-    return describe_source(config.source, list_parts(Path(config.source)))
+    return describe_source(config.source, list_parts(Path(config.source), config.cache))
 
 
 def describe_source(source: str, parts: tuple[Part, Part | None] | None) -> Contents:

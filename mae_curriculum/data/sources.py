@@ -4,7 +4,7 @@ import hashlib
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from http.client import HTTPException
 from importlib.metadata import distribution
 from pathlib import Path
@@ -20,7 +20,8 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, IMAGENETTE, DataConfig
 from mae_curriculum.data.contents import Contents, describe_source, format_contents
 from mae_curriculum.data.decode import BrokenImageError, check_array, decode_image, to_channels
-from mae_curriculum.data.folders import Part, list_parts
+from mae_curriculum.data.folders import has_image_files
+from mae_curriculum.data.parts import Part, list_parts
 from mae_curriculum.data.stored import Stored
 from mae_curriculum.distributed import World
 
@@ -119,8 +120,14 @@ class EncodedImages:
         return self.stored.fingerprint()
 
 
-def download(config: DataConfig) -> None:
-    """Download a named source to `cache` unless it is there; call it on one rank. Raises ConfigError if that fails."""
+def prepare(config: DataConfig) -> None:
+    """Download a named source to `cache`, or make the index of tars, unless it is there; call it on one rank.
+
+    Raises  ConfigError if that fails.
+    """
+    path = Path(config.source)
+    if config.source not in IMAGE_COUNTS and path.exists() and not has_image_files(path):
+        list_parts(path, config.cache)
     from torchvision.datasets import CIFAR10, Imagenette
 
     try:
@@ -150,7 +157,7 @@ def open_images(config: DataConfig) -> tuple[Images, Images | None]:
 
 
 def open_source(config: DataConfig) -> Opened:
-    """Open the images of a source; `download` must have run before.
+    """Open the images of a source; `prepare` must have run before.
 
     Raises  ConfigError if the source is missing or empty, or if its number of images is not `image_count`.
     """
@@ -160,11 +167,11 @@ def open_source(config: DataConfig) -> Opened:
         case "cifar10":
             opened = Opened(_cifar10(config.cache, train=True), _cifar10(config.cache, train=False), None)
         case "imagenette":
-            opened = _open_folder(config.cache / IMAGENETTE)
+            opened = _open_folder(config.cache / IMAGENETTE, config.cache)
             if len(opened.train) != IMAGE_COUNTS["imagenette"]:
                 raise ConfigError(f"{config.cache / IMAGENETTE} is incomplete; remove it to download it again")
         case folder:
-            opened = _open_folder(Path(folder))
+            opened = _open_folder(Path(folder), config.cache)
     count = len(opened.train)
     if config.image_count not in (None, count):
         raise ConfigError(f"data.image_count is {config.image_count}, but {config.source} has {count}; set null")
@@ -181,11 +188,11 @@ def open_together(config: DataConfig, world: World) -> tuple[Images, Images | No
 
 
 def open_alike(config: DataConfig, world: World, open_source: Callable[[DataConfig], Opened]) -> Opened:
-    """Download the images if need be, and open them on all ranks.
+    """Prepare the images, and open them on all ranks.
 
     Raises  ConfigError, also if ranks see other images: other names, another number, or other content of a few.
     """
-    world.on_main(lambda: download(config))
+    world.on_main(partial(prepare, config))
     opened, seen = None, ""
     try:
         opened = open_source(config)
@@ -223,13 +230,16 @@ def names_fingerprint(images: Images) -> str:
     return f"{len(images)} images {hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:12]}"
 
 
-def _digits(part: Literal["train", "val"]) -> ArrayImages:
-    """Take scikit-learn's 1,797 digits of 8x8 pixels; every fifth one is kept for validation.
-
-    Its file is read without importing scikit-learn, which takes two seconds.
-    """
+@cache
+def _digits_table() -> NDArray[np.float64]:
+    """Read the file of scikit-learn's 1,797 digits, without importing scikit-learn, which takes two seconds."""
     path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-    table = np.loadtxt(str(path), delimiter=",")
+    return np.loadtxt(str(path), delimiter=",")
+
+
+def _digits(part: Literal["train", "val"]) -> ArrayImages:
+    """Take scikit-learn's 1,797 digits of 8x8 pixels; every fifth one is kept for validation."""
+    table = _digits_table()
     chosen = table[(np.arange(len(table)) % 5 == 4) == (part == "val")]
     pixels, labels = chosen[:, :-1].reshape(-1, 1, 8, 8), chosen[:, -1]
     return ArrayImages(
@@ -244,8 +254,8 @@ def _cifar10(cache: Path, *, train: bool) -> ArrayImages:
     return ArrayImages(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
 
 
-def _open_folder(folder: Path) -> Opened:
-    train, val = list_parts(folder)
+def _open_folder(folder: Path, cache: Path) -> Opened:
+    train, val = list_parts(folder, cache)
     return Opened(open_part(train), open_part(val) if val else None, (train, val))
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.decode import BrokenImageError
-from mae_curriculum.data.folders import list_parts
+from mae_curriculum.data.parts import list_parts
 from mae_curriculum.data.sources import Images, open_images
 
 
@@ -79,7 +79,7 @@ def test_images_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
     write(tmp_path, "a/*2")
     for name in ("x.HEIC", "y.heic", "z.cr2", "._0.png", ".x.heic", "Thumbs.db"):
         (tmp_path / "a" / name).write_text("...")
-    train, _ = list_parts(tmp_path)
+    train, _ = list_parts(tmp_path, tmp_path)
     assert len(train.stored) == 2
     assert train.left_out == {".heic": 2, ".cr2": 1, "hidden": 2}
 
