@@ -164,4 +164,4 @@ def _format_stage(stage: dict[str, Any]) -> str:
 def own_settings(stage: dict[str, Any]) -> dict[str, Any]:
     """Return what a stage sets besides its share and size."""
     settings = {key: value for key, value in stage.items() if key not in ("share", "size") and value is not None}
-    return {key: value for key, value in settings.items() if (key, value) != ("batch_factor", 1)}
+    return {key: value for key, value in settings.items() if not (key.endswith("_factor") and value == 1)}

@@ -36,7 +36,7 @@ def test_escape_codes_and_newlines_of_names_are_spelled_out_in_messages(capsys: 
 
 
 def test_stages_are_shown_with_all_that_they_set() -> None:
-    plain = {"share": 0.6, "size": 160, "batch_factor": 1.0, "mask_ratio": None}
+    plain = {"share": 0.6, "size": 160, "batch_factor": 1.0, "mask_ratio": None, "images_factor": 1.0}
     own = {"share": 0.4, "size": 224, "batch_factor": 2.0, "mask_ratio": 0.6, "resize": "bicubic"}
     expected = "60 % at 160, 40 % at 224 (batch_factor 2.0, mask_ratio 0.6, resize bicubic)"
     assert format_setting([plain, own]) == expected

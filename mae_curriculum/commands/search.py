@@ -33,7 +33,7 @@ from mae_curriculum.search.config import SearchConfig
 from mae_curriculum.search.methods import Candidate, build_method, follow
 from mae_curriculum.search.picture import draw_search
 from mae_curriculum.search.result import curriculum_file, describe_search, format_search
-from mae_curriculum.search.runs import SearchStoppedError, configure_run, score_run
+from mae_curriculum.search.runs import SearchStoppedError, prepare_run, score_run
 from mae_curriculum.training.loop import watch_for_stop
 
 COMMAND = "search"
@@ -80,7 +80,8 @@ def search_in(stop: Stop, world: World, config: SearchConfig) -> dict[str, Any]:
         raise ConfigError(f"pretrain.data: a search compares kNN accuracies, and there is none: {no_knn}")
     pretrain, cost = prepare(config, contents, processes=world.world_size)
     budget = compute_budget(config, pretrain, cost)
-    world.log(f"{config.method} search: {format_budget(budget)}")
+    for line in f"{config.method} search: {format_budget(budget)}".splitlines():
+        world.log(line)
     scores: dict[str, list[float]] = {}
 
     def score(candidate: Candidate) -> float:
@@ -89,7 +90,7 @@ def search_in(stop: Stop, world: World, config: SearchConfig) -> dict[str, Any]:
 
     candidates, found = follow(build_method(config, pretrain), score)
     full = full_size_cost(pretrain, cost).flops
-    relative = {each.name: cost(each.curriculum, each.epochs).flops / full for each in candidates}
+    relative = {each.name: cost(each).flops / full for each in candidates}
     facts = describe_search(config, candidates, found, scores=scores, relative_flops=relative) | {"budget": budget}
     world.on_main(partial(write_results, config, facts, found.curriculum))
     return facts
@@ -101,7 +102,7 @@ def score_candidate(
     """Pretrain with each seed, and return the scores."""
     scores = []
     for seed in config.seeds:
-        run = configure_run(config.run, pretrain, candidate, seed)
+        run = prepare_run(world, config.run, pretrain, candidate, seed)
         scores.append(score_run(stop, world, run))
         world.log(f"{run.run}: kNN accuracy {scores[-1]:.4f}")
     return scores

@@ -7,9 +7,8 @@ from typing import Any
 from mae_curriculum.commands.plan import complete
 from mae_curriculum.commands.shapes import find_shape
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Curriculum
+from mae_curriculum.curriculum.schedule import REFERENCE_SIZE
 from mae_curriculum.data.contents import Contents
-from mae_curriculum.evaluation.speedup import run_flops
 from mae_curriculum.model.shape import EncoderShape
 from mae_curriculum.pretraining_config import PretrainConfig, build_clock, format_choices, list_choices, with_choices
 from mae_curriculum.search.config import SearchConfig
@@ -27,8 +26,8 @@ class Cost:
     """Training FLOPs."""
 
 
-CostOf = Callable[[Curriculum, int], Cost]
-"""Returns the cost of a pretraining with a curriculum and equivalent epochs; raises ConfigError if there is none."""
+CostOf = Callable[[Candidate], Cost]
+"""Returns the cost of what a candidate trains itself; raises ConfigError if it cannot be trained."""
 
 
 def prepare(config: SearchConfig, contents: Contents, *, processes: int = 1) -> tuple[PretrainConfig, CostOf]:
@@ -44,10 +43,12 @@ def prepare(config: SearchConfig, contents: Contents, *, processes: int = 1) -> 
     if config.method != "halving":
         refuse_fractions(config.sizes, shape.encoder)
 
-    def cost(curriculum: Curriculum, epochs: int) -> Cost:
-        run = replace(whole, curriculum=curriculum, epochs=epochs)
+    def cost(candidate: Candidate) -> Cost:
+        run = replace(whole, curriculum=candidate.curriculum, epochs=candidate.epochs)
         clock = build_clock(run, shape, images_per_epoch=contents.train.images, processes=processes)
-        return Cost(clock.total_images, run_flops(clock, shape.training_flops))
+        trained = clock.spans[candidate.inherited :]
+        images = sum(span.images for span in trained)
+        return Cost(images, sum(span.images * shape.training_flops(span.view) for span in trained))
 
     return pretrain, cost
 
@@ -62,7 +63,7 @@ def dearest_course(config: SearchConfig, pretrain: PretrainConfig, cost: CostOf)
 
     def score(candidate: Candidate) -> float:
         if config.method == "halving":
-            return cost(candidate.curriculum, candidate.epochs).flops
+            return cost(candidate).flops
         return min(largest, *(stage.size for stage in candidate.curriculum.stages))
 
     return follow(build_method(config, pretrain), score)[0]
@@ -71,7 +72,7 @@ def dearest_course(config: SearchConfig, pretrain: PretrainConfig, cost: CostOf)
 def full_size_cost(pretrain: PretrainConfig, cost: CostOf) -> Cost:
     """Return what a whole pretraining at full size costs."""
     assert pretrain.epochs is not None, "choices come first"
-    return cost(without_curriculum(pretrain).curriculum, pretrain.epochs)
+    return cost(Candidate(0, str(REFERENCE_SIZE), without_curriculum(pretrain).curriculum, pretrain.epochs))
 
 
 def refuse_fractions(sizes: Sequence[int], encoder: EncoderShape) -> None:
@@ -93,10 +94,10 @@ def refuse_fractions(sizes: Sequence[int], encoder: EncoderShape) -> None:
 def compute_budget(config: SearchConfig, pretrain: PretrainConfig, cost: CostOf) -> dict[str, Any]:
     """Return what the dearest course of a search costs; raises ConfigError for candidates that cannot be trained."""
     course = dearest_course(config, pretrain, cost)
-    costs = [cost(candidate.curriculum, candidate.epochs) for candidate in course]
+    costs = [cost(candidate) for candidate in course]
     seeds, flops = len(config.seeds), len(config.seeds) * sum(each.flops for each in costs)
     return {
-        "chosen": list_choices(config.pretrain, pretrain),
+        "chosen": list_choices(replace(config.pretrain, epochs=config.epochs or config.pretrain.epochs), pretrain),
         "candidates": len(course),
         "seeds": seeds,
         "runs": seeds * len(course),

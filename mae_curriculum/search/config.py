@@ -18,14 +18,14 @@ class SearchConfig:
     """Folder of the search, with its pretrainings in `runs/`. Running the same command again resumes the search."""
     method: Literal["greedy", "sequential", "halving"] = "greedy"
     """greedy (EfficientTrain): stage by stage, the smallest size with which a whole pretraining scores no less than the
-    baseline. sequential (EfficientTrain++): stage by stage, the size that scores best at equal compute, continuing from
-    the best checkpoint. halving: the better half of `curricula` goes on to a pretraining of twice the epochs."""
+    baseline. sequential (EfficientTrain++): stage by stage, the size that scores best at equal compute, in forks of the
+    best run so far. halving: the better half of `curricula` goes on to a pretraining of twice the epochs."""
     pretrain: PretrainConfig = PretrainConfig()
     """Settings of the pretrainings, given inline or as a recipe; run, seed, epochs and the curriculum's sizes and pace
     are the search's."""
     epochs: int | None = None
-    """Equivalent epochs of a whole pretraining, which sequential divides among its stages; null for those of
-    `pretrain`."""
+    """Equivalent epochs of a whole pretraining; sequential divides them among its stages, and its finish comes on top.
+    null for those of `pretrain`."""
     seeds: tuple[int, ...] = (0,)
     """Each candidate is pretrained with each seed; its score is the mean."""
     sizes: tuple[int, ...] = (96, 128, 160, 192, 224)
@@ -56,6 +56,11 @@ class SearchConfig:
             raise ConfigError("pretrain.time_limit: a search has one limit for all its runs, --time_limit")
         if self.pretrain.stop_below_start:
             raise ConfigError("pretrain.stop_below_start would end the search with a run; set it to false")
+        if self.method == "sequential" and self.pretrain.optim.warmup_epochs is not None:
+            raise ConfigError(
+                "pretrain.optim.warmup_epochs: real epochs depend on the sizes, but the candidates of sequential share "
+                "their warm-up; set it to null, and pretrain.optim.warmup to a share of the run"
+            )
         if self.tolerance and self.method != "greedy":
             raise ConfigError(f"tolerance is for greedy, which compares with a baseline; leave it out of {self.method}")
         if not 0 <= self.tolerance <= 1:

@@ -8,7 +8,6 @@ the same course.
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, pairwise
-from operator import itemgetter
 from pathlib import Path
 
 from mae_curriculum.config import ConfigError
@@ -28,9 +27,9 @@ class Candidate:
     """The size that is tried in this stage, or the name of the curriculum."""
     curriculum: Curriculum
     epochs: int
-    """Equivalent epochs."""
+    """Equivalent epochs in its settings; one that inherits some, or ends early, trains for fewer: `trained_epochs`."""
     previous: "Candidate | None" = None
-    """Whose kept checkpoint it continues from; None for a fresh start."""
+    """Whose kept checkpoint it is forked from; None for a fresh start."""
     kept_epochs: int | None = None
     """Equivalent epochs after which a checkpoint is kept for the next stage; None for none."""
 
@@ -38,6 +37,21 @@ class Candidate:
     def name(self) -> str:
         """Name of its run folders."""
         return f"{self.round}-{self.label}"
+
+    @property
+    def inherited(self) -> int:
+        """Number of stages that it has from `previous`."""
+        return self.round - 1 if self.previous else 0
+
+    @property
+    def trained_stages(self) -> tuple[Stage, ...]:
+        """The stages that it trains itself."""
+        return self.curriculum.stages[self.inherited :]
+
+    @property
+    def trained_epochs(self) -> int:
+        """Equivalent epochs that it trains itself; whole ones but for the rounding of shares."""
+        return round(self.epochs * sum(stage.share * stage.images_factor for stage in self.trained_stages))
 
 
 @dataclass(frozen=True)
@@ -103,7 +117,7 @@ def greedy(sizes: Sequence[int], base: Curriculum, *, stages: int, tolerance: fl
 
     def at_sizes(chosen: Sequence[int]) -> Curriculum:
         filled = [*chosen, *[REFERENCE_SIZE] * (stages - len(chosen))]
-        return with_sizes(base, [(size, 1) for size in filled])
+        return with_sizes(base, [(size, len([*same])) for size, same in groupby(filled)])
 
     baseline = Candidate(0, str(REFERENCE_SIZE), at_sizes([]), epochs)
     (reference,) = yield [baseline]
@@ -124,35 +138,36 @@ def greedy(sizes: Sequence[int], base: Curriculum, *, stages: int, tolerance: fl
 def sequential(sizes: Sequence[int], base: Curriculum, *, stages: int, epochs: int, finish_epochs: int) -> Method:
     """Search as EfficientTrain++ (arXiv:2405.08768): in each stage, take the size that ends best at equal compute.
 
-    The paper's details are not published; these are ours. A candidate trains for a stage's share of `epochs`, paced by
-    compute, then for `finish_epochs` at full size, and is scored. The next stage continues from the best candidate's
-    weights, encoder and decoder, as they were before its finish; the optimizer starts anew. In each candidate, the
-    learning rate warms up and falls along half a cosine to the end of its finish. Sizes may fall from one stage to the
-    next. The curriculum that is found is what was scored last: all stages, and one finish.
+    The paper's details are not published; these are ours. A candidate is a fork of the best run of the stage before:
+    its weights, optimizer and clock at the end of that stage, before its finish. It trains for a stage's share of
+    `epochs`, paced by compute, then for `finish_epochs` at full size, and is scored. All candidates have the learning
+    rate of the whole search, one warm-up and one cosine, of which each finish, early or late, goes through all that is
+    left. So the candidates of the last stage are what plain pretrainings with their curricula would be, and the best of
+    them is what is found. Sizes may fall from one stage to the next.
 
     base  whose augmentation and resizing the candidates have.
     """
     base = replace(base, pace="compute")
-    stage_epochs, finish = epochs // stages, (REFERENCE_SIZE, finish_epochs)
-    best: Candidate | None = None
-    found: list[int] = []
+    stage_epochs, total_epochs = epochs // stages, epochs + finish_epochs
+
+    def after(chosen: Sequence[int]) -> Curriculum:
+        left = total_epochs - len(chosen) * stage_epochs
+        whole = with_sizes(base, [*((size, stage_epochs) for size in chosen), (REFERENCE_SIZE, left)])
+        *done, finish = whole.stages
+        return replace(whole, stages=(*done, replace(finish, images_factor=finish_epochs / left)))
+
+    best: list[Candidate] = []
     for stage in range(1, stages + 1):
+        chosen, previous = [int(each.label) for each in best], best[-1] if best else None
         candidates = [
             Candidate(
-                stage,
-                str(size),
-                with_sizes(base, [(size, stage_epochs), finish]),
-                stage_epochs + finish_epochs,
-                previous=best,
-                kept_epochs=stage_epochs,
+                stage, str(size), after([*chosen, size]), total_epochs, previous, kept_epochs=stage * stage_epochs
             )
             for size in sorted(sizes)
         ]
         scores = yield candidates
-        best = candidates[rank(scores)[0]]
-        found.append(int(best.label))
-    curriculum = with_sizes(base, [*((size, stage_epochs) for size in found), finish])
-    return Found(curriculum, tuple((stage, str(size)) for stage, size in enumerate(found, start=1)))
+        best.append(candidates[rank(scores)[0]])
+    return Found(best[-1].curriculum, tuple((each.round, each.label) for each in best))
 
 
 def halving(curricula: Mapping[str, Curriculum], *, epochs: int) -> Method:
@@ -177,12 +192,11 @@ def count_halvings(count: int) -> int:
 
 
 def with_sizes(base: Curriculum, parts: Sequence[tuple[int, int]]) -> Curriculum:
-    """Return a curriculum with stages of the given sizes and weights, in order; neighbors of one size are one stage.
+    """Return a curriculum with stages of the given sizes and weights, in order.
 
     Shares have six digits, and no stage ends before its epochs are complete, when its checkpoint is kept.
     """
-    groups = [(size, sum(weight for _, weight in same)) for size, same in groupby(parts, key=itemgetter(0))]
-    sizes, weights = zip(*groups, strict=True)
+    sizes, weights = zip(*parts, strict=True)
     millionths = [-(-(10**6) * end // sum(weights)) for end in accumulate(weights)]
     shares = [(end - start) / 10**6 for start, end in pairwise([0, *millionths])]
     return replace(base, stages=tuple(map(Stage, shares, sizes)))

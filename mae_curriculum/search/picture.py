@@ -66,5 +66,5 @@ def _caption(facts: Mapping[str, Any]) -> str:
     if facts["method"] == "greedy":
         return "kNN accuracy of whole pretrainings,\nat full size after the stage; hollow: needed no run"
     if facts["method"] == "sequential":
-        return "kNN accuracy after the stage and a short finish,\nfrom the best checkpoint of the stage before"
+        return "kNN accuracy after the stage and a short finish,\nin forks of the best run of the stage before"
     return "kNN accuracy; each round starts afresh,\nwith twice the epochs of the one before"

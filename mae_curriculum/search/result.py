@@ -26,7 +26,7 @@ def describe_search(
     """Return the result of a search as it is written to results.json.
 
     scores          by the name of the candidate, one for each seed.
-    relative_flops  training FLOPs, relative to a pretraining at full size.
+    relative_flops  training FLOPs of what each trains itself, relative to a pretraining at full size.
     """
     return {
         "command": "search",
@@ -39,9 +39,9 @@ def describe_search(
             {
                 "round": candidate.round,
                 "label": candidate.label,
-                "stages": plain(candidate.curriculum.stages),
+                "stages": plain(candidate.trained_stages),
                 "pace": candidate.curriculum.pace,
-                "epochs": candidate.epochs,
+                "epochs": candidate.trained_epochs,
                 "relative_flops": relative_flops[candidate.name],
                 "accuracy": describe_scores(scores[candidate.name]),
                 "chosen": (candidate.round, candidate.label) in found.path,
@@ -115,8 +115,10 @@ def differ(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
 
 
 def format_stages(stages: Sequence[Mapping[str, Any]]) -> str:
-    """Format stages by shares and sizes: 60% 160, 40% 224."""
-    return ", ".join(f"{100 * stage['share']:.3g}% {stage['size']}" for stage in stages)
+    """Format stages by sizes and shares of what they train together: 60% 160, 40% 224."""
+    lengths = [stage["share"] * stage["images_factor"] for stage in stages]
+    shares = [100 * length / sum(lengths) for length in lengths]
+    return ", ".join(f"{share:.3g}% {stage['size']}" for share, stage in zip(shares, stages, strict=True))
 
 
 def curriculum_file(facts: Mapping[str, Any], curriculum: Curriculum, run: Path) -> str:

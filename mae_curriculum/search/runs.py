@@ -1,17 +1,27 @@
 """The pretrainings of a search: their settings, and the score of each."""
 
+import json
 import math
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from mae_curriculum.config import ConfigError, load_file
 from mae_curriculum.distributed import World
+from mae_curriculum.files import rename_into_place, temporary_name
 from mae_curriculum.pretraining import pretrain_until
 from mae_curriculum.pretraining_config import PretrainConfig
+from mae_curriculum.run.checkpoint import steps_of
 from mae_curriculum.run.folder import RunFolder, read_facts
 from mae_curriculum.run.stop import Stop
 from mae_curriculum.search.methods import Candidate
+from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.training.anomalies import DivergedError
+from mae_curriculum.weights.read import find_kept
 
 
 class SearchStoppedError(Exception):
@@ -21,6 +31,18 @@ class SearchStoppedError(Exception):
 def run_folder(search: Path, candidate: Candidate, seed: int) -> Path:
     """Return the run folder of a candidate's pretraining."""
     return search / "runs" / f"{candidate.name}-seed{seed}"
+
+
+def prepare_run(
+    world: World, search: Path, pretrain: PretrainConfig, candidate: Candidate, seed: int
+) -> PretrainConfig:
+    """Return the settings of a candidate's pretraining; its run folder is there if it is a fork."""
+    config = configure_run(search, pretrain, candidate, seed)
+    if candidate.previous:
+        parent, epochs = RunFolder(run_folder(search, candidate.previous, seed)), candidate.previous.kept_epochs
+        assert epochs is not None, "what others are forked from keeps a checkpoint"
+        world.on_main(partial(fork_run, parent, epochs, config))
+    return config
 
 
 def configure_run(search: Path, pretrain: PretrainConfig, candidate: Candidate, seed: int) -> PretrainConfig:
@@ -34,10 +56,37 @@ def configure_run(search: Path, pretrain: PretrainConfig, candidate: Candidate, 
     )
     if candidate.kept_epochs:
         config = replace(config, saving=replace(config.saving, keep_every_epochs=candidate.kept_epochs))
-    if candidate.previous:
-        best = run_folder(search, candidate.previous, seed)
-        config = replace(config, init=best.with_name(f"{best.name}@{candidate.previous.kept_epochs}"))
     return config
+
+
+def fork_run(parent: RunFolder, epochs: int, config: PretrainConfig) -> None:
+    """Copy a run as it was when it kept a checkpoint, to go on with another curriculum, unless it was copied before.
+
+    The curricula agree up to there, and schedules are functions of progress alone: the copy is what a run with the new
+    curriculum would have become.
+
+    epochs  equivalent epochs after which the checkpoint was kept.
+    config  whose run folder and curriculum the copy has.
+    """
+    if config.run.exists():
+        return
+    checkpoint = find_kept(parent, epochs)
+    step = steps_of(checkpoint)
+    copy = RunFolder(temporary_name(config.run))
+    shutil.rmtree(copy.path, ignore_errors=True)  # what a kill left
+    settings = replace(load_file(PretrainConfig, parent.config), run=config.run, curriculum=config.curriculum)
+    copy.claim(settings, command="pretrain")
+    shutil.copy(checkpoint, copy.path / "checkpoints")
+    rows = [*takewhile(partial(is_within, step), Journal(parent.journal).rows())]
+    stop = {"event": "stop", "time": rows[-1]["time"], "steps_done": step, "reason": f"forked from {parent.path}"}
+    copy.journal.write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, stop]))
+    rename_into_place(copy.path, config.run)
+
+
+def is_within(steps: int, row: Mapping[str, Any]) -> bool:
+    """Return whether a journal's row tells of the first steps of a run; that of a stage comes before its first step."""
+    done = row.get("steps_done", 0)
+    return bool(done < steps if row["event"] == "stage" else done <= steps)
 
 
 def score_run(stop: Stop, world: World, config: PretrainConfig) -> float:

@@ -34,12 +34,13 @@ def describe_stages(clock: Clock) -> str:
 
 
 def repeated_sizes(clock: Clock) -> list[str]:
-    """Return a warning for each two neighboring stages whose sizes are the same in whole patches."""
+    """Return a warning for each two neighboring stages whose different sizes are the same in whole patches."""
+    given = [stage.size for stage in clock.curriculum.stages]
     return [
         f"stages {before.index + 1} and {after.index + 1} both have {side(after.size)} px, in whole patches: a smaller "
         "model.patch_size or a larger model.image_size keeps them apart"
         for before, after in pairwise(clock.spans)
-        if before.size == after.size
+        if before.size == after.size and given[before.index] != given[after.index]
     ]
 
 

@@ -189,7 +189,7 @@ def _with_exact_positions(
 
 def _read_run(path: Path) -> Weights:
     folder, epochs = run_and_epochs(path)
-    checkpoint = folder.newest() if epochs is None else _find_kept(folder, epochs)
+    checkpoint = folder.newest() if epochs is None else find_kept(folder, epochs)
     if checkpoint is None:
         raise ConfigError(f"{path} has no checkpoint yet")
     state = load_state(checkpoint)
@@ -207,7 +207,7 @@ def _read_run(path: Path) -> Weights:
     return Weights(model, encoder, decoder, f"run at step {state['steps_done']}", mean, std)
 
 
-def _find_kept(folder: RunFolder, epochs: int) -> Path:
+def find_kept(folder: RunFolder, epochs: int) -> Path:
     """Return the checkpoint that a run kept at this number of equivalent epochs; raises ConfigError."""
     paths = {steps_of(path): path for path in folder.checkpoints if is_intact(path)}
     saves = [row for row in Journal(folder.journal).rows() if row["event"] == "save" and row.get("kept")]

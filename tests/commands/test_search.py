@@ -15,7 +15,7 @@ from PIL import Image
 from mae_curriculum.__main__ import main
 from mae_curriculum.config import load_file
 from mae_curriculum.curriculum.schedule import Curriculum
-from tests.runs import TINY, as_flags, picture_folder, rows
+from tests.runs import TINY, as_flags, equal, picture_folder, rows, weights
 
 BASE = {f"pretrain.{key}": value for key, value in TINY.items() if not key.startswith("curriculum")}
 
@@ -46,7 +46,8 @@ def test_the_budget_of_greedy_is_that_of_its_longest_course(
 def test_the_budget_of_sequential_has_every_size_in_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     facts = budget(capsys, method="sequential", sizes="[112, 224]", stages=3, epochs=6, finish_epochs=1)
     assert facts["candidates"] == 6
-    # three stages of (2 + 1) epochs at full size are 67 steps each; at half size 2 epochs have four times the images
+    assert facts["chosen"] == {}  # epochs are the search's
+    # in each stage, 2 + 1 epochs at full size are 67 steps; at half size, 2 have four times the images: 180 + 22
     assert facts["images"] == 64 * 3 * (67 + 180 + 22)
 
 
@@ -96,22 +97,37 @@ def noise_folder(folder: Path) -> Path:
     return folder
 
 
+def small_pretraining(images: Path) -> dict[str, Any]:
+    """Spell the settings of a pretraining on few pictures."""
+    return {
+        "data__source": images,
+        "model__channels": 3,
+        "data__mean": "null",
+        "data__std": "null",
+        "batch_size": 20,
+        "tracking__every_steps": 1,
+        "knn__neighbors": 5,
+    }
+
+
 def small_search(run: Path, images: Path) -> list[str]:
     """Spell a sequential search on few pictures."""
-    return options(
-        run=run,
-        method="sequential",
-        sizes="[112, 224]",
-        stages=2,
-        epochs=2,
-        pretrain__data__source=images,
-        pretrain__model__channels=3,
-        pretrain__data__mean="null",
-        pretrain__data__std="null",
-        pretrain__batch_size=20,
-        pretrain__tracking__every_steps=1,
-        pretrain__knn__neighbors=5,
-    )
+    pretrain = {f"pretrain__{key}": value for key, value in small_pretraining(images).items()}
+    return options(run=run, method="sequential", sizes="[112, 224]", stages=2, epochs=2, **pretrain)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of few pictures."""
+    return noise_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """A sequential search from beginning to end, in one go."""
+    run = tmp_path_factory.mktemp("searches") / "whole"
+    assert main(["search", *small_search(run, images)]) == 0
+    return run
 
 
 def stop_once_training(run: Path) -> threading.Thread:
@@ -129,14 +145,9 @@ def stop_once_training(run: Path) -> threading.Thread:
 
 
 def test_a_search_that_was_stopped_resumes_to_the_same_result(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    searched: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = noise_folder(tmp_path / "images")
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert main(["search", *small_search(whole, images)]) == 0
-    printed = capsys.readouterr().out
-    assert "sequential search by kNN accuracy" in printed
-    assert "found: " in printed
+    stopped = tmp_path / "stopped"
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     thread = stop_once_training(stopped / "runs" / "1-224-seed0")
     try:
@@ -147,22 +158,59 @@ def test_a_search_that_was_stopped_resumes_to_the_same_result(
             signal.signal(number, handler)
     assert not (stopped / "results.json").exists()
     assert not (stopped / "runs" / "2-112-seed0").exists()
+    (stopped / "runs" / ".2-112-seed0.tmp" / "checkpoints").mkdir(parents=True)  # a fork that a kill left
     capsys.readouterr()
     assert main(["search", *small_search(stopped, images), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts == json.loads((whole / "results.json").read_text())
+    assert facts == json.loads((searched / "results.json").read_text())
     assert [row["round"] for row in facts["candidates"]] == [1, 1, 2, 2]
     assert {row["accuracy"]["std"] for row in facts["candidates"]} == {None}
     found = load_file(Curriculum, stopped / "curriculum.yaml")
-    assert found == load_file(Curriculum, whole / "curriculum.yaml")
+    assert found == load_file(Curriculum, searched / "curriculum.yaml")
     assert found.pace == "compute"
     assert "# found by python -m mae_curriculum search" in (stopped / "curriculum.yaml").read_text()
-    assert main(["search", *small_search(stopped, images), "--epochs", "4"]) == 2
+
+
+def test_a_finished_search_prints_its_result_again(
+    searched: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", *small_search(searched, images)]) == 0
+    printed = capsys.readouterr().out
+    assert "sequential search by kNN accuracy" in printed
+    assert "found: " in printed
+
+
+def test_other_settings_in_the_folder_of_a_search_are_refused(
+    searched: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", *small_search(searched, images), "--epochs", "4"]) == 2
     assert "(epochs: 2 -> 4)" in capsys.readouterr().err
 
 
-def test_a_run_that_diverges_has_no_score_and_loses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = small_search(tmp_path / "run", noise_folder(tmp_path / "images"))
+def test_the_journal_of_a_fork_has_its_own_stages(searched: Path) -> None:
+    first = json.loads((searched / "results.json").read_text())["path"][0][1]
+    for size, pixels in (("112", 16), ("224", 32)):
+        fork = searched / "runs" / f"2-{size}-seed0"
+        assert rows(fork, "stop")[0]["reason"] == f"forked from {searched / 'runs' / f'1-{first}-seed0'}"
+        assert [row["size"][0] for row in rows(fork, "stage")] == [int(first) // 7, pixels, 32]
+
+
+def test_what_sequential_finds_was_scored_by_the_very_pretraining_with_it(
+    searched: Path, images: Path, tmp_path: Path
+) -> None:
+    facts = json.loads((searched / "results.json").read_text())
+    fork = searched / "runs" / f"2-{facts['path'][1][1]}-seed0"
+    changes = small_pretraining(images) | {"curriculum": searched / "curriculum.yaml", "epochs": 3}
+    plain = tmp_path / "plain"
+    assert main(["pretrain", *as_flags(TINY, run=plain, **changes)]) == 0
+    assert equal(weights(fork), weights(plain))
+    assert [row["loss"] for row in rows(fork, "step")] == [row["loss"] for row in rows(plain, "step")]
+
+
+def test_a_run_that_diverges_has_no_score_and_loses(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = small_search(tmp_path / "run", images)
     high_rate = ["--pretrain.optim.base_lr", "1e12", "--pretrain.optim.warmup", "0", "--epochs", "8"]
     assert main(["search", *flags, "--sizes", "112", "224", *high_rate]) == 2
     error = capsys.readouterr().err

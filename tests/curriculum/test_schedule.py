@@ -71,6 +71,16 @@ def test_the_batch_factor_changes_steps_but_not_images() -> None:
     assert [(s.batch_images, s.steps, s.images) for s in spans] == [(40, 125, 5000), (10, 500, 5000)]
 
 
+def test_the_images_factor_changes_images_and_steps_but_not_progress() -> None:
+    short = Curriculum(stages=(Stage(0.5, 112), Stage(0.5, 224, images_factor=0.2)))
+    clock = make_clock(short, batch_images=10)
+    assert [(s.steps, s.images, s.start, s.end) for s in clock.spans] == [
+        (500, 5000, 0, Fraction(1, 2)),
+        (100, 1000, Fraction(1, 2), 1),
+    ]
+    assert clock.progress(550) == Fraction(3, 4)
+
+
 def test_a_batch_factor_gives_an_even_batch() -> None:
     spans = make_clock(Curriculum(stages=(Stage(0.5, 96, batch_factor=5.4444), Stage(0.5, 224))), batch_images=9).spans
     assert [s.batch_images for s in spans] == [48, 9]  # 9 * 5.4444 = 48.9996, half of it is 24.4998
@@ -111,6 +121,7 @@ def test_a_stage_has_its_own_mask_crop_and_resize_or_those_of_the_run() -> None:
         ({"mask_ratio": 1.0}, "mask_ratio must be above 0 and below 1, or null, got 1.0"),
         ({"min_area": 0.0}, "min_area must be above 0 and at most 1, or null, got 0.0"),
         ({"min_area": 1.1}, "min_area must be above 0 and at most 1, or null, got 1.1"),
+        ({"images_factor": 0.0}, "images_factor must be above 0, got 0.0"),
     ],
 )
 def test_impossible_settings_of_a_stage_are_refused(settings: dict[str, float], message: str) -> None:

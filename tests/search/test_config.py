@@ -5,6 +5,7 @@ import pytest
 from mae_curriculum.config import ConfigError
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.search.config import SearchConfig
+from mae_curriculum.training.config import OptimConfig
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,10 @@ from mae_curriculum.search.config import SearchConfig
         ({"pretrain": PretrainConfig(time_limit="5")}, "pretrain.time_limit: .* --time_limit"),
         ({"tolerance": 1.5}, "tolerance is a difference of accuracies, 0 to 1, got 1.5"),
         ({"method": "sequential", "tolerance": 0.1}, "tolerance is for greedy"),
+        (
+            {"method": "sequential", "pretrain": PretrainConfig(optim=OptimConfig(warmup=None, warmup_epochs=2))},
+            "pretrain.optim.warmup_epochs: real epochs depend on the sizes",
+        ),
         ({"sizes": (96,)}, r"sizes: two or more, all different, got \[96\]"),
         ({"sizes": (96, 96)}, "sizes: two or more, all different"),
         ({"sizes": (96, 256)}, r"sizes are in 1\.\.224"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from math import nan
 
 import pytest
@@ -62,7 +63,7 @@ def test_greedy_refuses_a_baseline_that_diverged() -> None:
         of_greedy({"0-224": nan})
 
 
-def test_sequential_takes_the_best_size_of_each_stage_and_continues_from_it() -> None:
+def test_sequential_takes_the_best_size_of_each_stage_and_forks_its_run() -> None:
     method = sequential(SIZES, BASE, stages=3, epochs=9, finish_epochs=1)
     table = {"1-96": 0.5, "1-160": 0.7, "1-224": 0.6, "2-96": nan, "2-160": 0.4, "2-224": 0.4, "3-96": 0.9}
     candidates, found = follow(method, lambda candidate: table.get(candidate.name, 0.0))
@@ -72,18 +73,47 @@ def test_sequential_takes_the_best_size_of_each_stage_and_continues_from_it() ->
         *["1-160"] * 3,
         *["2-160"] * 3,  # the first of equal ones
     ]
+    assert [each.kept_epochs for each in candidates] == [3, 3, 3, 6, 6, 6, 9, 9, 9]
+    assert {(each.epochs, each.trained_epochs) for each in candidates} == {(10, 4)}  # a stage and the finish
     assert found.path == ((1, "160"), (2, "160"), (3, "96"))
-    assert stages(found.curriculum) == [(0.6, 160), (0.3, 96), (0.1, 224)]  # of 9 + 1 epochs, with one finish
+    assert found.curriculum == candidates[6].curriculum
+    assert stages(found.curriculum) == [(0.3, 160), (0.3, 160), (0.3, 96), (0.1, 224)]
+    assert {stage.images_factor for stage in found.curriculum.stages} == {1.0}
     assert found.curriculum.pace == "compute"
 
 
-def test_sequential_has_a_finish_at_full_size_after_a_stage_of_fixed_compute() -> None:
+def clock_of(candidate: Candidate) -> Clock:
+    """Return the clock of a candidate for digits."""
+    return Clock(
+        candidate.curriculum,
+        image_size=(28, 28),
+        patch_size=(4, 4),
+        images_per_epoch=1438,
+        epochs=candidate.epochs,
+        batch_images=128,
+    )
+
+
+def test_sequential_goes_through_the_rest_of_the_schedules_in_the_finish() -> None:
     candidates, _ = follow(sequential((160, 224), BASE, stages=2, epochs=6, finish_epochs=1), lambda _: 0.5)
-    assert [(stages(each.curriculum), each.epochs, each.kept_epochs) for each in candidates[:2]] == [
-        ([(0.75, 160), (0.25, 224)], 4, 3),
-        ([(1.0, 224)], 4, 3),
-    ]
-    assert {each.curriculum.pace for each in candidates} == {"compute"}
+    first, _, second, _ = candidates
+    assert stages(first.curriculum) == [(0.428572, 160), (0.571428, 224)]  # 3 of 7 epochs, and the rest
+    assert [stage.images_factor for stage in first.curriculum.stages] == [1.0, 0.25]  # a fourth of 4 epochs
+    assert stages(second.curriculum) == [(0.428572, 160), (0.428571, 160), (0.142857, 224)]
+    assert [stage.size for stage in second.trained_stages] == [160, 224]
+    finish = clock_of(first).spans[1]
+    assert finish.steps == 11  # 1438 images are 11.2 batches
+    assert (finish.start, finish.end) == (Fraction("0.428572"), 1)
+
+
+def test_a_fork_has_the_course_of_its_parent_up_to_there() -> None:
+    candidates, _ = follow(sequential(SIZES, BASE, stages=3, epochs=6, finish_epochs=1), lambda _: 0.5)
+    for candidate in candidates[3:]:
+        assert candidate.previous is not None
+        clock, before = clock_of(candidate), clock_of(candidate.previous)
+        steps = before.spans[-2].end_step
+        assert clock.spans[candidate.inherited].first_step == steps
+        assert [clock.moment(step) for step in range(steps)] == [before.moment(step) for step in range(steps)]
 
 
 def test_halving_keeps_the_better_half_and_doubles_the_epochs() -> None:
@@ -101,15 +131,7 @@ def test_halving_keeps_the_better_half_and_doubles_the_epochs() -> None:
 
 def test_a_stage_ends_at_the_step_whose_checkpoint_is_kept() -> None:
     for epochs, finish in [(6, 1), (1, 5), (11, 2), (13, 4)]:
-        curriculum = with_sizes(BASE, [(96, epochs), (224, finish)])
-        clock = Clock(
-            curriculum,
-            image_size=(28, 28),
-            patch_size=(4, 4),
-            images_per_epoch=1438,
-            epochs=epochs + finish,
-            batch_images=128,
-        )
+        clock = clock_of(Candidate(1, "96", with_sizes(BASE, [(96, epochs), (224, finish)]), epochs + finish))
         end = clock.spans[0].end_step
         assert clock.equivalent_epochs(end - 1) < epochs <= clock.equivalent_epochs(end)
 

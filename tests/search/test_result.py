@@ -5,7 +5,7 @@ from pathlib import Path
 from mae_curriculum.config import load_file
 from mae_curriculum.curriculum.schedule import Augmentation, Curriculum
 from mae_curriculum.search.config import SearchConfig
-from mae_curriculum.search.methods import follow, greedy
+from mae_curriculum.search.methods import follow, greedy, sequential
 from mae_curriculum.search.result import curriculum_file, describe_search, format_search
 
 BASE = Curriculum(augmentation=Augmentation(flip=False))
@@ -30,6 +30,25 @@ def test_the_table_has_the_scores_their_noise_and_what_was_found() -> None:
         # 0.1 and 0.12 apart: 7.07 and 8.49; differences 0.02 and 0: 1.41
         "standard deviation over the seeds (medians): 7.8 points of a score, 1.4 of its difference from the baseline",
         "found: 33.3% 96, 66.7% 224, paced by images",
+    ]
+
+
+def test_a_row_of_sequential_has_what_the_candidate_trains_itself() -> None:
+    candidates, found = follow(sequential((96, 224), BASE, stages=2, epochs=6, finish_epochs=1), lambda _: 0.5)
+    names = [each.name for each in candidates]
+    facts = describe_search(
+        SearchConfig(method="sequential"),
+        candidates,
+        found,
+        scores={name: [0.5] for name in names},
+        relative_flops=dict.fromkeys(names, 1.0),
+    )
+    assert [line.split("  ")[0] for line in format_search(facts).splitlines()[-1:]] == [
+        "found: 42.9% 96, 42.9% 96, 14.3% 224, paced by compute"
+    ]
+    assert format_search(facts).splitlines()[3:5] == [
+        "    1        224  75% 224, 25% 224       4     1.00         50.0%        ",
+        "    2         96   75% 96, 25% 224       4     1.00         50.0%     yes",
     ]
 
 

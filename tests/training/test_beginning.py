@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mae_curriculum.config import load
+from mae_curriculum.curriculum.schedule import Clock, Curriculum, Stage
 from mae_curriculum.data.sources import open_images
 from mae_curriculum.distributed import World
 from mae_curriculum.pretraining import set_up
@@ -43,6 +44,12 @@ def test_stages_of_the_same_size_are_warned_of(caplog: pytest.LogCaptureFixture)
     begin()  # 160 and 192 of 224, in 8-pixel patches of a 32-pixel image: 2.9 and 3.4 patches
     (warning,) = warnings(caplog)
     assert warning.startswith("stages 1 and 2 both have 24 px, in whole patches")
+
+
+def test_stages_that_are_meant_to_have_the_same_size_are_not_warned_of() -> None:
+    same = Curriculum(stages=(Stage(0.5, 160), Stage(0.5, 160, mask_ratio=0.5)))
+    clock = Clock(same, image_size=(32, 32), patch_size=(8, 8), images_per_epoch=100, epochs=1, batch_images=10)
+    assert beginning.repeated_sizes(clock) == []
 
 
 def test_a_run_that_takes_days_on_cpus_is_warned_of(
