@@ -10,6 +10,9 @@ Pool = Literal["token", "avg", "class_avg", "tokens"]
 """What an encoder says of an image: the (first) class token, the mean of the patch tokens, the mean of several class
 tokens, or all patch tokens."""
 
+VectorPool = Literal["token", "avg", "class_avg"]
+"""The poolings that give one vector per image."""
+
 Block = int | Literal["all"]
 """A block of an encoder, counted like an index of Python, or each of them."""
 
@@ -22,7 +25,7 @@ class KnnConfig:
     """Equivalent epochs between evaluations during pretraining; null to evaluate only at the end."""
     neighbors: int = 20
     """Number of nearest training images that vote, k."""
-    pool: Literal["token", "avg", "class_avg"] = "avg"
+    pool: VectorPool = "avg"
     """Feature of an image: (first) class token, mean of the patch tokens, or mean of several class tokens."""
     temperature: float = 0.07
     """Temperature of the vote: each neighbor has weight exp(cosine similarity / temperature)."""

@@ -159,7 +159,8 @@ def test_onnx_without_its_packages_is_refused(tmp_path: Path, capsys: pytest.Cap
 
 def probe(pool: str, *, pooled_norm: bool = False, norm_eps: float | None = None) -> tuple[MaskedAutoencoder, Any, Any]:
     """Return an encoder, heads whose batch normalization has seen features, and the description of the second head."""
-    config = ModelConfig(TINY, image_size=32, patch_size=8, width=48, depth=2, heads=3, norm_eps=norm_eps)
+    shape: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
+    config = ModelConfig(TINY, **shape, norm_eps=norm_eps, class_tokens=3 if pool == "class_avg" else 1)
     encoder = build_model(config, seed=1).eval()
     if pooled_norm:
         encoder.encoder.norm, encoder.encoder.fc_norm = nn.Identity(), encoder.encoder.norm
@@ -174,7 +175,7 @@ def probe(pool: str, *, pooled_norm: bool = False, norm_eps: float | None = None
 
 
 @pytest.mark.parametrize("pooled_norm", [False, True])
-@pytest.mark.parametrize("pool", ["token", "avg", "attention", "ep"])
+@pytest.mark.parametrize("pool", ["token", "avg", "class_avg", "attention", "ep"])
 def test_an_encoder_joined_to_a_head_gives_the_logits_of_the_head(pool: str, pooled_norm: bool, tmp_path: Path) -> None:
     encoder, heads, description = probe(pool, pooled_norm=pooled_norm, norm_eps=1e-3)
     number = heads.names.index(((1, pool), 2.0))
@@ -187,7 +188,12 @@ def test_an_encoder_joined_to_a_head_gives_the_logits_of_the_head(pool: str, poo
 
 
 @pytest.mark.parametrize(
-    ("pool", "norm_eps", "reason"), [("attention", None, "has no norm"), ("avg", 1e-3, "an epsilon of 0.001")]
+    ("pool", "norm_eps", "reason"),
+    [
+        ("attention", None, "has no norm"),
+        ("class_avg", None, "the mean of several class tokens"),
+        ("avg", 1e-3, "an epsilon of 0.001"),
+    ],
 )
 def test_what_timm_cannot_state_is_refused(
     pool: str, norm_eps: float | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
