@@ -125,7 +125,9 @@ def load_classifier(path: Path) -> tuple[Any, Description]:
     except ConfigError:
         raise
     except Exception as error:  # safetensors and JSON raise many kinds for a damaged or a foreign file
-        raise ConfigError(f"{path} cannot be read: {why_unreadable(error)}; {_accepted(path)}") from error
+        raise ConfigError(
+            f"{path} cannot be read as safetensors: {why_unreadable(error)}; {_accepted(path)}"
+        ) from error
     if not all(value.isfinite().all() for value in state.values()):
         raise ConfigError(f"{path}: its weights are not finite; use the checkpoint of a run that did not diverge")
     net = build(description)
@@ -147,7 +149,10 @@ def _find_best(folder: RunFolder, epochs: int | None) -> Path:
 
 def _accepted(path: Path) -> str:
     """Return how to get a classifier."""
-    return f"`python -m finetune linprobe --checkpoint {path}` (or `finetune`) trains one on an encoder"
+    return (
+        f"`python -m finetune linprobe --checkpoint {path}` (or `finetune`) trains one on an encoder; timm's own are "
+        "read from the folder that timm.models.save_for_hf(model, FOLDER, safe_serialization=True) writes"
+    )
 
 
 def _parse(metadata: dict[str, str], path: Path) -> Description:

@@ -266,3 +266,31 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path, capsys: pytest.Capture
     for path, message in places.items():
         assert main(["predict", *as_flags({"checkpoint": path, "out": tmp_path / "out.csv"})]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("bare.safetensors", "does not describe a classifier"), ("theirs.pth", "cannot be read as safetensors: ")],
+)
+def test_bare_weights_are_refused_with_what_to_do(
+    name: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    weights = {"head.weight": torch.zeros(2, 3)}
+    if name == "theirs.pth":
+        torch.save(weights, path)
+    else:
+        save_weights(path, weights, {})
+    assert main(["predict", *as_flags({"checkpoint": path, "out": tmp_path / "out.csv"})]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {path} {reason}" in error
+    assert "timm.models.save_for_hf(model, FOLDER, safe_serialization=True)" in error
+
+
+def test_the_folder_that_timm_writes_is_a_classifier(tmp_path: Path) -> None:
+    theirs: Any = timm.create_model("resnet10t", num_classes=5).eval()
+    timm.models.save_for_hf(theirs, str(tmp_path), safe_serialization=True)
+    net, description = load_classifier(tmp_path)
+    images = noise(3, (32, 32))
+    torch.testing.assert_close(logits(net, images), logits(theirs, images))
+    assert description.classes == ("0", "1", "2", "3", "4")
