@@ -159,7 +159,9 @@ def test_reconstruct_draws_files_with_a_runs_model(
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     assert main(["reconstruct", "--checkpoint", str(run), "--images", *photos]) == 0
     path = run / "pictures" / "reconstruction.png"
-    assert capsys.readouterr().out == f"{path}\n"
+    captured = capsys.readouterr()
+    assert captured.out == f"{path}\n"
+    assert f"images: {len(photos)}, width x height of {len(photos)} of them: " in captured.err
     size_of(path)
     assert RunFolder(run).pictures == []  # not one of the pictures that the run drew
     again = tmp_path / os.fsdecode(b"\xff.png")
