@@ -17,7 +17,7 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, DataConfig
 from mae_curriculum.data.contents import format_part
 from mae_curriculum.data.decode import BrokenImageError
-from mae_curriculum.data.folders import check_folder, list_part
+from mae_curriculum.data.folders import list_all
 from mae_curriculum.data.sources import Images, Opened, open_alike, open_part, open_source
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
@@ -69,8 +69,7 @@ def open_to_classify(config: DataConfig) -> Opened:
         val = open_source(config).val
         assert val is not None, "named sources have validation images"
         return Opened(val, None, None)
-    check_folder(Path(config.source))
-    part = list_part(Path(config.source), ())
+    part = list_all(Path(config.source), config.cache)
     return Opened(open_part(part), None, (part, None))
 
 

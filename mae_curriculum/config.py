@@ -49,9 +49,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_UniqueKeyLoader` reads as the same values: the text `1e-3` in quotes."""
+
+
+for _each in (_UniqueKeyLoader, _Dumper):
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 MAX_YAML_ITEMS = 100_000
@@ -68,6 +73,12 @@ def read_yaml(stream: str | IO[str]) -> Any:
             raise yaml.YAMLError(f"more than {MAX_YAML_ITEMS:,} items; do its anchors repeat or contain each other?")
         waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
     return tree
+
+
+def as_yaml(tree: Any, **style: Any) -> str:
+    """Format dicts, lists and scalars as YAML that `read_yaml` reads as the same, in the same order."""
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, **style)
+    return text
 
 
 set_loader("yaml_unique", read_yaml, exceptions=(yaml.YAMLError,))
@@ -143,7 +154,7 @@ def _build(config_class: type[C], prog: str, parse: Callable[[ArgumentParser], A
 
 def dump(config: Any) -> str:
     """Format a config as YAML that loads to an equal object."""
-    return yaml.safe_dump(plain(config), sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+    return as_yaml(plain(config), default_flow_style=None, width=100, allow_unicode=True)
 
 
 def config_fingerprint(config: Any) -> str:
@@ -227,10 +238,10 @@ def _resolve(arguments: Sequence[str], config_class: type[Any]) -> list[str]:
     for flag, words in groups:
         kind = kinds.get(flag)
         if flag == "--config" and words:
-            files += [f"--config={yaml.safe_dump(_read_file(word, config_class, flag))}" for word in words]
+            files += [f"--config={as_yaml(_read_file(word, config_class, flag))}" for word in words]
         elif is_dataclass(kind) and words and not words[0].startswith("{"):
             tree = _read_file(words[0], kind, flag.removeprefix("--"))
-            parts += [f"{flag}={yaml.safe_dump(tree)}", *words[1:]]
+            parts += [f"{flag}={as_yaml(tree)}", *words[1:]]
         elif kind is bool:
             values.append(f"{flag}={' '.join(words) or 'true'}")
         elif _item_type(kind) and words and not _is_yaml(words):
@@ -277,7 +288,7 @@ def _is_yaml(words: list[str]) -> bool:
 
 def _as_yaml_list(words: list[str], item_type: Any) -> str:
     if item_type in (str, Path):  # quoted, whatever characters and bytes are in file names
-        return yaml.safe_dump(words, default_style='"', default_flow_style=True, width=sys.maxsize).strip()
+        return as_yaml(words, default_style='"', default_flow_style=True, width=sys.maxsize).strip()
     return f"[{', '.join(words)}]"
 
 

@@ -14,10 +14,11 @@ from mae_curriculum.curriculum.schedule import View
 from mae_curriculum.data.contents import Contents
 from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages, TrainingImages
 from mae_curriculum.data.sources import Images, names_fingerprint, open_together
+from mae_curriculum.data.subsets import choose_spread
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.knn import find_pool, knn_of_encoder, why_no_knn
-from mae_curriculum.evaluation.reconstruction import choose_spread, reconstruct_images
+from mae_curriculum.evaluation.reconstruction import reconstruct_images
 from mae_curriculum.evaluation.speedup import describe_costs, summarize_costs
 from mae_curriculum.evaluation.start import describe_evaluation, read_start, refuse_decline
 from mae_curriculum.evaluation.step_times import measure_speedups

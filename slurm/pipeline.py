@@ -9,6 +9,7 @@ and prints the table of results.
     FOLDER/jobs/                      logs, settings and code of the jobs
 """
 
+import itertools
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
@@ -52,8 +53,10 @@ def pipeline(config: PipelineConfig) -> int:
     with hold(config.folder / "lock.json", on_takeover=lambda _: None):  # two at once would submit everything twice
         code = run_here(groups) if config.local else submit_unfinished(config, groups, read_queue())
     queue = {} if config.local else read_queue()
-    if config.results is not None and all(run.result.exists() for group in groups for run in group):
-        write_results(config.folder.name, groups, config.baseline, config.results)
+    complete = keep_complete(groups)
+    if config.results is not None and complete[0]:
+        missing = len(groups[0]) - len(complete[0])
+        write_results(config.folder.name, complete, config.baseline, config.results, missing=missing)
         print(f"results: {config.results / config.folder.name}.json, .md, .png")
     print(format_result_table(groups, queue))
     return code
@@ -69,14 +72,24 @@ def queue_if_known() -> Mapping[str, str]:
 
 
 def run_here(groups: Sequence[Sequence[PipelineRun]]) -> int:
-    """Run what has not finished, one after the other; returns the exit code of the first that fails or is stopped."""
-    for run in (run for group in groups for run in group if not run.result.exists()):
-        package, subcommand, *arguments = run.task.command
-        print(f"{run.folder}: {package} {subcommand}", flush=True)
-        code = run_in_process(package, subcommand, [*arguments, *run.flags])
-        if code:
-            return code
+    """Run what has not finished, each pretraining and then its evaluations; returns the exit code of the first command
+    that fails or is stopped."""
+    for pretraining_and_evaluations in zip(*groups, strict=True):
+        for run in pretraining_and_evaluations:
+            if run.result.exists():
+                continue
+            package, subcommand, *arguments = run.task.command
+            print(f"{run.folder}: {package} {subcommand}", flush=True)
+            code = run_in_process(package, subcommand, [*arguments, *run.flags])
+            if code:
+                return code
     return 0
+
+
+def keep_complete(groups: Sequence[Sequence[PipelineRun]]) -> list[list[PipelineRun]]:
+    """Return the groups with those pretrainings alone that have finished together with all their evaluations."""
+    finished = [all(run.result.exists() for run in runs) for runs in zip(*groups, strict=True)]
+    return [list(itertools.compress(group, finished)) for group in groups]
 
 
 def submit_unfinished(config: PipelineConfig, groups: Sequence[Sequence[PipelineRun]], queue: Mapping[str, str]) -> int:

@@ -15,6 +15,9 @@ from mae_curriculum.training.choices import MIN_EPOCHS
 from slurm.cluster import ClusterConfig
 from slurm.submit import resolve_settings, validate_command
 
+VARIANT = "variant"
+"""Key of a combination that names one of the task's `variants`."""
+
 
 @dataclass(frozen=True)
 class TaskSpec:
@@ -24,6 +27,9 @@ class TaskSpec:
     """Package, command and settings; the pipeline adds `--run`, `--checkpoint` and the values of `vary`."""
     vary: dict[str, list[Any]] = field(default_factory=dict)
     """Settings and the values to try for each; every combination is a separate run."""
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Named groups of settings, such as {plain: {curriculum: none, epochs: 6}}, each run with every combination of
+    `vary`."""
     cluster: dict[str, Any] = field(default_factory=dict)
     """Settings that override the pipeline's `cluster` for these jobs; `folder` has no effect."""
     name: str | None = None
@@ -36,6 +42,9 @@ class TaskSpec:
         for key, values in self.vary.items():
             if not values:
                 raise ConfigError(f"vary.{key}: needs at least one value")
+        for name, settings in self.variants.items():
+            if twice := settings.keys() & self.vary.keys():
+                raise ConfigError(f"variants.{name}: {min(twice)} is in `vary` too; leave it out of one")
 
     @property
     def label(self) -> str:
@@ -43,9 +52,17 @@ class TaskSpec:
         return self.name or self.command[1]
 
     @property
-    def variants(self) -> list[dict[str, Any]]:
-        """Every combination of the values to try."""
-        return [dict(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
+    def combinations(self) -> list[dict[str, Any]]:
+        """Every combination of the values to try, each with all variants; these have the key `VARIANT`."""
+        choices = self.vary | ({VARIANT: list(self.variants)} if self.variants else {})
+        return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+    def as_flags(self, combination: Mapping[str, Any]) -> list[str]:
+        """Return the settings of a combination as flags."""
+        settings = {**combination, **self.variants.get(combination.get(VARIANT, ""), {})}
+        settings.pop(VARIANT, None)
+        words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
+        return [f"--{key}={value}" for key, value in words.items()]
 
 
 @dataclass(frozen=True)
@@ -69,11 +86,11 @@ class PipelineConfig:
     cluster: ClusterConfig = ClusterConfig()
     """What the jobs request, given inline or as a path to a file."""
     results: Path | None = None
-    """Folder for the results once all runs have finished: NAME.json, .md and .png, with the name of `folder`. null for
-    the printed table alone."""
+    """Folder for the results: NAME.json, .md and .png, with the name of `folder`, of the pretrainings that have
+    finished together with all their evaluations. null for the printed table alone."""
     baseline: dict[str, Any] = field(default_factory=dict)
-    """Values of `pretrain.vary` that the results are compared with, such as {curriculum: none}; each variant is
-    compared with the one that has these values instead of its own."""
+    """Values of `pretrain.vary`, or a variant, such as {variant: plain}, that the results are compared with; each run
+    is compared with the one that has these values instead of its own."""
     at_once: int | None = None
     """Maximum number of jobs of an array that run at the same time; null for no limit."""
     dry_run: bool = False
@@ -87,9 +104,10 @@ class PipelineConfig:
             raise ConfigError(f"evaluate: two tasks are called '{min(repeated)}'; give one of them a `name`")
         if self.local and self.dry_run:
             raise ConfigError("local: the commands run here, at once; leave out --dry_run")
+        choices = self.pretrain.vary | {VARIANT: list(self.pretrain.variants)}
         for key, value in self.baseline.items():
-            if value not in self.pretrain.vary.get(key, []):
-                raise ConfigError(f"baseline: {key}={value} is not among the values of pretrain.vary")
+            if value not in choices.get(key, []):
+                raise ConfigError(f"baseline: {key}={value} is not among the values of pretrain.vary or its variants")
         if self.at_once is not None and self.at_once < 1:
             raise ConfigError(f"at_once must be at least 1, got {self.at_once}")
         if min(self.evaluation_epochs, default=1) < 1:
@@ -137,13 +155,13 @@ def expand_runs(config: PipelineConfig) -> list[list[PipelineRun]]:
     pretrainings = expand_pretrainings(config)
     groups = [pretrainings]
     for task in config.evaluate:
-        for variant, epochs in itertools.product(task.variants, [*sorted(set(task.at)), None]):
+        for variant, epochs in itertools.product(task.combinations, [*sorted(set(task.at)), None]):
             suffix = "" if epochs is None else f"@{epochs}"
             name = "-".join(filter(None, [task.label, variant_name(variant)])) + suffix
             group = []
             for before in pretrainings:
                 folder = before.folder.with_name(name)
-                flags = ("--run", str(folder), "--checkpoint", f"{before.folder}{suffix}", *as_flags(variant))
+                flags = ("--run", str(folder), "--checkpoint", f"{before.folder}{suffix}", *task.as_flags(variant))
                 group.append(PipelineRun(task, before.variant, folder, flags, before.folder))
             groups.append(group)
     folders = [run.folder for group in groups for run in group]
@@ -160,9 +178,10 @@ def expand_pretrainings(config: PipelineConfig) -> list[PipelineRun]:
     at = config.evaluation_epochs
     kept = ("--saving.keep_every_epochs", str(math.gcd(*at))) if at else ()
     runs = []
-    for variant in config.pretrain.variants:
-        folder = config.folder / variant_name(variant) / config.pretrain.label
-        run = PipelineRun(config.pretrain, variant, folder, ("--run", str(folder), *as_flags(variant), *kept))
+    task = config.pretrain
+    for variant in task.combinations:
+        folder = config.folder / variant_name(variant) / task.label
+        run = PipelineRun(task, variant, folder, ("--run", str(folder), *task.as_flags(variant), *kept))
         epochs = run.settings.epochs or MIN_EPOCHS  # the fewest that a run chooses for its images
         if at and max(at) > epochs:
             raise ConfigError(f"evaluate.at: {max(at)} is beyond the {epochs} epochs of {folder}")
@@ -171,15 +190,9 @@ def expand_pretrainings(config: PipelineConfig) -> list[PipelineRun]:
 
 
 def variant_name(variant: Mapping[str, Any]) -> str:
-    """Format a combination by its values, `seed=0,curriculum=none`; empty for the only one."""
+    """Format a combination by its values, `seed=0,curriculum=none`, a variant by its name; empty for the only one."""
     parts = []
     for key, value in variant.items():
         short = Path(str(value)).stem if "/" in str(value) else value
-        parts.append(f"{key.rpartition('.')[2]}={short}")
+        parts.append(value if key == VARIANT else f"{key.rpartition('.')[2]}={short}")
     return ",".join(parts)
-
-
-def as_flags(variant: Mapping[str, Any]) -> list[str]:
-    """Return a combination as flags."""
-    words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in variant.items()}
-    return [f"--{key}={value}" for key, value in words.items()]

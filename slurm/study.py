@@ -1,4 +1,4 @@
-"""Collect the results of a pipeline whose runs have all finished, and write them: JSON, Markdown and a plot."""
+"""Collect the results of a pipeline's finished runs, and write them: JSON, Markdown and a plot."""
 
 import shlex
 import sys
@@ -13,10 +13,14 @@ from slurm.pipeline_config import PipelineRun, variant_name
 from slurm.result_table import row_name
 
 
-def write_results(name: str, groups: Sequence[Sequence[PipelineRun]], baseline: dict[str, Any], folder: Path) -> None:
+def write_results(
+    name: str, groups: Sequence[Sequence[PipelineRun]], baseline: dict[str, Any], folder: Path, *, missing: int
+) -> None:
     """Write NAME.json, and NAME.md and NAME.png, which follow from it, into a folder.
 
+    groups    finished runs.
     baseline  the values of the variant that the others are compared with; they keep their other values.
+    missing   number of pretrainings that have not finished yet, or lack an evaluation.
     """
     from mae_curriculum.report.study_figure import draw_study  # loads matplotlib
 
@@ -26,7 +30,10 @@ def write_results(name: str, groups: Sequence[Sequence[PipelineRun]], baseline: 
         collect(run, each, [group[place] for group in groups[1:]], baseline)
         for place, (run, each) in enumerate(zip(groups[0], data, strict=True))
     ]
-    study = Study(name, facts_of(data, command), tuple(runs))
+    facts = facts_of(data, command)
+    if missing:
+        facts["not finished"] = [f"{missing} of {missing + len(runs)} runs"]
+    study = Study(name, facts, tuple(runs))
     folder.mkdir(parents=True, exist_ok=True)
     write_study(study, folder / f"{name}.json")
     write_atomic(folder / f"{name}.md", format_study(study).encode())
@@ -37,7 +44,7 @@ def collect(run: PipelineRun, data: RunData, evaluations: Sequence[PipelineRun],
     """Return what a pretraining and its evaluations came to."""
     summary = read_json(run.result)
     losses, knn = curves_of(data)
-    accuracies = {} if summary["knn"] is None else {"kNN": summary["knn"]}
+    accuracies = {} if evaluations or summary["knn"] is None else {"kNN": summary["knn"]}
     for evaluation in evaluations:
         accuracies |= accuracies_of(evaluation)
     compared = {key: value for key, value in (run.variant | baseline).items() if key != "seed"}
@@ -47,14 +54,26 @@ def collect(run: PipelineRun, data: RunData, evaluations: Sequence[PipelineRun],
         seed=run.settings.seed,
         costs={axis: summary[axis] for axis in AXES},
         accuracies=accuracies,
+        untrained=summary["knn_untrained"],
         losses=losses,
         evaluations=knn,
     )
 
 
 def accuracies_of(evaluation: PipelineRun) -> dict[str, float]:
-    """Return the accuracies of an evaluation, the mean over its own seeds; few-shot evaluations have one per shots."""
-    name, found = evaluation.folder.name, read_json(evaluation.result)["accuracy"]
+    """Return the accuracies of an evaluation, the mean over its own seeds; few-shot evaluations have one per shots.
+
+    One of all blocks has those of the last and, on the same images, of the best.
+    """
+    name, result = evaluation.folder.name, read_json(evaluation.result)
+    accuracies = _name_accuracies(name, result["accuracy"])
+    blocks = [_name_accuracies(name, found) for found in result.get("by_block", [])]
+    if blocks:
+        accuracies |= {f"{key}, best block": max(block[key] for block in blocks) for key in accuracies}
+    return accuracies
+
+
+def _name_accuracies(name: str, found: dict[str, Any]) -> dict[str, float]:
     if "mean" in found:
         return {name: found["mean"]}
     return {f"{name} {shots}": figures["mean"] for shots, figures in found.items()}

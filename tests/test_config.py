@@ -4,7 +4,18 @@ from typing import Literal
 
 import pytest
 
-from mae_curriculum.config import ConfigError, config_fingerprint, differences, dump, exempt, load, load_each, load_file
+from mae_curriculum.config import (
+    ConfigError,
+    as_yaml,
+    config_fingerprint,
+    differences,
+    dump,
+    exempt,
+    load,
+    load_each,
+    load_file,
+    read_yaml,
+)
 from mae_curriculum.pretraining_config import PretrainConfig
 from slurm.submit import SubmitConfig
 
@@ -174,6 +185,16 @@ def test_dump_loads_to_an_equal_object(folder: Path) -> None:
     config = Config(Path("a b"), Part("compute", (Stage(0.25, 96), Stage(0.75)), (0.0, 9.0)), 7, 1e-7, True)
     (folder / "a.yaml").write_text(dump(config))
     assert load_file(Config, folder / "a.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "text", ["1e-3", "0.1", "12", "null", "true", ".inf", "0x1", "1_000", "2020-01-01", "a: b", ""]
+)
+def test_text_that_looks_like_something_else_stays_text(text: str, folder: Path) -> None:
+    write(folder / "text.yaml", as_yaml({"b": [text], "a": {"value": text}}))
+    read = read_yaml((folder / "text.yaml").read_text())
+    assert read == {"b": [text], "a": {"value": text}}
+    assert list(read) == ["b", "a"]
 
 
 def test_print_config_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import torch
 from mae_curriculum.commands.config import EmbedConfig
 from mae_curriculum.config import ConfigError, plain
 from mae_curriculum.data.augment import resize_and_crop
-from mae_curriculum.data.subsets import Subset
+from mae_curriculum.data.subsets import Subset, choose_spread
 from mae_curriculum.distributed import World, connect, job_end, launcher
 from mae_curriculum.evaluation.embedding import (
     Source,
@@ -28,7 +28,6 @@ from mae_curriculum.evaluation.embedding_file import Columns, EmbeddingFile
 from mae_curriculum.evaluation.encoder import Encoder, encoder_of
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.knn import nearest_others
-from mae_curriculum.evaluation.reconstruction import choose_spread
 from mae_curriculum.files import is_user_error, write_json
 from mae_curriculum.report.contact_sheet import Tile, draw_contact_sheet
 from mae_curriculum.run.folder import check_checkpoint

@@ -33,6 +33,7 @@ def evaluate(config: EvaluateConfig) -> int:
             "origin": weights.origin,
             "source": data.source,
             "neighbors": config.knn.neighbors,
+            "images": config.knn.images,
             "pool": config.knn.pool,
             "block": config.block,
             "accuracy": spread(accuracies[-1:]),  # of the last block, to be compared with other encoders

@@ -2,17 +2,17 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from textwrap import shorten
 
-import numpy as np
 from PIL import Image
 
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.folders import Part, list_parts
+from mae_curriculum.data.stored import Stored, read_array_head
 
 MEASURED_IMAGES = 256
 """Number of training images, evenly spread, whose sizes are read: to read those of millions of files takes hours."""
@@ -92,7 +92,7 @@ def look_at(config: DataConfig) -> Contents:
         return Contents(config.source, Side(None, config.image_count, {}, {}), None, None)
     if config.source in NAMED:
         return NAMED[config.source]
-    return describe_source(config.source, list_parts(Path(config.source)))
+    return describe_source(config.source, list_parts(Path(config.source), config.cache))
 
 
 def describe_source(source: str, parts: tuple[Part, Part | None] | None) -> Contents:
@@ -100,19 +100,19 @@ def describe_source(source: str, parts: tuple[Part, Part | None] | None) -> Cont
     if parts is None:
         return NAMED[source]
     train, val = parts
-    return Contents(source, _describe_part(train), _describe_part(val) if val else None, measure(train.listing.paths))
+    return Contents(source, _describe_part(train), _describe_part(val) if val else None, measure(train.stored))
 
 
 def _describe_part(part: Part) -> Side:
     counts = Counter(part.labels or ())
     classes = {name: counts[number] for number, name in enumerate(part.classes)}
-    return Side(str(part.folder), len(part.listing.paths), classes, dict(part.listing.left_out))
+    return Side(str(part.folder), len(part.stored), classes, dict(part.left_out))
 
 
-def measure(paths: Sequence[Path]) -> Sizes | None:
+def measure(stored: Stored) -> Sizes | None:
     """Return the sizes of some images, evenly spread; None if none of them can be read."""
-    count = min(len(paths), MEASURED_IMAGES)
-    read = [read_size(paths[place * len(paths) // count]) for place in range(count)]
+    count = min(len(stored), MEASURED_IMAGES)
+    read = [read_size(stored, place * len(stored) // count) for place in range(count)]
     sizes = [size for size in read if size is not None]
     if not sizes:
         return None
@@ -120,13 +120,14 @@ def measure(paths: Sequence[Path]) -> Sizes | None:
     return Sizes(len(sizes), count - len(sizes), sizes[0], sizes[-1], int(median(map(min, sizes))))
 
 
-def read_size(path: Path) -> tuple[int, int] | None:
-    """Return height and width of an image file or array, read from its head; None if that cannot be read."""
+def read_size(stored: Stored, index: int) -> tuple[int, int] | None:
+    """Return height and width of an encoded image or array, read from its head; None if that cannot be read."""
     try:
-        if path.suffix.lower() == ".npy":
-            height, width = np.load(path, mmap_mode="r", allow_pickle=False).shape[:2]
-            return height, width
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:  # of huge images, and odd metadata
+        with stored.open(index) as stream, warnings.catch_warnings(action="ignore"):  # of huge images, odd metadata
+            if stored.name(index).lower().endswith(".npy"):
+                height, width = read_array_head(stream)[0][:2]
+                return height, width
+            image = Image.open(stream)
             return image.height, image.width
     except Exception:  # parsers raise almost anything for damaged bytes
         return None
@@ -149,7 +150,7 @@ def format_contents(contents: Contents) -> list[str]:
 
 def format_part(name: str, part: Part) -> list[str]:
     """Format what a part of a folder holds, which is no training or validation side."""
-    sizes = measure(part.listing.paths)
+    sizes = measure(part.stored)
     return [*_format_side(name, _describe_part(part)), *([f"  {format_sizes(sizes)}"] if sizes else [])]
 
 

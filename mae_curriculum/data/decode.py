@@ -9,9 +9,10 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import simplejpeg
@@ -23,10 +24,14 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from mae_curriculum.data.stored import read_array_head
+
 MAX_PIXELS = 89_478_485
 """Number of pixels above which an image is refused: Pillow's own limit, 1/4 GB of RGB."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+NPY_SIGNATURE = b"\x93NUMPY"
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 
@@ -47,13 +52,19 @@ class BrokenImageError(Exception):
 
 
 def read_image(path: Path, channels: int) -> Tensor:
-    """Read an image file as (channels, h, w) uint8.
+    """Read an image file, as `decode_image`."""
+    return decode_image(path.read_bytes, channels)
 
+
+def decode_image(read: Callable[[], bytes], channels: int) -> Tensor:
+    """Return an encoded image as (channels, h, w) uint8.
+
+    read      returns the content of an image file.
     channels  1 or 3 for image files, which are converted; any number for .npy arrays, which must match.
     Raises    BrokenImageError if the file cannot be read or a side is shorter than 2 pixels.
     """
     try:
-        image = _decode(path.read_bytes(), path.suffix.lower(), channels)
+        image = _decode(read(), channels)
     except BrokenImageError:
         raise
     except UnidentifiedImageError as error:
@@ -65,11 +76,10 @@ def read_image(path: Path, channels: int) -> Tensor:
     return image
 
 
-def check_array(path: Path) -> None:
+def check_array(stream: BinaryIO) -> None:
     """Raise BrokenImageError if a .npy file holds no image; only its head is read. A damaged file passes."""
     with suppress(OSError, EOFError, ValueError):
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if why := _why_no_image(array):
+        if why := _why_no_image(*read_array_head(stream)):
             raise BrokenImageError(why)
 
 
@@ -85,8 +95,8 @@ def to_channels(image: Tensor, channels: int) -> Tensor:
     raise BrokenImageError(f"{len(image)} channels, model.channels is {channels}")
 
 
-def _decode(content: bytes, suffix: str, channels: int) -> Tensor:
-    if suffix == ".npy":
+def _decode(content: bytes, channels: int) -> Tensor:
+    if content.startswith(NPY_SIGNATURE):
         return to_channels(_from_array(np.load(io.BytesIO(content), allow_pickle=False)), channels)
     if channels not in (1, 3):
         raise BrokenImageError(f"image files have 1 or 3 channels, model.channels is {channels}: store .npy arrays")
@@ -184,7 +194,7 @@ def _scale_integers(image: Image.Image) -> NDArray[np.uint8]:
 
 def _from_array(array: NDArray[Any]) -> Tensor:
     """Convert pixels (h, w) or (h, w, c), uint8 or uint16, to (c, h, w) uint8."""
-    if why := _why_no_image(array):
+    if why := _why_no_image(array.shape, array.dtype):
         raise ValueError(why)
     if array.dtype == np.uint16:
         array = _to_uint8(array)
@@ -192,11 +202,11 @@ def _from_array(array: NDArray[Any]) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def _why_no_image(array: NDArray[Any]) -> str | None:
+def _why_no_image(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str | None:
     """Return why an array is no image, or None if it is one."""
-    if array.dtype in (np.uint8, np.uint16) and array.ndim in (2, 3):
+    if dtype in (np.uint8, np.uint16) and len(shape) in (2, 3):
         return None
-    return f"array of {array.dtype} {array.shape}; arrays must be uint8 or uint16, (h, w) or (h, w, c)"
+    return f"array of {dtype} {shape}; arrays must be uint8 or uint16, (h, w) or (h, w, c)"
 
 
 def _to_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -1,24 +1,18 @@
 """Find the images of a folder: its training and validation parts, its classes, its files."""
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS
-
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
-    | {".jp2", ".avif", ".npy"}
-)
-"""Suffixes, in lower case, of the files that count as images."""
-
-UNREADABLE = frozenset(
-    {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".psd", ".svg", ".exr", ".tga", ".dcm"}
-)
-"""Suffixes, in lower case, of images that are left out, and counted."""
+from mae_curriculum.data.stored import EXTENSIONS, IMAGE, Files, Stored, choose_classes, is_visible, kind_of
+from mae_curriculum.data.tar_index import is_tar, open_tars
 
 PARTS = {
     "training": ("train", "training"),
@@ -27,20 +21,17 @@ PARTS = {
 }
 """Names, in any case, of the folders that hold the parts of a data set."""
 
-HIDDEN = "hidden"
-"""What images are counted as whose names start with a dot, such as those that macOS adds to archives."""
-
-SYSTEM = frozenset({"__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information"})
-"""Names, in lower case, of folders that operating systems and archives add."""
-
 
 @dataclass(frozen=True)
 class Listing:
     """The images of a tree."""
 
+    folder: Path
     paths: Sequence[Path]
-    """Sorted."""
-    left_out: Mapping[str, int]
+    """Image files, sorted."""
+    tars: Sequence[Path]
+    """Sorted; their images are read if there are no image files."""
+    left_out: Counter[str]
     """Numbers of image files that are not read: of kinds that cannot be, by suffix, and `HIDDEN` ones."""
 
 
@@ -49,38 +40,101 @@ class Part:
     """The training or the validation images of a folder, and their classes."""
 
     folder: Path
-    listing: Listing
+    stored: Stored
+    left_out: Mapping[str, int]
+    """As in a `Listing`, of what is read."""
     classes: Sequence[str]
     """Name of each class, in the order of their numbers; empty without classes."""
     labels: Sequence[int] | None
     """Class number of each image, or None without classes."""
 
 
-def list_parts(folder: Path) -> tuple[Part, Part | None]:
-    """List the training and, if there are any, the validation images of a folder, as `find_parts` finds them.
+def list_parts(source: Path, cache: Path) -> tuple[Part, Part | None]:
+    """List the training and, if there are any, the validation images of a folder, or of a tar.
 
-    Raises  ConfigError for a folder that is missing, empty or ambiguous.
+    Image files are sought as `find_parts` does. Where there are none but tars, `split_tars` tells their parts.
+
+    cache   where the index of tars is kept if it cannot be beside them.
+    Raises  ConfigError for a folder that is missing, empty or ambiguous, and for damaged tars.
     """
-    check_folder(folder)
-    train_folder, val_folder = find_parts(folder)
-    train = list_part(train_folder, None)
-    return train, list_part(val_folder, train.classes) if val_folder else None
+    check_source(source)
+    if source.is_file():
+        return _open_tars(source.parent, [source], None, cache), None
+    train_folder, val_folder = find_parts(source)
+    listing = list_images(train_folder)
+    if val_folder is None and not listing.paths:
+        train_tars, val_tars = split_tars(train_folder, listing.tars)
+        train = _open_tars(train_folder, train_tars, None, cache)
+        return train, _open_tars(train_folder, val_tars, train.classes, cache) if val_tars else None
+    train = _open_listing(listing, None, cache)
+    return train, _open_listing(list_images(val_folder), train.classes, cache) if val_folder else None
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ConfigError if there is no such folder."""
-    if not folder.is_dir():
-        raise ConfigError(f"data.source: '{folder}' is neither a folder nor one of {', '.join(IMAGE_COUNTS)}")
+def list_all(source: Path, cache: Path) -> Part:
+    """List all images of a folder, or of a tar, without classes, whatever the folders in it mean; see `list_parts`."""
+    check_source(source)
+    if source.is_file():
+        return _open_tars(source.parent, [source], (), cache)
+    return _open_listing(list_images(source), (), cache)
 
 
-def list_part(folder: Path, train_classes: Sequence[str] | None) -> Part:
-    """List the images of a tree; their classes are its top folders, numbered as in `train_classes` if given.
+def has_image_files(folder: Path) -> bool:
+    """Return whether there are image files in a tree, which has none if it is missing."""
+    return folder.is_dir() and any(_is_image(path) for path in _walk(folder))
 
-    train_classes  None for classes of its own, none of them to ignore the folders.
+
+def check_source(source: Path) -> None:
+    """Raise ConfigError if a path is neither a folder nor a tar."""
+    if not source.is_dir() and not (source.is_file() and is_tar(source.name)):
+        named = ", ".join(IMAGE_COUNTS)
+        raise ConfigError(f"data.source: '{source}' is neither a folder nor a .tar nor one of {named}")
+
+
+def split_tars(folder: Path, tars: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the training and the validation tars of a folder, by the words in their names, such as train-0001.tar.
+
+    If none has such a word, all are for training; a test set is never used.
+
+    Raises  ConfigError if there are tars of other parts but none for training.
     """
-    listing = list_images(folder)
-    classes = find_classes(folder, listing.paths) if train_classes is None else train_classes
-    return Part(folder, listing, classes, label_images(folder, listing.paths, classes) if classes else None)
+    parts: dict[str | None, list[Path]] = {}
+    for tar in tars:
+        words = set(re.split(r"[^a-z]+", tar.stem.lower()))
+        part = next((part for part, names in PARTS.items() if words.intersection(names)), None)
+        parts.setdefault(part, []).append(tar)
+    if parts.keys() == {None}:
+        return parts[None], []
+    if "training" not in parts:
+        raise ConfigError(f"data.source: {folder} has {tars[0].name} but no tars with `train` in their names; add them")
+    return parts["training"], parts.get("validation", [])
+
+
+def _open_listing(listing: Listing, train_classes: Sequence[str] | None, cache: Path) -> Part:
+    """Return the images of a listing.
+
+    train_classes  numbers the classes; None for those that are found, none of them for no classes.
+    """
+    folder, paths = listing.folder, listing.paths
+    if not paths:
+        return _open_tars(folder, listing.tars, train_classes, cache)
+    left_out = listing.left_out + Counter({".tar": len(listing.tars)})
+    classes = find_classes(folder, paths) if train_classes is None else train_classes
+    labels = label_images(folder, paths, classes) if classes else None
+    return Part(folder, Files(paths), left_out, classes, labels)
+
+
+def _open_tars(folder: Path, tars: Sequence[Path], train_classes: Sequence[str] | None, cache: Path) -> Part:
+    """Return the images of tars, as `_open_listing`."""
+    stored = open_tars(tars, cache)
+    classes = tuple(stored.classes) if train_classes is None else train_classes
+    labels = None
+    if classes:
+        found = stored.members["label"]
+        used = {stored.classes[number] if number >= 0 else "no class" for number in np.unique(found)}
+        _refuse_unknown(folder, used, classes)
+        numbers = [classes.index(name) if name in used else -1 for name in stored.classes]
+        labels = np.array(numbers)[found].tolist()
+    return Part(folder, stored, stored.left_out, classes, labels)
 
 
 def find_parts(folder: Path) -> tuple[Path, Path | None]:
@@ -112,44 +166,50 @@ def find_classes(folder: Path, paths: Sequence[Path]) -> Sequence[str]:
     """
     tops = {path.relative_to(folder).parts[0] for path in paths if path.parent != folder}
     beside = [path.name for path in paths if path.parent == folder]
-    if len(tops) < 2:
-        return ()
-    if 0 < len(beside) <= len(paths) / 100:
-        names = ", ".join(sorted(beside)[:5])
-        raise ConfigError(f"data.source: {folder} has images beside its class folders: {names}; move them elsewhere")
-    return () if beside else tuple(sorted(tops | {child.name for child in _visible_folders(folder)}))
+    classes = choose_classes(tops, beside, len(paths), folder)
+    return tuple(sorted({*classes, *(child.name for child in _visible_folders(folder))})) if classes else ()
 
 
 def label_images(folder: Path, paths: Sequence[Path], classes: Sequence[str]) -> list[int]:
     """Return the class numbers of images, which lie in folders named as the classes; ConfigError if one does not."""
     numbers = {name: number for number, name in enumerate(classes)}
     tops = [path.relative_to(folder).parts[0] for path in paths]
-    unknown = sorted({top for top in tops if top not in numbers})
+    _refuse_unknown(folder, {*tops}, classes)
+    return [numbers[top] for top in tops]
+
+
+def _refuse_unknown(folder: Path, names: Set[str], classes: Sequence[str]) -> None:
+    """Raise ConfigError if names are not among the classes of training."""
+    unknown = sorted(names - {*classes})
     if unknown:
         raise ConfigError(
             f"data.source: {folder} has {', '.join(unknown[:5])}, not among the {len(classes)} classes of training "
             f"({', '.join(classes[:3])}, ...); sort its images into folders of these names, or give the training "
             "folder alone as data.source"
         )
-    return [numbers[top] for top in tops]
 
 
 def list_images(folder: Path) -> Listing:
-    """List the images of a tree: regular files, and links to them or to nothing, that have an image's suffix.
+    """List the images and tars of a tree: regular files, and links to them or to nothing, of these suffixes.
 
-    Hidden and system files are left out; links to folders are followed, but no folder is entered twice.
+    Hidden and system files are left out, and counted; links to folders are followed, but no folder is entered twice.
 
-    Raises  ConfigError if there are no images.
+    Raises  ConfigError if there are neither.
     """
-    paths, left_out = [], Counter[str]()
+    paths, tars, left_out = [], [], Counter[str]()
     for path in _walk(folder):
-        if _is_image(path):
+        kind = kind_of(path.name)
+        if kind == IMAGE:
             paths.append(path)
-        elif _has_suffix(path, EXTENSIONS | UNREADABLE):
-            left_out[path.suffix.lower() if _is_visible(path.name) else HIDDEN] += 1
-    if not paths:
-        raise ConfigError(f"data.source: no images in {folder}; image files end in {' '.join(sorted(EXTENSIONS))}")
-    return Listing(sorted(paths), left_out)
+        elif kind is not None:
+            left_out[kind] += 1
+        elif is_tar(path.name):
+            tars.append(path)
+    if not paths and not tars:
+        raise ConfigError(
+            f"data.source: no images in {folder}; image files end in {' '.join(sorted(EXTENSIONS))}, archives in .tar"
+        )
+    return Listing(folder, sorted(paths), sorted(tars), left_out)
 
 
 def _part(folder: Path, folders: Sequence[Path], part: str) -> Path | None:
@@ -181,21 +241,13 @@ def _names(paths: Sequence[Path]) -> str:
 
 
 def _is_image(path: Path) -> bool:
-    return _has_suffix(path, EXTENSIONS) and _is_visible(path.name)
-
-
-def _has_suffix(path: Path, suffixes: frozenset[str]) -> bool:
-    return path.suffix.lower() in suffixes
+    return kind_of(path.name) == IMAGE
 
 
 def _visible_folders(folder: Path) -> list[Path]:
     """List the folders in a folder that are neither hidden nor the operating system's."""
     with os.scandir(folder) as entries:
-        return sorted(Path(entry) for entry in entries if entry.is_dir() and _is_visible(entry.name))
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in SYSTEM
+        return sorted(Path(entry) for entry in entries if entry.is_dir() and is_visible(entry.name))
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -19,8 +19,9 @@ from torch import Tensor
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, IMAGENETTE, DataConfig
 from mae_curriculum.data.contents import Contents, describe_source, format_contents
-from mae_curriculum.data.decode import BrokenImageError, check_array, read_image, to_channels
-from mae_curriculum.data.folders import Part, list_parts
+from mae_curriculum.data.decode import BrokenImageError, check_array, decode_image, to_channels
+from mae_curriculum.data.folders import Part, has_image_files, list_parts
+from mae_curriculum.data.stored import Stored
 from mae_curriculum.distributed import World
 
 COMPARED_IMAGES = 8
@@ -91,43 +92,41 @@ class ArrayImages:
 
 
 @dataclass(frozen=True)
-class FileImages:
-    """Images in files."""
+class EncodedImages:
+    """Images that are decoded when they are read."""
 
-    paths: Sequence[Path]
+    stored: Stored
     labels: Sequence[int] | None
     classes: Sequence[str] = ()
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.stored)
 
     def read(self, index: int, channels: int) -> Tensor:
         """Read an image as (channels, h, w) uint8; raises BrokenImageError."""
-        return read_image(self.paths[index], channels)
+        return decode_image(partial(self.stored.content, index), channels)
 
     def name(self, index: int) -> str:
         """Return a name for messages and the journal."""
-        return str(self.paths[index])
+        return self.stored.name(index)
 
     def content(self, index: int) -> bytes:
-        """Return the file's content; raises OSError."""
-        return self.paths[index].read_bytes()
+        """Return the encoded image; raises OSError."""
+        return self.stored.content(index)
 
     def fingerprint(self) -> str:
-        """Return a hash of the paths, sizes and modification times."""
-        state = hashlib.sha256()
-        for path in self.paths:
-            try:
-                stat = path.stat()
-                size, time = stat.st_size, stat.st_mtime_ns
-            except FileNotFoundError:  # a link to nothing
-                size = time = -1
-            state.update(f"{path}\0{size}\0{time}\0".encode(errors="surrogateescape"))
-        return state.hexdigest()
+        """Return a hash of what is stored."""
+        return self.stored.fingerprint()
 
 
-def download(config: DataConfig) -> None:
-    """Download a named source to `cache` unless it is there; call it on one rank. Raises ConfigError if that fails."""
+def prepare(config: DataConfig) -> None:
+    """Download a named source to `cache`, or make the index of tars, unless it is there; call it on one rank.
+
+    Raises  ConfigError if that fails.
+    """
+    path = Path(config.source)
+    if config.source not in IMAGE_COUNTS and path.exists() and not has_image_files(path):
+        list_parts(path, config.cache)
     from torchvision.datasets import CIFAR10, Imagenette
 
     try:
@@ -157,7 +156,7 @@ def open_images(config: DataConfig) -> tuple[Images, Images | None]:
 
 
 def open_source(config: DataConfig) -> Opened:
-    """Open the images of a source; `download` must have run before.
+    """Open the images of a source; `prepare` must have run before.
 
     Raises  ConfigError if the source is missing or empty, or if its number of images is not `image_count`.
     """
@@ -167,11 +166,11 @@ def open_source(config: DataConfig) -> Opened:
         case "cifar10":
             opened = Opened(_cifar10(config.cache, train=True), _cifar10(config.cache, train=False), None)
         case "imagenette":
-            opened = _open_folder(config.cache / IMAGENETTE)
+            opened = _open_folder(config.cache / IMAGENETTE, config.cache)
             if len(opened.train) != IMAGE_COUNTS["imagenette"]:
                 raise ConfigError(f"{config.cache / IMAGENETTE} is incomplete; remove it to download it again")
         case folder:
-            opened = _open_folder(Path(folder))
+            opened = _open_folder(Path(folder), config.cache)
     count = len(opened.train)
     if config.image_count not in (None, count):
         raise ConfigError(f"data.image_count is {config.image_count}, but {config.source} has {count}; set null")
@@ -188,11 +187,11 @@ def open_together(config: DataConfig, world: World) -> tuple[Images, Images | No
 
 
 def open_alike(config: DataConfig, world: World, open_source: Callable[[DataConfig], Opened]) -> Opened:
-    """Download the images if need be, and open them on all ranks.
+    """Prepare the images, and open them on all ranks.
 
     Raises  ConfigError, also if ranks see other images: other names, another number, or other content of a few.
     """
-    world.on_main(lambda: download(config))
+    world.on_main(partial(prepare, config))
     opened, seen = None, ""
     try:
         opened = open_source(config)
@@ -251,22 +250,23 @@ def _cifar10(cache: Path, *, train: bool) -> ArrayImages:
     return ArrayImages(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
 
 
-def _open_folder(folder: Path) -> Opened:
-    train, val = list_parts(folder)
+def _open_folder(folder: Path, cache: Path) -> Opened:
+    train, val = list_parts(folder, cache)
     return Opened(open_part(train), open_part(val) if val else None, (train, val))
 
 
-def open_part(part: Part) -> FileImages:
+def open_part(part: Part) -> EncodedImages:
     """Open the images of a part of a folder; raises ConfigError for arrays that hold no images."""
-    _check_arrays(part.listing.paths)
-    return FileImages(part.listing.paths, part.labels, part.classes)
+    _check_arrays(part.stored)
+    return EncodedImages(part.stored, part.labels, part.classes)
 
 
-def _check_arrays(paths: Sequence[Path]) -> None:
+def _check_arrays(stored: Stored) -> None:
     """Raise ConfigError if the first .npy file, like whom the others are, holds no image."""
-    first = next((path for path in paths if path.suffix.lower() == ".npy"), None)
+    first = next((index for index in range(len(stored)) if stored.name(index).lower().endswith(".npy")), None)
     if first is not None:
         try:
-            check_array(first)
+            with stored.open(first) as stream:
+                check_array(stream)
         except BrokenImageError as error:
-            raise ConfigError(f"data.source: {first}: {error}; scale and convert them first") from error
+            raise ConfigError(f"data.source: {stored.name(first)}: {error}; scale and convert them first") from error

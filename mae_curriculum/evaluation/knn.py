@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.sources import Images
-from mae_curriculum.data.subsets import hold_out
+from mae_curriculum.data.subsets import hold_out, limit
 from mae_curriculum.evaluation.config import KnnConfig
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
@@ -64,12 +64,18 @@ def _queries_at_once(bank_size: int) -> int:
 
 def why_no_knn(train: Images, val: Images | None, config: KnnConfig) -> str | None:
     """Return the reason why these images have no kNN accuracy, or None if they have one."""
-    bank, queries = hold_out(train, val)
+    bank, queries = bank_and_queries(train, val, config)
     if bank.labels is None or queries.labels is None:
         return "the images are not sorted into two or more classes"
     if config.neighbors > len(bank):
         return f"knn.neighbors is {config.neighbors}, but there are only {len(bank)} training images"
     return None
+
+
+def bank_and_queries(train: Images, val: Images | None, config: KnnConfig) -> tuple[Images, Images]:
+    """Return the images that vote and those that are classified."""
+    bank, queries = (limit(side, config.images) for side in hold_out(train, val))
+    return bank, queries
 
 
 def knn_of_encoder(
@@ -83,11 +89,11 @@ def knn_of_encoder(
     if why_no_knn(train, val, config):
         return None
     pool, device = find_pool(model, config), inference.world.device
-    bank_and_queries = []
-    for images in hold_out(train, val):
+    labeled = []
+    for images in bank_and_queries(train, val, config):
         features, indices = inference.encode(model, images)
-        bank_and_queries += [features[:, pool], torch.tensor(images.labels)[indices.cpu()].to(device)]
-    return knn_accuracy(*bank_and_queries, neighbors=config.neighbors, temperature=config.temperature)
+        labeled += [features[:, pool], torch.tensor(images.labels)[indices.cpu()].to(device)]
+    return knn_accuracy(*labeled, neighbors=config.neighbors, temperature=config.temperature)
 
 
 def knn_by_block(
@@ -106,16 +112,16 @@ def knn_by_block(
     Raises  ConfigError for a pool that the model lacks.
     """
     pool, device = find_pool(model, config), inference.world.device
-    sides = hold_out(train, val)
+    sides = bank_and_queries(train, val, config)
     by_side = [inference.cached(model, images, blocks) for images in sides]
     accuracies = []
     for features_of_block in zip(*by_side, strict=True):
-        bank_and_queries = []
+        labeled = []
         for images, stored in zip(sides, features_of_block, strict=True):
             features = torch.from_numpy(stored[:, pool].copy())
             intact = features.isfinite().all(dim=1).nonzero().flatten()
-            bank_and_queries += [features[intact].to(device), torch.tensor(images.labels)[intact].to(device)]
-        accuracy = knn_accuracy(*bank_and_queries, neighbors=config.neighbors, temperature=config.temperature)
+            labeled += [features[intact].to(device), torch.tensor(images.labels)[intact].to(device)]
+        accuracy = knn_accuracy(*labeled, neighbors=config.neighbors, temperature=config.temperature)
         accuracies.append(accuracy)
     return accuracies
 

@@ -114,9 +114,3 @@ def join_histograms(target: Tensor, grid: tuple[int, int], patch_size: tuple[int
     rows, columns = hog_cells(patch_size)
     sizes = {"y": grid[0], "o": HOG_BINS, "p": rows, "q": columns}
     return rearrange(target, "b (y x) (c o p q) -> b c o (y p) (x q)", **sizes)
-
-
-def choose_spread(total: int, count: int) -> list[int]:
-    """Return `count` evenly spaced indices of `total` items, or all indices if there are fewer."""
-    count = min(count, total)
-    return [index * total // count for index in range(count)]

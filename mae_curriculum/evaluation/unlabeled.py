@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from mae_curriculum.data.sources import Images
-from mae_curriculum.data.subsets import Subset
+from mae_curriculum.data.subsets import limit
 from mae_curriculum.evaluation.features import Inference
-from mae_curriculum.evaluation.reconstruction import choose_spread
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.model.masking import mask_noise
 
@@ -32,7 +31,7 @@ def measure_unlabeled(
 
     Of `MEASURED_IMAGES` of the images.
     """
-    chosen = Subset(images, choose_spread(len(images), MEASURED_IMAGES))
+    chosen = limit(images, MEASURED_IMAGES)
     count = prod(model.shape.mask_grid(model.image_size))
 
     def loss_of(batch: Tensor) -> Tensor:

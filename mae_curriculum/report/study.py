@@ -41,11 +41,13 @@ class StudyRun:
     costs: dict[str, float]
     """The `AXES` at its end."""
     accuracies: dict[str, float]
-    """By evaluation, 0 to 1."""
+    """By evaluation, 0 to 1; the kNN accuracy of pretraining itself if there are no evaluations."""
+    untrained: float | None = None
+    """kNN accuracy of the encoder before pretraining, measured as in `evaluations`."""
     losses: dict[str, list[float]] = field(default_factory=dict)
     """`loss` and the `AXES` at some of its steps."""
     evaluations: dict[str, list[float]] = field(default_factory=dict)
-    """`knn` and the `AXES` at its evaluations."""
+    """`knn` and the `AXES` at its evaluations during pretraining."""
 
 
 @dataclass(frozen=True)
@@ -111,18 +113,19 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 
 def format_study(study: Study) -> str:
     """Format a study as a section of Markdown: a table of its variants, and how it was made."""
-    head = ["variant", "seeds"]
-    for name in study.evaluations:
-        head += [name, "difference"]
-    head += ["images", "FLOPs", "training time"]
+    head = ["variant", "seeds", *study.evaluations, "images", "FLOPs", "training time"]
     rows = [head, ["---"] * len(head)]
     rows += [_row(study, variant, runs) for variant, runs in study.variants.items()]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     facts = "\n".join(f"- {name}: {'; '.join(values)}" for name, values in study.facts.items())
     note = (
-        "Accuracies: mean ± standard deviation over the seeds. Differences: percentage points above the baseline, "
-        f"paired by seed, with the {CONFIDENCE:.0%} confidence interval of the mean."
+        "Accuracies: mean ± standard deviation over the seeds; in brackets, percentage points above the baseline, "
+        f"paired by seed, with the {CONFIDENCE:.0%} confidence interval of their mean."
     )
+    untrained = {run.seed: run.untrained for run in study.runs if run.untrained is not None}
+    if untrained:
+        share = format_percent(spread(list(untrained.values())))
+        note += f" kNN accuracy of untrained encoders, measured as during pretraining: {share}."
     return f"## {study.name}\n\n{table}\n\n{note}\n\n{facts}\n"
 
 
@@ -131,8 +134,8 @@ def _row(study: Study, variant: str, runs: Sequence[StudyRun]) -> list[str]:
     baseline = study.variants.get(runs[0].baseline, [])
     for name in study.evaluations:
         values, baseline_values = ({run.seed: run.accuracies[name] for run in each} for each in (runs, baseline))
-        cells.append(format_percent(spread(list(values.values()))))
-        cells.append("baseline" if variant == runs[0].baseline else _format_difference(values, baseline_values))
+        difference = "baseline" if variant == runs[0].baseline else _format_difference(values, baseline_values)
+        cells.append(f"{format_percent(spread(list(values.values())))} ({difference})")
     formats = zip(AXES, (format_count, format_flops, format_duration), strict=True)
     return [*cells, *(form(fmean(run.costs[axis] for run in runs)) for axis, form in formats)]
 
@@ -140,7 +143,7 @@ def _row(study: Study, variant: str, runs: Sequence[StudyRun]) -> list[str]:
 def _format_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> str:
     found = paired_difference(values, baseline)
     if found is None:
-        return "-"
+        return "one seed"
     mean, half = (100 * each for each in found)
     return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
 

@@ -19,7 +19,9 @@ def draw_study(path: Path, study: Study) -> None:
             style: dict[str, Any] = {**line_style(number), "linewidth": 1.2, "alpha": 0.8}
             for run in runs:
                 top, bottom = axes[0][column], axes[1][column]
-                top.plot(run.evaluations[axis], [100 * value for value in run.evaluations["knn"]], marker=".", **style)
+                start = [] if run.untrained is None else [run.untrained]
+                accuracies = [100 * value for value in (*start, *run.evaluations["knn"])]
+                top.plot([0] * len(start) + run.evaluations[axis], accuracies, marker=".", **style)
                 bottom.plot(run.losses[axis], run.losses["loss"], **style)
         axes[1][column].set_xlabel(TITLES[axis])
         for row in axes:

@@ -13,6 +13,7 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.contents import NAMED, Side, Sizes, format_contents, look_at, measure
 from mae_curriculum.data.sources import open_together
+from mae_curriculum.data.stored import Files
 from mae_curriculum.distributed import World
 
 
@@ -61,7 +62,7 @@ def test_opening_images_logs_what_looking_at_them_says(photos: Path, caplog: pyt
 
 def test_a_sample_of_many_images_is_spread_over_all(tmp_path: Path) -> None:
     small, large = write(tmp_path / "a.png", 8, 8), write(tmp_path / "b.png", 90, 80)
-    sizes = measure([small] * 900 + [large] * 300)
+    sizes = measure(Files([small] * 900 + [large] * 300))
     assert sizes == Sizes(256, 0, (8, 8), (80, 90), shorter_side=8)
 
 
@@ -100,7 +101,7 @@ def test_digits_are_as_stated_without_them() -> None:
 def test_a_stated_number_of_images_is_taken_without_a_look() -> None:
     contents = look_at(DataConfig(source="nowhere", image_count=7))
     assert format_contents(contents) == ["images: nowhere", "  training: 7 images"]
-    with pytest.raises(ConfigError, match="'nowhere' is neither a folder nor one of digits"):
+    with pytest.raises(ConfigError, match="'nowhere' is neither a folder nor a .tar nor one of digits"):
         look_at(DataConfig(source="nowhere"))
 
 

@@ -79,9 +79,9 @@ def test_images_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
     write(tmp_path, "a/*2")
     for name in ("x.HEIC", "y.heic", "z.cr2", "._0.png", ".x.heic", "Thumbs.db"):
         (tmp_path / "a" / name).write_text("...")
-    train, _ = list_parts(tmp_path)
-    assert len(train.listing.paths) == 2
-    assert train.listing.left_out == {".heic": 2, ".cr2": 1, "hidden": 2}
+    train, _ = list_parts(tmp_path, tmp_path)
+    assert len(train.stored) == 2
+    assert train.left_out == {".heic": 2, ".cr2": 1, "hidden": 2}
 
 
 def test_only_files_are_images_and_a_link_to_nothing_is_a_broken_one(tmp_path: Path) -> None:

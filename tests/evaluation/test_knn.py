@@ -72,6 +72,7 @@ def test_reason_for_no_accuracy() -> None:
     assert why_no_knn(few, None, KnnConfig()) is None  # every fifth is a query: 20 are left
     reason = why_no_knn(few, None, KnnConfig(neighbors=21))
     assert reason == "knn.neighbors is 21, but there are only 20 training images"
+    assert why_no_knn(train, val, KnnConfig(images=19)) == "knn.neighbors is 20, but there are only 19 training images"
 
 
 def test_the_nearest_others_come_in_order_and_without_the_image_itself() -> None:

@@ -14,7 +14,6 @@ from mae_curriculum.curriculum.schedule import View
 from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.evaluation.reconstruction import (
     Reconstruction,
-    choose_spread,
     fixed_noise,
     reconstruct_images,
     unpatchify,
@@ -142,9 +141,3 @@ def test_a_hog_target_is_shown_as_histograms_predicted_in_masked_patches_alone(t
     hidden = found.hidden[:, :, None, ::8, ::8].expand_as(found.truth)
     assert torch.equal(found.completed, found.truth.where(~hidden, 0))
     assert found.hidden.float().mean() == 5 / 6
-
-
-def test_choose_spread_returns_evenly_spaced_indices() -> None:
-    assert choose_spread(16, 4) == [0, 4, 8, 12]
-    assert choose_spread(3, 8) == [0, 1, 2]
-    assert choose_spread(100, 1) == [0]

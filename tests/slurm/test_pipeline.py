@@ -12,14 +12,20 @@ from typing import Any
 import pytest
 import yaml
 
+from mae_curriculum.config import load_file
 from mae_curriculum.files import read_json, write_json
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.tracking.journal import Journal
 from slurm.__main__ import main
-from slurm.result_table import unfinished_state
+from slurm.pipeline import keep_complete
+from slurm.pipeline_config import PipelineConfig, expand_runs
+from slurm.result_table import row_name, unfinished_state
+from slurm.study import accuracies_of
 from tests.processes import ROOT, Process
 from tests.runs import equal, options, rows, weights
 from tests.slurm_cluster import Cluster
+
+PRETRAIN = {"command": ["mae_curriculum", "pretrain"]}
 
 
 def write_pipeline(place: Path, **changes: Any) -> Path:
@@ -38,7 +44,7 @@ def write_pipeline(place: Path, **changes: Any) -> Path:
         **changes,
     }
     path = place / "pipeline.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
@@ -65,7 +71,7 @@ def test_a_local_pipeline_runs_only_what_has_not_finished(tmp_path: Path, capsys
     assert len({*origins}) == 3
     published = read_json(tmp_path / "results" / "study.json")
     assert [run["accuracies"]["knn"] for run in published["runs"]] == accuracies
-    assert list(published["runs"][0]["accuracies"]) == ["kNN", "knn@1", "knn@2", "knn", "fewshot 1", "fewshot 5"]
+    assert list(published["runs"][0]["accuracies"]) == ["knn@1", "knn@2", "knn", "fewshot 1", "fewshot 5"]
     assert {file.name for file in (tmp_path / "results").iterdir()} == {"study.json", "study.md", "study.png"}
 
     (study / "seed=1" / "knn@2" / "results.json").unlink()
@@ -95,9 +101,10 @@ def test_a_local_pipeline_ends_at_the_first_command_that_fails(
         ({"evaluate": [{"command": ["mae_curriculum", "knn", "--knn.neighbuors", "3"]}]}, "neighbors"),
         ({"evaluate": [{"command": ["mae_curriculum", "knn"]}] * 2}, "two tasks are called 'knn'"),
         ({"evaluate": [{"command": ["mae_curriculum", "knn"], "at": [0]}]}, "at least 1, got 0"),
-        ({"pretrain": {"command": ["mae_curriculum", "pretrain"], "vary": {"seed": []}}}, "at least one value"),
-        ({"pretrain": {"command": ["mae_curriculum", "pretrain"], "vary": {"sead": [1]}}}, "did you mean 'seed'"),
-        ({"pretrain": {"command": ["mae_curriculum", "pretrain"], "vary": {"seed": [1, 1]}}}, "share the folder"),
+        ({"pretrain": {**PRETRAIN, "vary": {"seed": []}}}, "at least one value"),
+        ({"pretrain": {**PRETRAIN, "vary": {"sead": [1]}}}, "did you mean 'seed'"),
+        ({"pretrain": {**PRETRAIN, "vary": {"seed": [1, 1]}}}, "share the folder"),
+        ({"pretrain": {**PRETRAIN, "vary": {"seed": [1]}, "variants": {"a": {"seed": 2}}}}, "variants.a: seed is in"),
         ({"at_once": 0}, "at_once must be at least 1"),
         ({"evaluate": [{"command": ["mae_curriculum", "knn"], "at": [4]}]}, "4 is beyond the 3 epochs"),
         ({"evaluate": [{"command": ["mae_curriculum", "knn"], "cluster": {"nodse": 1}}]}, "nodse"),
@@ -113,6 +120,39 @@ def test_a_mistake_is_reported_before_anything_starts(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "study").exists()
+
+
+def test_variants_are_combined_with_the_values_and_compared_by_name(tmp_path: Path) -> None:
+    variants = {"plain": {"curriculum": "none"}, "longer": {"curriculum": "none", "epochs": 8}}
+    pretrain = {**PRETRAIN, "vary": {"seed": [0, 1]}, "variants": variants}
+    file = write_pipeline(tmp_path, pretrain=pretrain, evaluate=[], baseline={"variant": "plain"})
+    (runs,) = expand_runs(load_file(PipelineConfig, file))
+    assert [run.folder.parent.name for run in runs] == [
+        "seed=0,plain",
+        "seed=0,longer",
+        "seed=1,plain",
+        "seed=1,longer",
+    ]
+    assert [(run.settings.seed, run.settings.epochs) for run in runs] == [(0, None), (0, 8), (1, None), (1, 8)]
+    assert [row_name(run) for run in runs] == ["plain", "longer"] * 2
+
+
+def test_results_are_of_the_pretrainings_whose_evaluations_have_finished(tmp_path: Path) -> None:
+    file = write_pipeline(tmp_path, pretrain={**PRETRAIN, "vary": {"seed": [0, 1]}, "variants": {"plain": {}}})
+    groups = expand_runs(load_file(PipelineConfig, file))
+    for run in (*(group[1] for group in groups), groups[0][0]):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.result.touch()
+    assert keep_complete(groups) == [[group[1]] for group in groups]
+
+
+@pytest.mark.parametrize("blocks", [[], [0.3, 0.6, 0.5]])
+def test_an_evaluation_of_all_blocks_has_the_last_and_the_best(blocks: list[float], tmp_path: Path) -> None:
+    (run,) = expand_runs(load_file(PipelineConfig, write_pipeline(tmp_path, pretrain=PRETRAIN)))[-1]
+    run.folder.mkdir(parents=True)
+    figures = {"accuracy": {"5": {"mean": 0.5}}, "by_block": [{"5": {"mean": block}} for block in blocks]}
+    write_json(run.result, figures)
+    assert accuracies_of(run) == {"fewshot 5": 0.5} | ({"fewshot 5, best block": 0.6} if blocks else {})
 
 
 @pytest.mark.parametrize("variable", ["PATH", "SLURM_CONF"])

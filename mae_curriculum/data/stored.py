@@ -1,0 +1,128 @@
+"""Where encoded images are stored, and how their bytes are read; without loading torch."""
+
+import hashlib
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from mae_curriculum.config import ConfigError
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
+    | {".jp2", ".avif", ".npy"}
+)
+"""Suffixes, in lower case, of the files that count as images."""
+
+UNREADABLE = frozenset(
+    {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".psd", ".svg", ".exr", ".tga", ".dcm"}
+)
+"""Suffixes, in lower case, of images that are left out, and counted."""
+
+HIDDEN = "hidden"
+"""What images are counted as whose names start with a dot, such as those that macOS adds to archives."""
+
+SYSTEM = frozenset({"__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information"})
+"""Names, in lower case, of folders that operating systems and archives add."""
+
+IMAGE = "image"
+"""What files are called that are read."""
+
+
+class Stored(Protocol):
+    """Encoded images with random access."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Return a path, for messages and the journal."""
+        ...
+
+    def content(self, index: int) -> bytes:
+        """Return an encoded image; raises OSError."""
+        ...
+
+    def open(self, index: int) -> BinaryIO:
+        """Open an encoded image, whose head may be all that is read; raises OSError."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of what is stored: the key of what is cached on disk."""
+        ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """Return the path."""
+        return str(self.paths[index])
+
+    def content(self, index: int) -> bytes:
+        """Return the file's content; raises OSError."""
+        return self.paths[index].read_bytes()
+
+    def open(self, index: int) -> BinaryIO:
+        """Open the file; raises OSError."""
+        return self.paths[index].open("rb")
+
+    def fingerprint(self) -> str:
+        """Return a hash of the paths, sizes and modification times."""
+        state = hashlib.sha256()
+        for path in self.paths:
+            try:
+                stat = path.stat()
+                size, time = stat.st_size, stat.st_mtime_ns
+            except FileNotFoundError:  # a link to nothing
+                size = time = -1
+            state.update(f"{path}\0{size}\0{time}\0".encode(errors="surrogateescape"))
+        return state.hexdigest()
+
+
+def read_array_head(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and type of the array in a .npy file; raises ValueError if it holds none."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    return shape, dtype
+
+
+def kind_of(name: str) -> str | None:
+    """Return `IMAGE` for an image that is read, `HIDDEN` or the suffix of one that is left out, None for other files.
+
+    name  with the folders that it is in, of which none may be hidden.
+    """
+    suffix = PurePath(name).suffix.lower()
+    if suffix not in EXTENSIONS | UNREADABLE:
+        return None
+    if not all(map(is_visible, name.split("/"))):
+        return HIDDEN
+    return IMAGE if suffix in EXTENSIONS else suffix
+
+
+def is_visible(name: str) -> bool:
+    """Return whether a file or folder is neither hidden nor the operating system's."""
+    return not name.startswith(".") and name.lower() not in SYSTEM
+
+
+def choose_classes(folders: Set[str], beside: Sequence[str], total: int, where: Path) -> list[str]:
+    """Return the class folders, sorted, if every image is in one of at least two; else nothing.
+
+    beside  names of the images that are in no folder.
+    total   number of all images.
+    Raises  ConfigError if a few images, at most 1%, lie beside the folders.
+    """
+    if len(folders) < 2:
+        return []
+    if 0 < len(beside) <= total / 100:
+        names = ", ".join(sorted(beside)[:5])
+        raise ConfigError(f"data.source: {where} has images beside its class folders: {names}; move them elsewhere")
+    return [] if beside else sorted(folders)
