@@ -17,7 +17,7 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, DataConfig
 from mae_curriculum.data.contents import format_part
 from mae_curriculum.data.decode import BrokenImageError
-from mae_curriculum.data.folders import list_all
+from mae_curriculum.data.parts import list_all
 from mae_curriculum.data.sources import Images, Opened, open_alike, open_part, open_source
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference

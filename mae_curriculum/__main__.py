@@ -12,6 +12,7 @@ COMMANDS = {
     "bench": (f"{FOLDER}.config:BenchConfig", f"{FOLDER}.bench:bench"),
     "knn": (f"{FOLDER}.config:EvaluateConfig", f"{FOLDER}.knn:evaluate"),
     "embed": (f"{FOLDER}.config:EmbedConfig", f"{FOLDER}.embed:embed"),
+    "pack": (f"{FOLDER}.config:PackConfig", f"{FOLDER}.pack:pack"),
     "reconstruct": (f"{FOLDER}.config:ReconstructConfig", f"{FOLDER}.reconstruct:reconstruct"),
     "export": (f"{FOLDER}.config:ExportConfig", f"{FOLDER}.export:export"),
     "search": ("mae_curriculum.search.config:SearchConfig", f"{FOLDER}.search:search"),

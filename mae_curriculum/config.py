@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar, get_args, get_origin
 
@@ -134,11 +135,7 @@ def load_part(config_class: type[C], tree: dict[str, Any]) -> C:
 
 
 def _build(config_class: type[C], prog: str, parse: Callable[[ArgumentParser], Any]) -> C:
-    parser = ArgumentParser(
-        prog=prog, description=config_class.__doc__, exit_on_error=False, parser_mode="yaml_unique", allow_abbrev=False
-    )
-    parser.add_argument("--config", action="config", help="YAML file or recipe; can be repeated, later ones win.")
-    parser.add_class_arguments(config_class, None, sub_configs=True)
+    parser = _parser(config_class, prog)
     try:
         namespace = parse(parser)
         _refuse_nulls(namespace, config_class)
@@ -150,6 +147,17 @@ def _build(config_class: type[C], prog: str, parse: Callable[[ArgumentParser], A
         raise
     except Exception as error:  # jsonargparse raises ArgumentError, TypeError and ValueError for user errors
         raise ConfigError(one_line(str(error), [key for key, _ in _keys(config_class)])) from error
+
+
+@cache  # building one takes a third of the time of `load`
+def _parser(config_class: type[Any], prog: str) -> ArgumentParser:
+    """Return the parser of a config class."""
+    parser = ArgumentParser(
+        prog=prog, description=config_class.__doc__, exit_on_error=False, parser_mode="yaml_unique", allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file or recipe; can be repeated, later ones win.")
+    parser.add_class_arguments(config_class, None, sub_configs=True)
+    return parser
 
 
 def dump(config: Any) -> str:

@@ -31,11 +31,15 @@ SLOW = (
     "test_write",
     "test_html",
     "test_figures",
+    "test_saved",
     "test_anomalies",
     "test_doctor",
-    "test_status",
+    "test_embed",
     "test_classifier",
     "test_distributed",
+    "test_status",
+    "test_backbones",
+    "test_search",
     "test_real_images",
 )
 """Files whose tests start processes, clusters or browsers, or build many networks; `-m "not slow"` omits them.

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"  # tests and their processes run side by side
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["mae_curriculum.pretraining", "finetune.finetune", "finetune.linprobe"])
+PRELOADED = ["mae_curriculum.pretraining", "finetune.finetune", "finetune.linprobe", "tests.preloaded"]
+SERVER.set_forkserver_preload(PRELOADED)
 
 
 class Process:
@@ -82,6 +83,7 @@ class Ranks:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared["TORCHELASTIC_RUN_ID"] = "test"  # so that they watch their launcher
         self.ranks = [Process(program, *arguments, **shared, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
 
     @property

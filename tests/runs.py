@@ -40,6 +40,7 @@ TINY = {
     "epochs": 3,
     "tracking.every_steps": 5,
     "tracking.pictures": 0,
+    "knn.images": 300,
 }
 
 

@@ -73,6 +73,16 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
+def test_what_was_loaded_before_changes_nothing(folder: Path) -> None:
+    file = write(folder / "a.yaml", "epochs: 7\npart: {pace: compute, ends: [0, 1]}\n")
+    assert load(Config, [file, "--quick", "--rate", "2"]) == Config(
+        part=Part("compute", ends=(0, 1)), epochs=7, quick=True, rate=2
+    )
+    with pytest.raises(ConfigError, match="epochs"):
+        load(Config, ["--part.pace", "compute", "--epochs", "1.5"])
+    assert load(Config, []) == Config()
+
+
 def test_without_arguments_all_values_are_defaults() -> None:
     assert load(Config, []) == Config()
 

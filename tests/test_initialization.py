@@ -100,6 +100,7 @@ def test_a_run_that_stays_below_its_start_ends(
         optim__clip_norm=1e-3,
         epochs=5,
         knn__every_epochs=1,
+        knn__images="null",
     )
     assert main(["pretrain", *flags, "--stop_below_start"]) == 2
     assert "error: the kNN accuracy stays below its start, 0." in capsys.readouterr().err

@@ -29,7 +29,7 @@ from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.step import run_steps_
 from mae_curriculum.weights.names import decoder_to_mae
 from tests.plain_mae import plain_mae_loss
-from tests.runs import equal, options, picture_folder, pictures, rows, stop_midway, torchrun, weights
+from tests.runs import equal, options, picture_folder, pictures, rows, stop_midway, two_processes, weights
 
 
 def test_knn_is_evaluated_during_a_run_only_if_asked_for(finished: Path, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_finished_run_prints_its_summary_again_and_changes_nothing(
 def test_knn_measures_a_runs_encoder_again(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     summary = json.loads((run / "summary.json").read_text())
-    cache = ["--data.cache", str(tmp_path / "cache")]
+    cache = ["--data.cache", str(tmp_path / "cache"), "--knn.images", "300"]
     assert main(["knn", "--checkpoint", str(run), *cache]) == 0
     assert f"kNN accuracy {summary['knn']:.4f} of {run} (run at step 67) on digits" in capsys.readouterr().out
     assert rows(run, "knn")[0]["accuracy"]["mean"] == summary["knn"]
@@ -156,11 +156,10 @@ def test_a_stopped_run_resumes_to_the_same_weights(
 
 def test_two_processes_see_the_same_images_and_masks_and_end_with_the_same_loss(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = torchrun("pretrain", *options(run, micro_batch=20))
-    stdout, stderr = process.communicate()
-    assert process.returncode == 0, stderr
-    assert stdout.count("kNN accuracy") == 1
-    assert "Warning" not in stderr
+    done = two_processes("pretrain", *options(run, micro_batch=20))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("kNN accuracy") == 1
+    assert "Warning" not in done.stderr
     both = [[row["loss"] for row in rows(path, "step")] for path in (finished, run)]
     assert both[0] == pytest.approx(both[1], abs=1e-4)
     knn = [json.loads((path / "summary.json").read_text())["knn"] for path in (finished, run)]
@@ -295,7 +294,7 @@ def test_images_of_one_class_train_without_a_knn_accuracy(tmp_path: Path, capsys
 
 MISTAKES: dict[str, dict[str, Any]] = {
     "data.source: no images in": {"data__source": "slurm"},
-    "data.source: 'nowhere' is neither a folder nor a .tar nor one of": {"data__source": "nowhere"},
+    "data.source: 'nowhere' is neither a folder nor a .tar nor a list": {"data__source": "nowhere"},
     "model.image_size 30x30 must be a multiple of the patch size, 8": {"model__image_size": 30},
     "curriculum.stages: shares must be positive and sum to 1; got [0.5]": {
         "curriculum__stages": '[{"share": 0.5, "size": 224}]'

@@ -138,7 +138,7 @@ def test_signals_of_schedulers_save_and_stop_a_run_between_reports(number: signa
 
 def test_a_run_stopped_during_its_final_evaluation_finishes_after_a_restart(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = options(run, knn__batch_images=2)
+    flags = options(run, knn__batch_images=2, knn__images="null")
     process = Process("mae_curriculum", "pretrain", *flags)
     wait_for(lambda: (run / "journal.jsonl").exists() and rows(run, "save"), process)
     os.kill(process.pid, signal.SIGTERM)
@@ -155,7 +155,7 @@ def test_a_run_stopped_during_its_final_evaluation_finishes_after_a_restart(fini
 
 def test_two_processes_stop_at_the_same_step_whichever_gets_the_signal(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = options(run, epochs=6, tracking__every_steps=2)
+    flags = options(run, tracking__every_steps=2)
     process = Ranks("mae_curriculum", "pretrain", *flags)
     wait_for(lambda: steps_reported(run), process)
     os.kill(process.ranks[1].pid, signal.SIGTERM)

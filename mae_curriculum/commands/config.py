@@ -125,6 +125,31 @@ class EmbedConfig(EncoderHints):
 
 
 @dataclass(frozen=True)
+class PackConfig:
+    """Pack the images of any source into tars, which suit network disks."""
+
+    out: Path = field(kw_only=True)
+    """Folder for the tars, their index and manifest.json; afterwards a `data.source`."""
+    data: DataConfig = field(kw_only=True)
+    """Images, training and validation."""
+    short_side: int | None = 256
+    """Shorter side in pixels to which larger images are reduced, as JPEG; smaller ones stay untouched. null leaves all
+    untouched."""
+    quality: int = 90
+    """Quality of these JPEGs, 1 to 100."""
+    images_per_tar: int = 10_000
+    """Images in each tar; a tar is also what an interrupted command has to pack again."""
+
+    def __post_init__(self) -> None:
+        if self.short_side is not None and self.short_side < 2:
+            raise ConfigError(f"short_side must be at least 2 pixels or null, got {self.short_side}")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"quality must be in 1..100, got {self.quality}")
+        if self.images_per_tar < 1:
+            raise ConfigError(f"images_per_tar must be at least 1, got {self.images_per_tar}")
+
+
+@dataclass(frozen=True)
 class ReconstructConfig(AutoencoderHints):
     """Draw reconstructions of images: input, visible patches, reconstruction, error.
 

@@ -17,6 +17,9 @@ RUNS_IMAGES = "run"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+LISTS = (".csv", ".tsv", ".txt")
+"""Ends of the names of lists of image files."""
+
 GRAY_MEAN = 0.449
 GRAY_STD = 0.226
 """Mean and standard deviation of ImageNet over all three channels, for images with another number of channels."""
@@ -27,8 +30,9 @@ class DataConfig:
     """Which images to load, and how."""
 
     source: str = "digits"
-    """digits (from scikit-learn, no download), cifar10 or imagenette (downloaded by torchvision), or a folder of
-    images, with or without train/ and val/, and with or without one folder per class."""
+    """digits (from scikit-learn, no download), cifar10 or imagenette (downloaded by torchvision); or a folder of images
+    or plain tars, with or without train/ and val/, and with or without one folder per class; or a list of files, .csv,
+    .tsv or .txt, with or without labels."""
     cache: Path = exempt(Path("data"))
     """Folder for downloads."""
     image_count: int | None = None
@@ -53,7 +57,10 @@ class DataConfig:
         """The folder that holds the images; None for a source that is no folder."""
         if self.source == "imagenette":
             return self.cache / IMAGENETTE
-        return None if self.source in IMAGE_COUNTS else Path(self.source)
+        if self.source in IMAGE_COUNTS:
+            return None
+        path = Path(self.source)
+        return path.parent if path.suffix.lower() in LISTS else path
 
     def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each channel; raises ConfigError if their number is wrong."""

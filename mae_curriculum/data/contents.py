@@ -11,7 +11,7 @@ from textwrap import shorten
 from PIL import Image
 
 from mae_curriculum.data.config import DataConfig
-from mae_curriculum.data.folders import Part, list_parts
+from mae_curriculum.data.parts import Part, list_parts
 from mae_curriculum.data.stored import Stored, read_array_head
 
 MEASURED_IMAGES = 256

@@ -1,18 +1,14 @@
-"""Find the images of a folder: its training and validation parts, its classes, its files."""
+"""What the tree of a folder means: its training and validation parts, its classes, its image files."""
 
 import os
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mae_curriculum.config import ConfigError
-from mae_curriculum.data.config import IMAGE_COUNTS
-from mae_curriculum.data.stored import EXTENSIONS, IMAGE, Files, Stored, choose_classes, is_visible, kind_of
-from mae_curriculum.data.tar_index import is_tar, open_tars
+from mae_curriculum.data.stored import EXTENSIONS, IMAGE, choose_classes, is_visible, kind_of
+from mae_curriculum.data.tar_index import is_tar
 
 PARTS = {
     "training": ("train", "training"),
@@ -35,106 +31,9 @@ class Listing:
     """Numbers of image files that are not read: of kinds that cannot be, by suffix, and `HIDDEN` ones."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """The training or the validation images of a folder, and their classes."""
-
-    folder: Path
-    stored: Stored
-    left_out: Mapping[str, int]
-    """As in a `Listing`, of what is read."""
-    classes: Sequence[str]
-    """Name of each class, in the order of their numbers; empty without classes."""
-    labels: Sequence[int] | None
-    """Class number of each image, or None without classes."""
-
-
-def list_parts(source: Path, cache: Path) -> tuple[Part, Part | None]:
-    """List the training and, if there are any, the validation images of a folder, or of a tar.
-
-    Image files are sought as `find_parts` does. Where there are none but tars, `split_tars` tells their parts.
-
-    cache   where the index of tars is kept if it cannot be beside them.
-    Raises  ConfigError for a folder that is missing, empty or ambiguous, and for damaged tars.
-    """
-    check_source(source)
-    if source.is_file():
-        return _open_tars(source.parent, [source], None, cache), None
-    train_folder, val_folder = find_parts(source)
-    listing = list_images(train_folder)
-    if val_folder is None and not listing.paths:
-        train_tars, val_tars = split_tars(train_folder, listing.tars)
-        train = _open_tars(train_folder, train_tars, None, cache)
-        return train, _open_tars(train_folder, val_tars, train.classes, cache) if val_tars else None
-    train = _open_listing(listing, None, cache)
-    return train, _open_listing(list_images(val_folder), train.classes, cache) if val_folder else None
-
-
-def list_all(source: Path, cache: Path) -> Part:
-    """List all images of a folder, or of a tar, without classes, whatever the folders in it mean; see `list_parts`."""
-    check_source(source)
-    if source.is_file():
-        return _open_tars(source.parent, [source], (), cache)
-    return _open_listing(list_images(source), (), cache)
-
-
 def has_image_files(folder: Path) -> bool:
     """Return whether there are image files in a tree, which has none if it is missing."""
     return folder.is_dir() and any(_is_image(path) for path in _walk(folder))
-
-
-def check_source(source: Path) -> None:
-    """Raise ConfigError if a path is neither a folder nor a tar."""
-    if not source.is_dir() and not (source.is_file() and is_tar(source.name)):
-        named = ", ".join(IMAGE_COUNTS)
-        raise ConfigError(f"data.source: '{source}' is neither a folder nor a .tar nor one of {named}")
-
-
-def split_tars(folder: Path, tars: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the training and the validation tars of a folder, by the words in their names, such as train-0001.tar.
-
-    If none has such a word, all are for training; a test set is never used.
-
-    Raises  ConfigError if there are tars of other parts but none for training.
-    """
-    parts: dict[str | None, list[Path]] = {}
-    for tar in tars:
-        words = set(re.split(r"[^a-z]+", tar.stem.lower()))
-        part = next((part for part, names in PARTS.items() if words.intersection(names)), None)
-        parts.setdefault(part, []).append(tar)
-    if parts.keys() == {None}:
-        return parts[None], []
-    if "training" not in parts:
-        raise ConfigError(f"data.source: {folder} has {tars[0].name} but no tars with `train` in their names; add them")
-    return parts["training"], parts.get("validation", [])
-
-
-def _open_listing(listing: Listing, train_classes: Sequence[str] | None, cache: Path) -> Part:
-    """Return the images of a listing.
-
-    train_classes  numbers the classes; None for those that are found, none of them for no classes.
-    """
-    folder, paths = listing.folder, listing.paths
-    if not paths:
-        return _open_tars(folder, listing.tars, train_classes, cache)
-    left_out = listing.left_out + Counter({".tar": len(listing.tars)})
-    classes = find_classes(folder, paths) if train_classes is None else train_classes
-    labels = label_images(folder, paths, classes) if classes else None
-    return Part(folder, Files(paths), left_out, classes, labels)
-
-
-def _open_tars(folder: Path, tars: Sequence[Path], train_classes: Sequence[str] | None, cache: Path) -> Part:
-    """Return the images of tars, as `_open_listing`."""
-    stored = open_tars(tars, cache)
-    classes = tuple(stored.classes) if train_classes is None else train_classes
-    labels = None
-    if classes:
-        found = stored.members["label"]
-        used = {stored.classes[number] if number >= 0 else "no class" for number in np.unique(found)}
-        _refuse_unknown(folder, used, classes)
-        numbers = [classes.index(name) if name in used else -1 for name in stored.classes]
-        labels = np.array(numbers)[found].tolist()
-    return Part(folder, stored, stored.left_out, classes, labels)
 
 
 def find_parts(folder: Path) -> tuple[Path, Path | None]:
@@ -174,11 +73,11 @@ def label_images(folder: Path, paths: Sequence[Path], classes: Sequence[str]) ->
     """Return the class numbers of images, which lie in folders named as the classes; ConfigError if one does not."""
     numbers = {name: number for number, name in enumerate(classes)}
     tops = [path.relative_to(folder).parts[0] for path in paths]
-    _refuse_unknown(folder, {*tops}, classes)
+    refuse_unknown(folder, {*tops}, classes)
     return [numbers[top] for top in tops]
 
 
-def _refuse_unknown(folder: Path, names: Set[str], classes: Sequence[str]) -> None:
+def refuse_unknown(folder: Path, names: Set[str], classes: Sequence[str]) -> None:
     """Raise ConfigError if names are not among the classes of training."""
     unknown = sorted(names - {*classes})
     if unknown:

@@ -4,7 +4,7 @@ import hashlib
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from http.client import HTTPException
 from importlib.metadata import distribution
 from pathlib import Path
@@ -20,7 +20,8 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, IMAGENETTE, DataConfig
 from mae_curriculum.data.contents import Contents, describe_source, format_contents
 from mae_curriculum.data.decode import BrokenImageError, check_array, decode_image, to_channels
-from mae_curriculum.data.folders import Part, has_image_files, list_parts
+from mae_curriculum.data.folders import has_image_files
+from mae_curriculum.data.parts import Part, list_parts
 from mae_curriculum.data.stored import Stored
 from mae_curriculum.distributed import World
 
@@ -229,13 +230,16 @@ def names_fingerprint(images: Images) -> str:
     return f"{len(images)} images {hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:12]}"
 
 
-def _digits(part: Literal["train", "val"]) -> ArrayImages:
-    """Take scikit-learn's 1,797 digits of 8x8 pixels; every fifth one is kept for validation.
-
-    Its file is read without importing scikit-learn, which takes two seconds.
-    """
+@cache
+def _digits_table() -> NDArray[np.float64]:
+    """Read the file of scikit-learn's 1,797 digits, without importing scikit-learn, which takes two seconds."""
     path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-    table = np.loadtxt(str(path), delimiter=",")
+    return np.loadtxt(str(path), delimiter=",")
+
+
+def _digits(part: Literal["train", "val"]) -> ArrayImages:
+    """Take scikit-learn's 1,797 digits of 8x8 pixels; every fifth one is kept for validation."""
+    table = _digits_table()
     chosen = table[(np.arange(len(table)) % 5 == 4) == (part == "val")]
     pixels, labels = chosen[:, :-1].reshape(-1, 1, 8, 8), chosen[:, -1]
     return ArrayImages(

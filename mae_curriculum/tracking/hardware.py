@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 
 import torch
 
@@ -33,8 +34,9 @@ PEAK_SECONDS = 0.1
 """Duration of that measurement."""
 
 
+@cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the peak FLOP/s of a device: from its data sheet, else measured as the fastest of some matrix products."""
+    """Return the peak FLOP/s of a device: from its data sheet, else measured once as the fastest matrix product."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for known, peak in PEAK_BFLOAT16.items():

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ks_2samp
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.v2 import functional as F
 
-from mae_curriculum.data.augment import augment, random_box, resize_and_crop
+from mae_curriculum.data.augment import augment, crop_and_resize, random_box, resize_and_crop
 
 IMAGE = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -85,6 +86,17 @@ def test_randaugment_grows_with_its_magnitude(channels: int) -> None:
         return float(np.mean([(plain.float() - augmented.float()).abs().mean() for plain, augmented in pairs]))
 
     assert change(9.0) > 1.2 * change(0.5) > 0
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("size", [(7, 9), (16, 16), (41, 70)])
+def test_parts_are_resized_as_torchvision_does(size: tuple[int, int], channels_last: bool) -> None:
+    image = IMAGE.permute(1, 2, 0).contiguous().permute(2, 0, 1) if channels_last else IMAGE
+    for part in (image, image[:1]):
+        for box in ((0, 0, 40, 60), (3, 5, 16, 16), (39, 0, 1, 50)):
+            how = {"interpolation": InterpolationMode.BICUBIC, "antialias": True}
+            expected = F.resized_crop(part, *box, size=list(size), **how)
+            assert torch.equal(crop_and_resize(part, box, size), expected)
 
 
 def test_evaluation_resizes_and_crops_the_center() -> None:

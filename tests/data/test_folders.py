@@ -10,7 +10,7 @@ from PIL import Image
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.decode import BrokenImageError
-from mae_curriculum.data.folders import list_parts
+from mae_curriculum.data.parts import list_parts
 from mae_curriculum.data.sources import Images, open_images
 
 

@@ -226,7 +226,7 @@ def test_a_tree_of_unlabeled_images_has_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nowhere", "'nowhere' is neither a folder nor a .tar nor one of digits, cifar10, imagenette"),
+        ("nowhere", "'nowhere' is neither a folder nor a .tar nor a list"),
         ("empty", "no images in empty; image files end in .* .jpg"),
     ],
 )

@@ -460,7 +460,7 @@ def test_every_command_accepts_an_import(finished: Path, tmp_path: Path, capsys:
     assert mae_curriculum(["export", *as_flags({"checkpoint": run, "format": "mae", "out": again})]) == 0
     assert equal(*(torch.load(path, weights_only=True)["model"] for path in (exported, again)))
     capsys.readouterr()
-    assert mae_curriculum(["knn", *as_flags(DIGITS | {"checkpoint": run, "data.cache": tmp_path})]) == 0
+    assert mae_curriculum(["knn", *as_flags(DIGITS, checkpoint=run, data__cache=tmp_path, knn__images=300)]) == 0
     knn = json.loads((finished / "summary.json").read_text())["knn"]
     assert f"kNN accuracy {knn:.4f}" in capsys.readouterr().out
     assert mae_curriculum(["knn", *as_flags({"checkpoint": run})]) == 2

@@ -111,7 +111,7 @@ def test_resumed_run_has_the_same_pictures_and_weights(run_with_pictures: Path, 
 
 def test_only_one_process_draws(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = two_processes("pretrain", *options(run, tracking__pictures=2))
+    done = two_processes("pretrain", *options(run, epochs=1, tracking__pictures=2))
     assert done.returncode == 0, done.stderr
     assert "no picture" not in done.stderr
     assert len(RunFolder(run).pictures) == 3

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -273,9 +274,11 @@ def test_pictures_are_embedded_small_and_broken_ones_left_out(tmp_path: Path) ->
     run = write_run(tmp_path / "run")
     assert "Pictures" not in text_of(report(run))
     (run / "pictures").mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (1500, 3000, 3), dtype=np.uint8)
-    for step in range(9):
-        Image.fromarray(noise).save(run / "pictures" / f"step-{step:08}.png", compress_level=0)
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 2000, 3), dtype=np.uint8)
+    first = run / "pictures" / "step-00000000.png"
+    Image.fromarray(noise).save(first, compress_level=0)
+    for step in range(1, 9):
+        shutil.copy(first, run / "pictures" / f"step-{step:08}.png")
     (run / "pictures" / "step-00000009.png").write_bytes(b"no picture")
     page = report(run)
     assert 1 <= page.count("<img ") <= 6
@@ -415,11 +418,11 @@ def test_every_element_has_an_accessible_name(tmp_path: Path, page: Page) -> Non
 
 
 def test_page_of_a_million_steps_is_small_and_fast_and_shows_spikes(tmp_path: Path, page: Page) -> None:
-    steps, every = 1_000_000, 5
+    steps, every = 1_000_000, 10
     with (tmp_path / "journal.jsonl").open("w") as journal:
         journal.write(f'{{"event": "start", "time": {START}, "steps_done": 0, "total_steps": {steps}}}\n')
         for step in range(every, steps + 1, every):
-            loss = 77 if step == 314_155 else 1 + step % 7 / 7
+            loss = 77 if step == 314_150 else 1 + step % 7 / 7
             journal.write(
                 f'{{"event": "step", "time": {START + step}, "steps_done": {step}, "images": {64 * step}, '
                 f'"loss": {loss}, "gradient_norm": {step % 11}, "train_seconds": {step}}}\n'
@@ -427,8 +430,7 @@ def test_page_of_a_million_steps_is_small_and_fast_and_shows_spikes(tmp_path: Pa
     report(tmp_path)
     out = tmp_path / "report.html"
     assert out.stat().st_size < 2_000_000
-    seconds = min(page.open(out) for _ in range(3))  # the machine may be busy
-    assert seconds < 2
+    assert any(page.open(out) < 2 for _ in range(3))  # the machine may be busy
     assert page.run("Math.max(...curves(charts[0].plot)[0].data_source.get_array('value'))") == 77
     assert page.complaints == []
 

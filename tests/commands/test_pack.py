@@ -1,0 +1,154 @@
+"""Packing images into tars."""
+
+import gc
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from mae_curriculum.__main__ import main
+from mae_curriculum.data.config import DataConfig
+from mae_curriculum.data.sources import Images, names_fingerprint, open_images
+from mae_curriculum.files import read_json
+from tests.processes import Process
+from tests.runs import picture_folder
+
+
+def opened(source: object) -> tuple[Images, Images | None]:
+    return open_images(DataConfig(source=str(source)))
+
+
+def pack(source: object, out: Path, *flags: str) -> int:
+    return main(["pack", "--data.source", str(source), "--out", str(out), "--data.workers", "0", *flags])
+
+
+def tars(folder: Path) -> dict[str, bytes]:
+    return {tar.name: tar.read_bytes() for tar in sorted(folder.glob("*.tar"))}
+
+
+def contents(images: Images) -> list[bytes]:
+    return [images.content(index) for index in range(len(images))]
+
+
+def test_packed_digits_are_the_digits(tmp_path: Path) -> None:
+    assert pack("digits", tmp_path / "packed", "--images_per_tar", "1000") == 0
+    assert list(tars(tmp_path / "packed")) == ["train-000000.tar", "train-000001.tar", "val-000000.tar"]
+    for digits, packed in zip(opened("digits"), opened(tmp_path / "packed"), strict=True):
+        assert digits is not None
+        assert packed is not None
+        assert (packed.labels, packed.classes) == (digits.labels, digits.classes)
+        assert all(torch.equal(packed.read(index, 1), digits.read(index, 1)) for index in range(len(digits)))
+
+
+def test_images_keep_name_order_and_class_and_larger_ones_are_reduced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = picture_folder(tmp_path / "source", classes=2, count=6)
+    Image.new("RGB", (90, 60), "red").save(source / "class1" / "large.png")
+    (source / "class0" / "0000.jpg").write_bytes((source / "class0" / "0000.png").read_bytes())
+    (source / "class0" / "broken.png").write_bytes(b"no image")
+    np.save(source / "class1" / "array.npy", np.zeros((8, 9, 7), np.uint8))
+    assert pack(source, tmp_path / "packed", "--short_side", "40") == 0
+    output = capsys.readouterr().out
+    assert f"left out: {source}/class0/broken.png: not an image" in output
+    images, _ = opened(source)
+    packed, _ = opened(tmp_path / "packed")
+    names = [Path(packed.name(index)).relative_to(tmp_path / "packed" / "train-000000.tar") for index in range(9)]
+    assert [str(name) for name in names] == [
+        *("class0/0000.jpg", "class0/0000-png.png", "class0/0002.png", "class0/0004.png"),
+        *("class1/0001.png", "class1/0003.png", "class1/0005.png", "class1/array.npy", "class1/large.jpg"),
+    ]
+    assert (packed.labels, packed.classes) == ([0] * 4 + [1] * 5, ("class0", "class1"))
+    assert packed.read(8, 3).shape == (3, 40, 60)
+    kept = contents(images)
+    assert contents(packed)[:8] == kept[:4] + kept[5:9]  # without the broken one
+    manifest = read_json(tmp_path / "packed" / "manifest.json")
+    assert manifest["train"]["classes"] == {"class0": 4, "class1": 5}
+    assert manifest["train"]["broken"] == {f"{source}/class0/broken.png": "not an image"}
+
+
+def test_a_packed_list_keeps_its_labels(tmp_path: Path) -> None:
+    source = picture_folder(tmp_path / "source", classes=2, count=4)
+    rows = [
+        f"source/{path.relative_to(source)},{'tame' if path.stem == '0002' else 'wild'}"
+        for path in source.rglob("*.png")
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    assert pack(tmp_path / "list.csv", tmp_path / "packed") == 0
+    images, packed = opened(tmp_path / "list.csv")[0], opened(tmp_path / "packed")[0]
+    assert packed.classes == ("tame", "wild")
+    assert packed.labels == images.labels
+    assert contents(packed) == contents(images)
+
+
+def test_untouched_images_are_the_same_data_set_also_packed_again(tmp_path: Path) -> None:
+    source = picture_folder(tmp_path / "source" / "train", classes=2, count=6).parent
+    picture_folder(source / "val", classes=2, count=4)
+    assert pack(source, tmp_path / "once", "--short_side", "null", "--images_per_tar", "4") == 0
+    assert pack(tmp_path / "once", tmp_path / "twice", "--short_side", "null") == 0
+    for images, once, twice in zip(*map(opened, (source, tmp_path / "once", tmp_path / "twice")), strict=True):
+        assert images is not None
+        assert once is not None
+        assert twice is not None
+        assert contents(images) == contents(once) == contents(twice)
+        assert images.labels == once.labels == twice.labels
+        assert names_fingerprint(images) == names_fingerprint(once) == names_fingerprint(twice)
+
+
+def test_a_killed_and_a_stopped_command_resume_to_the_same_bytes(tmp_path: Path) -> None:
+    source = picture_folder(tmp_path / "source", classes=3, count=120)
+    assert pack(source, tmp_path / "whole", "--images_per_tar", "10") == 0
+    flags = ["pack", "--data.source", source, "--out", tmp_path / "packed", "--images_per_tar", 10, "--data.workers", 1]
+    for number, tar_count in ((signal.SIGKILL, 2), (signal.SIGTERM, 5)):
+        process = Process("mae_curriculum", *flags)
+        while process.poll() is None and len(tars(tmp_path / "packed")) < tar_count:
+            time.sleep(0.002)
+        process.send(number)
+        process.communicate()
+        assert process.returncode in (-signal.SIGKILL, 75)
+        assert not (tmp_path / "packed" / "manifest.json").exists()
+    assert pack(source, tmp_path / "packed", "--images_per_tar", "10") == 0
+    assert tars(tmp_path / "packed") == tars(tmp_path / "whole")
+    manifests = [read_json(tmp_path / name / "manifest.json")["train"] for name in ("packed", "whole")]
+    assert manifests[0] == manifests[1]
+
+
+def test_another_packing_in_the_same_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = picture_folder(tmp_path / "source", classes=2, count=4), tmp_path / "packed"
+    assert pack(source, out) == 0
+    before = tars(out)
+    assert pack(source, out) == 0
+    assert "is complete, with the same images and settings" in capsys.readouterr().err
+    assert pack(source, out, "--short_side", "8") == 2
+    assert "holds other images, or these packed otherwise" in capsys.readouterr().err
+    assert pack(out, source) == 2
+    assert f"out: {source} is not empty" in capsys.readouterr().err
+    assert tars(out) == before
+
+
+def test_images_that_all_are_broken_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.png").write_bytes(b"no image")
+    assert pack(tmp_path / "source", tmp_path / "packed") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == (
+        f"error: data.source: none of the train images can be read, such as {tmp_path}/source/a.png: not an image"
+    )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its files open
+def test_webdataset_reads_the_tars(tmp_path: Path) -> None:
+    source = picture_folder(tmp_path / "source", classes=2, count=4)
+    assert pack(source, tmp_path / "packed") == 0
+    samples = [*webdataset.WebDataset(str(tmp_path / "packed" / "train-000000.tar"), shardshuffle=False)]
+    assert [sample["__key__"] for sample in samples] == [
+        f"class{n}/{i:04}" for n, i in ((0, 0), (0, 2), (1, 1), (1, 3))
+    ]
+    assert [int(sample["cls"]) for sample in samples] == [0, 0, 1, 1]
+    assert samples[3]["png"] == (source / "class1" / "0003.png").read_bytes()
+    gc.collect()  # now, not in another test
