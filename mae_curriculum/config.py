@@ -135,7 +135,8 @@ def load_part(config_class: type[C], tree: dict[str, Any]) -> C:
 
 
 def _build(config_class: type[C], prog: str, parse: Callable[[ArgumentParser], Any]) -> C:
-    parser = _parser(config_class, prog)
+    kind: type[Any] = config_class
+    parser = _parser(kind, prog)
     try:
         namespace = parse(parser)
         _refuse_nulls(namespace, config_class)
