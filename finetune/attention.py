@@ -1,4 +1,4 @@
-"""Pool the patches of a frozen encoder by attention with learned queries."""
+"""Pool the tokens of an encoder as timm does not: by attention with learned queries, or the mean of class tokens."""
 
 import math
 
@@ -31,6 +31,19 @@ class EfficientProbe(nn.Module):
         values = self.values(tokens).unflatten(2, (count, width // count))
         pooled: Tensor = (weights.unsqueeze(3) * values).sum(dim=1).flatten(1)
         return pooled
+
+
+class ClassTokenMean(nn.Module):
+    """Mean of the class tokens, of which timm has one and calls the others registers."""
+
+    def __init__(self, count: int) -> None:
+        """Take the number of class tokens, which come first."""
+        super().__init__()
+        self.count = count
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return one vector per image, (b, n, d) -> (b, d)."""
+        return tokens[:, : self.count].mean(dim=1)
 
 
 def build_attention(*, ep: bool, width: int, heads: int) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Augmentation, Curriculum
 from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
-from mae_curriculum.evaluation.config import Block, PlanOptions
+from mae_curriculum.evaluation.config import Block, PlanOptions, VectorPool
 from mae_curriculum.precision import Precision
 from mae_curriculum.training.config import OptimConfig, TrainingConfig
 from mae_curriculum.weights.config import AutoencoderHints, EncoderHints
@@ -172,8 +172,9 @@ class LinprobeConfig(LabeledConfig, TrainingConfig):
     grid: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
     """Learning rates as multiples of `optim.base_lr`: one head is trained with each, all on the same features. Batches
     smaller than MAE's need the larger ones, as the best learning rate of LARS hardly falls with the batch."""
-    pools: tuple[Pool, ...] = ("token", "avg")
-    """Inputs to the linear heads, class token (token) or patch mean (avg): separate heads are trained on each."""
+    pools: tuple[VectorPool, ...] = ("token", "avg")
+    """Inputs to the linear heads, class token (token), patch mean (avg), or mean of several class tokens (class_avg):
+    separate heads are trained on each."""
     held_out: float = 0.1
     """Fraction of training images held out to choose the best head, below 1; can be 0 only for a single head."""
     augment: bool = True
@@ -200,7 +201,7 @@ class LinprobeConfig(LabeledConfig, TrainingConfig):
         if not self.grid or min(self.grid) <= 0:
             raise ConfigError(f"grid: give at least one multiple of optim.base_lr, each above 0, got {list(self.grid)}")
         if not self.pools or len(set(self.pools)) < len(self.pools):
-            raise ConfigError(f"pools: token, avg, or both, got {list(self.pools)}")
+            raise ConfigError(f"pools: at least one of token, avg and class_avg, each once, got {list(self.pools)}")
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"held_out must be at least 0 and below 1, got {self.held_out}")
         several = self.head_count > 1 or self.block == "all"

@@ -46,6 +46,7 @@ def write_timm(net: Any, description: Description, folder: Path) -> None:
     reasons = {
         f"norms with an epsilon of {description.norm_eps}": description.norm_eps is not None,
         "attentive probes, whose attention has no norm": description.attentive,
+        "the mean of several class tokens": description.class_tokens > 1,
     }
     lacking = [reason for reason, applies in reasons.items() if applies]
     if lacking:
@@ -92,6 +93,8 @@ def pooling(net: Any, description: Description) -> str:
     """Return how a network pools its features."""
     if description.attentive:
         return f"attention of {'several learned queries' if description.ep else 'a learned query'} over the patches"
+    if description.class_tokens > 1:
+        return f"mean of the {description.class_tokens} class tokens"
     own = getattr(net, "global_pool", None)
     kinds = [module.pool_type for module in net.modules() if isinstance(getattr(module, "pool_type", None), str)]
     return own if isinstance(own, str) else kinds[0] if kinds else "that of the architecture"

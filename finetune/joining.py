@@ -24,12 +24,14 @@ def describe_probe(
     """Return the description of an encoder with a head.
 
     model  the configuration of the encoder.
-    pool   what the head sees: token, avg, attention or ep.
+    pool   what the head sees: token, avg, class_avg, attention or ep.
     """
     norms_tokens = isinstance(encoder.encoder.fc_norm, nn.Identity)  # otherwise the pooled features
     arguments = timm_arguments(model) | {"img_size": encoder.image_size}
     if pool in ("attention", "ep"):
         arguments |= {"global_pool": "map", "final_norm": norms_tokens}  # it sees tokens, before any norm of features
+    elif pool == "class_avg":
+        arguments |= {"global_pool": "map", "pool_include_prefix": True, "fc_norm": not norms_tokens}
     else:
         arguments |= {"global_pool": pool, "fc_norm": not norms_tokens}
     return Description(
@@ -44,6 +46,7 @@ def describe_probe(
         norm_eps=model.norm_eps,
         attentive=pool in ("attention", "ep"),
         ep=pool == "ep",
+        class_tokens=model.class_tokens if pool == "class_avg" else 1,
     )
 
 

@@ -12,7 +12,7 @@ import timm
 from safetensors.torch import load_file
 from torch import nn
 
-from finetune.attention import build_attention
+from finetune.attention import ClassTokenMean, build_attention
 from finetune.classifier import CREATION_ERRORS, Classifier
 from mae_curriculum.config import ConfigError, load_part, plain
 from mae_curriculum.files import read_json
@@ -60,6 +60,8 @@ class Description:
     """Whether the patches of the ViT are pooled by the attention of `Heads`, which has no norm, unlike timm's."""
     ep: bool = False
     """Whether this attention is that of EP."""
+    class_tokens: int = 1
+    """Number of class tokens whose mean the head sees; 1 for the pooling that `arguments` state."""
 
 
 def describe(
@@ -101,6 +103,8 @@ def build(description: Description) -> Any:
         raise ConfigError(f"timm cannot build {description.architecture} with {arguments}: {error}") from error
     if description.attentive:
         net.attn_pool = build_attention(ep=description.ep, width=net.embed_dim, heads=net.blocks[0].attn.num_heads)
+    if description.class_tokens > 1:
+        net.attn_pool = ClassTokenMean(description.class_tokens)
     return net.eval()
 
 
@@ -121,7 +125,9 @@ def load_classifier(path: Path) -> tuple[Any, Description]:
     except ConfigError:
         raise
     except Exception as error:  # safetensors and JSON raise many kinds for a damaged or a foreign file
-        raise ConfigError(f"{path} cannot be read: {why_unreadable(error)}; {_accepted(path)}") from error
+        raise ConfigError(
+            f"{path} cannot be read as safetensors: {why_unreadable(error)}; {_accepted(path)}"
+        ) from error
     if not all(value.isfinite().all() for value in state.values()):
         raise ConfigError(f"{path}: its weights are not finite; use the checkpoint of a run that did not diverge")
     net = build(description)
@@ -143,7 +149,10 @@ def _find_best(folder: RunFolder, epochs: int | None) -> Path:
 
 def _accepted(path: Path) -> str:
     """Return how to get a classifier."""
-    return f"`python -m finetune linprobe --checkpoint {path}` (or `finetune`) trains one on an encoder"
+    return (
+        f"`python -m finetune linprobe --checkpoint {path}` (or `finetune`) trains one on an encoder; timm's own are "
+        "read from the folder that timm.models.save_for_hf(model, FOLDER, safe_serialization=True) writes"
+    )
 
 
 def _parse(metadata: dict[str, str], path: Path) -> Description:

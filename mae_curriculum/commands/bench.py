@@ -13,7 +13,7 @@ from mae_curriculum.commands.config import BenchConfig
 from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.low_frequency import RESIZE
 from mae_curriculum.curriculum.schedule import Clock
-from mae_curriculum.data.contents import look_at
+from mae_curriculum.data.contents import format_contents, look_at
 from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.data.sources import ArrayImages
 from mae_curriculum.distributed import connect
@@ -33,7 +33,7 @@ def bench(config: BenchConfig) -> int:
         contents = look_at(config.data)
         placeholders = ArrayImages(np.empty((contents.train.images, 0), np.uint8), labels=[], classes=())
         settled = with_choices(config, contents)
-        for line in format_choices(list_choices(config, settled)):
+        for line in [*format_contents(contents), *format_choices(list_choices(config, settled))]:
             world.log(line)
         resolved, weights = resolve_init(settled, world)
         training = set_up(resolved, world, placeholders, weights)
@@ -94,6 +94,6 @@ def format_results(results: dict[str, Any]) -> str:
     for row in results["resize"]:
         times = [f"{1000 * row[method]:.3f}" for method in RESIZE]
         resizing.append([side(row["size"]), *times, f"{row['fourier'] / row['bicubic']:.2f}"])
-    head = f"{results['device']}, {results['threads']} threads; training steps:"
+    head = f"{results['device']}, {results['threads']} threads; training steps on random images:"
     resize_head = "resizing full-size images to the size of a stage:"
     return "\n".join([head, format_table(stages), "", resize_head, format_table(resizing)])

@@ -144,14 +144,14 @@ def format_contents(contents: Contents) -> list[str]:
     elif sizes is not None:  # without a look at the images, nothing is known of validation
         lines.append("  validation: none; to measure accuracy, every fifth training image is held out")
     if sizes is not None:
-        lines.append(f"  {_format_sizes(sizes)}")
+        lines.append(f"  {format_sizes(sizes)}")
     return lines
 
 
 def format_part(name: str, part: Part) -> list[str]:
     """Format what a part of a folder holds, which is no training or validation side."""
     sizes = measure(part.stored)
-    return [*_format_side(name, _describe_part(part)), *([f"  {_format_sizes(sizes)}"] if sizes else [])]
+    return [*_format_side(name, _describe_part(part)), *([f"  {format_sizes(sizes)}"] if sizes else [])]
 
 
 def _format_side(name: str, side: Side) -> list[str]:
@@ -170,7 +170,8 @@ def _format_classes(classes: Mapping[str, int]) -> str:
     return shorten(f"{len(classes)} classes: {text}", LINE_WIDTH - 2, placeholder=" ...")
 
 
-def _format_sizes(sizes: Sizes) -> str:
+def format_sizes(sizes: Sizes) -> str:
+    """Format the sizes of a sample of images."""
     smallest, largest = (f"{width}x{height}" for height, width in (sizes.smallest, sizes.largest))
     span = smallest if smallest == largest else f"{smallest} to {largest}"
     unreadable = f"; {sizes.unreadable} cannot be read" if sizes.unreadable else ""

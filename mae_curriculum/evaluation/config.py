@@ -10,6 +10,9 @@ Pool = Literal["token", "avg", "class_avg", "tokens"]
 """What an encoder says of an image: the (first) class token, the mean of the patch tokens, the mean of several class
 tokens, or all patch tokens."""
 
+VectorPool = Literal["token", "avg", "class_avg"]
+"""The poolings that give one vector per image."""
+
 Block = int | Literal["all"]
 """A block of an encoder, counted like an index of Python, or each of them."""
 
@@ -25,7 +28,7 @@ class KnnConfig:
     images: int | None = None
     """Maximum number of training images, and of validation images, spread evenly over each side; null for all, as in
     published figures. A pass over all of ImageNet-1k costs as much as 0.6 epochs of training a ViT-B."""
-    pool: Literal["token", "avg", "class_avg"] = "avg"
+    pool: VectorPool = "avg"
     """Feature of an image: (first) class token, mean of the patch tokens, or mean of several class tokens."""
     temperature: float = 0.07
     """Temperature of the vote: each neighbor has weight exp(cosine similarity / temperature)."""

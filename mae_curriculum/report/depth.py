@@ -30,16 +30,16 @@ class DepthChart:
         values = [value for curve in self.curves.values() for value in curve]
         return min(values), max(values)
 
-    def points(self, run: int) -> str:
-        """Return a run's curve as points of an SVG polyline."""
+    def points(self, run: int) -> list[tuple[float, float]]:
+        """Return a run's curve as x and y of each block, in pixels."""
         low, high = self.range
         across, down = WIDTH - 2 * MARGIN, HEIGHT - 2 * MARGIN
         points = []
         for block, value in enumerate(self.curves[run]):
             x = MARGIN + across * block / max(1, self.blocks - 1)
             y = MARGIN + down * (high - value) / ((high - low) or 1)
-            points.append(f"{x:.1f},{y:.1f}")
-        return " ".join(points)
+            points.append((round(x, 1), round(y, 1)))
+        return points
 
     def table(self, runs: Sequence[RunData]) -> Table:
         """Tabulate the curves, a column per run."""

@@ -35,6 +35,9 @@ MAX_LETTERS = 22  # letters of a name that fit above an image of `TILE_INCHES`
 MAX_ERROR = 0.5
 """End of the color scale of errors, where 1 is black against white: always the same, so that figures are comparable."""
 
+COLOR_COUNT = 10  # colors of lines, those of matplotlib
+LINE_STYLES = ("solid", "dashed", "dotted", "dashdot")  # one for each round of colors
+
 CURVE_POINTS = 200  # points of a learning rate curve per stage, enough for it to look smooth
 
 
@@ -170,7 +173,7 @@ def draw_plans(path: Path, plans: Mapping[str, Mapping[str, Any]]) -> None:
         progress = [0.0, *(stage["progress"][1] for stage in stages)]
         flops = [0.0, *accumulate(float(stage["images"] * stage["flops_per_image"]) for stage in stages)]
         width = 8 * (1 - place / len(plans))  # points: each line shows below later ones
-        style = {"color": f"C{place}", "linewidth": width}
+        style = {**line_style(place), "linewidth": width}
         for axis, edges in zip(axes, (progress, flops), strict=True):
             axis.stairs(heights, edges, baseline=None, **style)
             axis.plot(edges[-1], heights[-1], "o", clip_on=False, **style)
@@ -238,18 +241,24 @@ def draw_losses(path: Path, runs: Sequence[RunData]) -> None:
         title += "\nit jumps where the image size changes, as losses at different sizes are not comparable"
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, 3, sharey=True)
-    for run in runs:
+    for number, run in enumerate(runs):
+        style = {**line_style(number), "marker": "o", "markersize": 5}
         known = np.isfinite(run.curves["loss"])
         starts = np.isin(run.curves["steps_done"][known], [stage.first_step for stage in run.stages[1:]])
         dots = np.flatnonzero(starts).tolist()
         for axis, key in zip(axes, ("images", "flops", "train_seconds"), strict=True):
-            axis.plot(run.curves[key][known], run.curves["loss"][known], marker="o", markersize=5, markevery=dots)
+            axis.plot(run.curves[key][known], run.curves["loss"][known], markevery=dots, **style)
     for axis, label in zip(axes, ("images seen", "training FLOPs", "training seconds"), strict=True):
         axis.set(xlabel=label, xlim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="loss (dots: start of a stage)")
     _draw_legend(figure, axes[0].get_lines(), [run.name for run in runs])
     save(figure, path)
+
+
+def line_style(number: int) -> dict[str, str]:
+    """Return color and line style of a line by its number, so that more lines than there are colors differ."""
+    return {"color": f"C{number % COLOR_COUNT}", "linestyle": LINE_STYLES[number // COLOR_COUNT % len(LINE_STYLES)]}
 
 
 def drawable(name: str, *, max_letters: int = 120) -> str:

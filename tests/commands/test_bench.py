@@ -26,7 +26,9 @@ def test_stages_are_measured_relative_to_full_size(capsys: pytest.CaptureFixture
 
 def test_text_output_has_both_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--config", DIGITS, "--batch_size", "16", "--rounds", "1"]) == 0
-    text = capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "training: 1,438 images" in captured.err
+    text = captured.out
     assert "full size" in text
     assert "fourier/bicubic" in text
 

@@ -159,7 +159,8 @@ def test_onnx_without_its_packages_is_refused(tmp_path: Path, capsys: pytest.Cap
 
 def probe(pool: str, *, pooled_norm: bool = False, norm_eps: float | None = None) -> tuple[MaskedAutoencoder, Any, Any]:
     """Return an encoder, heads whose batch normalization has seen features, and the description of the second head."""
-    config = ModelConfig(TINY, image_size=32, patch_size=8, width=48, depth=2, heads=3, norm_eps=norm_eps)
+    shape: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "heads": 3}
+    config = ModelConfig(TINY, **shape, norm_eps=norm_eps, class_tokens=3 if pool == "class_avg" else 1)
     encoder = build_model(config, seed=1).eval()
     if pooled_norm:
         encoder.encoder.norm, encoder.encoder.fc_norm = nn.Identity(), encoder.encoder.norm
@@ -174,7 +175,7 @@ def probe(pool: str, *, pooled_norm: bool = False, norm_eps: float | None = None
 
 
 @pytest.mark.parametrize("pooled_norm", [False, True])
-@pytest.mark.parametrize("pool", ["token", "avg", "attention", "ep"])
+@pytest.mark.parametrize("pool", ["token", "avg", "class_avg", "attention", "ep"])
 def test_an_encoder_joined_to_a_head_gives_the_logits_of_the_head(pool: str, pooled_norm: bool, tmp_path: Path) -> None:
     encoder, heads, description = probe(pool, pooled_norm=pooled_norm, norm_eps=1e-3)
     number = heads.names.index(((1, pool), 2.0))
@@ -187,7 +188,12 @@ def test_an_encoder_joined_to_a_head_gives_the_logits_of_the_head(pool: str, poo
 
 
 @pytest.mark.parametrize(
-    ("pool", "norm_eps", "reason"), [("attention", None, "has no norm"), ("avg", 1e-3, "an epsilon of 0.001")]
+    ("pool", "norm_eps", "reason"),
+    [
+        ("attention", None, "has no norm"),
+        ("class_avg", None, "the mean of several class tokens"),
+        ("avg", 1e-3, "an epsilon of 0.001"),
+    ],
 )
 def test_what_timm_cannot_state_is_refused(
     pool: str, norm_eps: float | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -260,3 +266,31 @@ def test_what_is_no_classifier_is_refused(tmp_path: Path, capsys: pytest.Capture
     for path, message in places.items():
         assert main(["predict", *as_flags({"checkpoint": path, "out": tmp_path / "out.csv"})]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("bare.safetensors", "does not describe a classifier"), ("theirs.pth", "cannot be read as safetensors: ")],
+)
+def test_bare_weights_are_refused_with_what_to_do(
+    name: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    weights = {"head.weight": torch.zeros(2, 3)}
+    if name == "theirs.pth":
+        torch.save(weights, path)
+    else:
+        save_weights(path, weights, {})
+    assert main(["predict", *as_flags({"checkpoint": path, "out": tmp_path / "out.csv"})]) == 2
+    error = capsys.readouterr().err
+    assert f"error: {path} {reason}" in error
+    assert "timm.models.save_for_hf(model, FOLDER, safe_serialization=True)" in error
+
+
+def test_the_folder_that_timm_writes_is_a_classifier(tmp_path: Path) -> None:
+    theirs: Any = timm.create_model("resnet10t", num_classes=5).eval()
+    timm.models.save_for_hf(theirs, str(tmp_path), safe_serialization=True)
+    net, description = load_classifier(tmp_path)
+    images = noise(3, (32, 32))
+    torch.testing.assert_close(logits(net, images), logits(theirs, images))
+    assert description.classes == ("0", "1", "2", "3", "4")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.evaluation.reconstruction import Reconstruction
-from mae_curriculum.report.figures import draw_reconstructions, drawable
+from mae_curriculum.report.figures import draw_reconstructions, drawable, line_style
 from mae_curriculum.report.runs import read_runs
 from mae_curriculum.run.folder import RunFolder
 from tests.runs import command, equal, options, picture_folder, pictures, rows, stop_midway, two_processes, weights
@@ -159,7 +159,9 @@ def test_reconstruct_draws_files_with_a_runs_model(
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     assert main(["reconstruct", "--checkpoint", str(run), "--images", *photos]) == 0
     path = run / "pictures" / "reconstruction.png"
-    assert capsys.readouterr().out == f"{path}\n"
+    captured = capsys.readouterr()
+    assert captured.out == f"{path}\n"
+    assert f"images: {len(photos)}, width x height of {len(photos)} of them: " in captured.err
     size_of(path)
     assert RunFolder(run).pictures == []  # not one of the pictures that the run drew
     again = tmp_path / os.fsdecode(b"\xff.png")
@@ -254,3 +256,9 @@ def test_plot_needs_losses_and_flops(finished: Path, tmp_path: Path, capsys: pyt
     )
     assert main(["plot", str(run)]) == 2
     assert "has logged no FLOPs; plot takes runs of pretraining and fine-tuning" in capsys.readouterr().err
+
+
+def test_more_lines_than_colors_have_styles_of_their_own() -> None:
+    styles = [tuple(line_style(number).items()) for number in range(40)]
+    assert len(set(styles)) == 40
+    assert {line_style(number)["linestyle"] for number in range(10)} == {"solid"}

@@ -435,14 +435,24 @@ def test_page_of_a_million_steps_is_small_and_fast_and_shows_spikes(tmp_path: Pa
     assert page.complaints == []
 
 
-def test_accuracies_by_block_are_drawn_and_tabulated(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run")
+def write_by_block(run: Path) -> Path:
+    """Write the journal of a run with a kNN evaluation by block."""
     by_block = [{"mean": share, "std": None, "values": [share]} for share in (0.2, 0.8, 0.6)]
     row = {"event": "knn", "time": START, "checkpoint": str(run), "source": "digits", "block": "all"}
     row |= {"accuracy": by_block[-1], "by_block": by_block}
-    with (run / "journal.jsonl").open("a") as stream:
+    with (write_run(run) / "journal.jsonl").open("a") as stream:
         stream.write(json.dumps(row) + "\n")
-    page = report(run)
+    return run
+
+
+def test_accuracies_by_block_are_drawn_and_tabulated(tmp_path: Path) -> None:
+    page = report(write_by_block(tmp_path / "run"))
     assert 'points="48.0,152.0 320.0,48.0 592.0,82.7"' in page  # lowest at the bottom, highest at the top
+    assert '<circle cx="592.0" cy="82.7" r="3.5"/>' in page
     assert "kNN on digits, by block" in text_of(page)
     assert "0 20.0% 1 80.0% 2 60.0%" in text_of(page)
+
+
+def test_by_block_more_runs_than_colors_differ_in_dashes(tmp_path: Path) -> None:
+    page = report(*(write_by_block(tmp_path / f"run{number}") for number in range(7)))
+    assert page.count('<g class="run-0 dash-0">') == page.count('<g class="run-0 dash-1">') == 1
