@@ -103,7 +103,7 @@ def test_sequential_goes_through_the_rest_of_the_schedules_in_the_finish() -> No
     assert [stage.size for stage in second.trained_stages] == [160, 224]
     finish = clock_of(first).spans[1]
     assert finish.steps == 11  # 1438 images are 11.2 batches
-    assert (finish.start, finish.end) == (Fraction("0.428572"), 1)
+    assert (finish.start, finish.end) == (Fraction("0.428572"), Fraction(1))
 
 
 def test_a_fork_has_the_course_of_its_parent_up_to_there() -> None:
