@@ -169,9 +169,10 @@ class LinprobeConfig(LabeledConfig, TrainingConfig):
     block: Block = -1
     """The last block that is used, counted like an index of Python, the encoder's final norm follows it; or all, for
     separate linear heads on each block."""
-    grid: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+    grid: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
     """Learning rates as multiples of `optim.base_lr`: one head is trained with each, all on the same features. Batches
-    smaller than MAE's need the larger ones, as the best learning rate of LARS hardly falls with the batch."""
+    smaller than MAE's need the larger ones, as the best learning rate of LARS hardly falls with the batch: 50 to 500
+    for batches of 64."""
     pools: tuple[VectorPool, ...] = ("token", "avg")
     """Inputs to the linear heads, class token (token), patch mean (avg), or mean of several class tokens (class_avg):
     separate heads are trained on each."""
