@@ -122,9 +122,9 @@ def format_study(study: Study) -> str:
         "Accuracies: mean ± standard deviation over the seeds; in brackets, percentage points above the baseline, "
         f"paired by seed, with the {CONFIDENCE:.0%} confidence interval of their mean."
     )
-    untrained = {run.seed: run.untrained for run in study.runs if run.untrained is not None}
+    untrained = [run.untrained for run in study.runs if run.untrained is not None]
     if untrained:
-        share = format_percent(spread(list(untrained.values())))
+        share = format_percent(spread(untrained))
         note += f" kNN accuracy of untrained encoders, measured as during pretraining: {share}."
     return f"## {study.name}\n\n{table}\n\n{note}\n\n{facts}\n"
 
