@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from mae_curriculum.data.decode import NPY_SIGNATURE, BrokenImageError, check_array, decode_image
+from mae_curriculum.data.decode import NPY_SIGNATURE, BrokenImageError, decode_image
 from mae_curriculum.data.loader import ignore_signals, kill_workers_at_exit, start_loading
 from mae_curriculum.data.sources import ArrayImages, Images
+from mae_curriculum.data.stored import read_array_head
 from mae_curriculum.data.tar_index import LABEL
 from mae_curriculum.files import rename_into_place, temporary_name, write_temporary
 
@@ -55,8 +56,8 @@ class Encoder(Dataset[Encoded]):
         if isinstance(self.images, ArrayImages):
             return encode_png(self.images.read(index, len(self.images.pixels[index]))), ".png"
         content, suffix = self.images.content(index), PurePosixPath(self.images.name(index)).suffix.lower()
-        if content.startswith(NPY_SIGNATURE):  # of any number of channels
-            check_array(io.BytesIO(content))
+        if content.startswith(NPY_SIGNATURE):
+            decode_image(lambda: content, _array_channels(content))
             return content, ".npy"
         image = decode_image(lambda: content, 3)
         if self.short_side is None or min(image.shape[1:]) <= self.short_side:
@@ -71,6 +72,15 @@ class Encoder(Dataset[Encoded]):
             self, batch_size=None, sampler=indices, num_workers=workers, worker_init_fn=ignore_signals
         )
         yield from start_loading(loader)
+
+
+def _array_channels(content: bytes) -> int:
+    """Return the number of channels of a .npy file; 1 for one without a head, which cannot be decoded either."""
+    try:
+        shape, _ = read_array_head(io.BytesIO(content))
+    except ValueError:
+        return 1
+    return shape[2] if len(shape) == 3 else 1
 
 
 def reduce(image: Tensor, short_side: int) -> Tensor:

@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import tarfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ def open_tars(tars: Sequence[Path], cache: Path) -> TarMembers:
 def index_folder(tars: Sequence[Path], cache: Path) -> Path:
     """Return where the index of tars is, or will be."""
     beside = tars[0].with_name(f"{tars[0].name}.index")
-    if beside.exists() or os.access(beside.parent, os.W_OK):
+    if os.access(beside.parent, os.W_OK) or fits(beside, tars):
         return beside
     return cache / "indexes" / hashlib.sha256(str(beside.resolve()).encode()).hexdigest()[:16]
 
@@ -139,14 +140,19 @@ def write_index(folder: Path, tars: Sequence[Path]) -> None:
     members["name_end"] = np.cumsum(members["name_end"])
     names = np.frombuffer(b"".join(found.names), np.uint8)
     classes = _name_classes(TarMembers(tars, members, names, [], {}), found)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir(parents=True)
     members.tofile(temporary / "members.bin")
     names.tofile(temporary / "names.bin")
     about = {"format": FORMAT, "tars": _sizes(tars), "classes": classes, "left_out": found.left_out}
     write_json(temporary / "about.json", about)
     shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    try:
+        temporary.rename(folder)
+    except OSError:  # another job has made it in the meantime
+        shutil.rmtree(temporary)
+        if not fits(folder, tars):
+            raise
 
 
 def _scan(path: Path, number: int, found: _Found) -> None:

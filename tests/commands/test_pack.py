@@ -53,6 +53,7 @@ def test_images_keep_name_order_and_class_and_larger_ones_are_reduced(
     (source / "class0" / "0000.jpg").write_bytes((source / "class0" / "0000.png").read_bytes())
     (source / "class0" / "broken.png").write_bytes(b"no image")
     np.save(source / "class1" / "array.npy", np.zeros((8, 9, 7), np.uint8))
+    (source / "class1" / "cut.npy").write_bytes((source / "class1" / "array.npy").read_bytes()[:-1])
     assert pack(source, tmp_path / "packed", "--short_side", "40") == 0
     output = capsys.readouterr().out
     assert f"left out: {source}/class0/broken.png: not an image" in output
@@ -66,10 +67,10 @@ def test_images_keep_name_order_and_class_and_larger_ones_are_reduced(
     assert (packed.labels, packed.classes) == ([0] * 4 + [1] * 5, ("class0", "class1"))
     assert packed.read(8, 3).shape == (3, 40, 60)
     kept = contents(images)
-    assert contents(packed)[:8] == kept[:4] + kept[5:9]  # without the broken one
+    assert contents(packed)[:8] == kept[:4] + kept[5:9]  # without the broken ones
     manifest = read_json(tmp_path / "packed" / "manifest.json")
     assert manifest["train"]["classes"] == {"class0": 4, "class1": 5}
-    assert manifest["train"]["broken"] == {f"{source}/class0/broken.png": "not an image"}
+    assert manifest["train"]["broken"].keys() == {f"{source}/class0/broken.png", f"{source}/class1/cut.npy"}
 
 
 def test_a_packed_list_keeps_its_labels(tmp_path: Path) -> None:

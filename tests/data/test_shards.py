@@ -16,6 +16,7 @@ from mae_curriculum.data.contents import format_contents, look_at
 from mae_curriculum.data.decode import BrokenImageError
 from mae_curriculum.data.shards import OPEN_TARS
 from mae_curriculum.data.sources import Images, names_fingerprint, open_images
+from mae_curriculum.data.tar_index import write_index
 
 Member = tuple[str, bytes]
 
@@ -187,6 +188,16 @@ def test_the_index_is_in_the_cache_where_nothing_can_be_written_beside_the_tars(
 
 def count_open_files() -> int:
     return len([*Path("/proc/self/fd").iterdir()])
+
+
+def test_two_jobs_that_make_the_same_index_at_once_both_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = write_tar(tmp_path / "a.tar", ("1.png", picture(1)))
+    opened(tar)
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: None)  # so that the first index is there at the renaming
+    write_index(tmp_path / "a.tar.index", [tar])
+    assert shades(opened(tar)[0]) == [1]
 
 
 def test_few_of_many_tars_are_open_at_once(tmp_path: Path) -> None:
