@@ -30,11 +30,11 @@ from slurm.cluster import (
     submitted_jobs,
 )
 from slurm.job import Job
+from slurm.local import run_here
 from slurm.pipeline_config import PipelineConfig, PipelineRun, TaskSpec, expand_runs, variant_name
 from slurm.result_table import format_result_table
 from slurm.status import read_queue
 from slurm.study import write_results
-from slurm.submit import run_in_process
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def pipeline(config: PipelineConfig) -> int:
         return 0
     config.folder.mkdir(parents=True, exist_ok=True)
     with hold(config.folder / "lock.json", on_takeover=lambda _: None):  # two at once would submit everything twice
-        code = run_here(groups) if config.local else submit_unfinished(config, groups, read_queue())
+        code = run_here(groups, config.at_once) if config.local else submit_unfinished(config, groups, read_queue())
     queue = {} if config.local else read_queue()
     complete = keep_complete(groups)
     if config.results is not None and complete[0]:
@@ -69,21 +69,6 @@ def queue_if_known() -> Mapping[str, str]:
     except ConfigError as no_answer:
         logger.warning(f"{no_answer}; what is in the queue is not known")
         return {}
-
-
-def run_here(groups: Sequence[Sequence[PipelineRun]]) -> int:
-    """Run what has not finished, each pretraining and then its evaluations; returns the exit code of the first command
-    that fails or is stopped."""
-    for pretraining_and_evaluations in zip(*groups, strict=True):
-        for run in pretraining_and_evaluations:
-            if run.result.exists():
-                continue
-            package, subcommand, *arguments = run.task.command
-            print(f"{run.folder}: {package} {subcommand}", flush=True)
-            code = run_in_process(package, subcommand, [*arguments, *run.flags])
-            if code:
-                return code
-    return 0
 
 
 def keep_complete(groups: Sequence[Sequence[PipelineRun]]) -> list[list[PipelineRun]]:

@@ -92,11 +92,12 @@ class PipelineConfig:
     """Values of `pretrain.vary`, or a variant, such as {variant: plain}, that the results are compared with; each run
     is compared with the one that has these values instead of its own."""
     at_once: int | None = None
-    """Maximum number of jobs of an array that run at the same time; null for no limit."""
+    """Maximum number of jobs of an array that run at the same time; null for no limit. With `local`, the number of
+    pretrainings, each followed by its evaluations, that run side by side; null for one after another."""
     dry_run: bool = False
     """Print the commands and the scripts that would be submitted, and submit nothing."""
     local: bool = False
-    """Run everything here, one command after another, without SLURM."""
+    """Run everything here, without SLURM."""
 
     def __post_init__(self) -> None:
         labels = [task.label for task in (self.pretrain, *self.evaluate)]

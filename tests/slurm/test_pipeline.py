@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -92,6 +93,37 @@ def test_a_local_pipeline_ends_at_the_first_command_that_fails(
     output = capsys.readouterr()
     assert "only" in output.err
     assert cells(output.out)["knn"] == "2 to do"
+
+
+@pytest.mark.slow
+def test_local_pretrainings_side_by_side_are_stopped_together_and_resumed(tmp_path: Path) -> None:
+    pretrain = {
+        "command": ["mae_curriculum", "pretrain", *options(epochs=1000, tracking__every_steps=1)],
+        "vary": {"seed": [0, 1, 2]},
+    }
+    file = write_pipeline(tmp_path, pretrain=pretrain, evaluate=[], at_once=2)
+    process = Process("slurm", "pipeline", file, "--local")
+    folders = [tmp_path / "study" / f"seed={seed}" / "pretrain" for seed in range(3)]
+    while not all((folder / "journal.jsonl").exists() and rows(folder, "step") for folder in folders[:2]):
+        time.sleep(0.05)
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate()
+    assert process.returncode == 75
+    assert [rows(folder, "stop")[-1]["reason"] for folder in folders[:2]] == ["SIGTERM", "SIGTERM"]
+    assert not folders[2].exists()
+    assert "seed=1/pretrain: mae_curriculum pretrain, output in" in output
+    assert "SIGTERM" in (folders[1].parent / "pretrain.log").read_text()
+
+
+def test_a_local_command_that_fails_beside_others_is_told_with_its_last_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["mae_curriculum", "pretrain", "--data.source", str(tmp_path / "nothing")]
+    file = write_pipeline(tmp_path, pretrain={"command": command}, evaluate=[], at_once=2)
+    assert main(["pipeline", str(file), "--local"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/study/pretrain: exit code 2: error: data.source" in error
 
 
 @pytest.mark.parametrize(
