@@ -112,6 +112,10 @@ class FinetuneConfig(LabeledConfig, TrainingConfig):
             raise ConfigError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         if min(self.mixup, self.cutmix) < 0:
             raise ConfigError(f"mixup and cutmix must be at least 0, got {self.mixup}, {self.cutmix}")
+        if self.data.repeats > 1 and max(self.mixup, self.cutmix) > 0:
+            raise ConfigError(
+                "data.repeats: mixup and cutmix would mix crops of one image; set both to 0, or repeats to 1"
+            )
         if not 0 <= self.smoothing < 1:
             raise ConfigError(f"smoothing must be at least 0 and below 1, got {self.smoothing}")
         if self.average_decay is not None and not 0 < self.average_decay < 1:
@@ -228,6 +232,8 @@ class LinprobeConfig(LabeledConfig, TrainingConfig):
         sizes = [stage.size for stage in self.curriculum.stages]
         if self.curriculum.augmentation.randaug or sizes != [REFERENCE_SIZE]:
             raise ConfigError("augment: false uses unchanged images: curriculum needs one stage of 224 and no randaug")
+        if self.data.repeats > 1:
+            raise ConfigError("data.repeats: augment: false has no crops to repeat; omit it")
 
     @property
     def head_count(self) -> int:

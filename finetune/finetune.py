@@ -193,7 +193,9 @@ def set_up(
         images=train.images,
         data_fingerprint=names_fingerprint(train.images)
         + ("" if weights is None else f", weights {fingerprint(weights.encoder)}"),
-        dataset=TrainingImages(train.images, model.image_size, model.channels, augmentation, config.seed),
+        dataset=TrainingImages(
+            train.images, model.image_size, model.channels, augmentation, config.seed, config.data.oversample
+        ),
         inputs=LabeledInputs(world, train.labels, class_count, config, mean, std, mixer),
         model=model,
         optimizer=build_adamw(groups, config.optim),

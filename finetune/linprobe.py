@@ -187,8 +187,15 @@ def open_dataset(probe: Probe, learning: LabeledImages, inference: Inference) ->
     """Return the data set of augmented images or of features, with the images in it and their labels."""
     config, encoder, images, labels = probe.config, probe.encoder, learning.images, learning.labels
     if config.augment:
-        augmentation = config.curriculum.augmentation
-        return TrainingImages(images, encoder.image_size, encoder.channels, augmentation, config.seed), images, labels
+        dataset = TrainingImages(
+            images,
+            encoder.image_size,
+            encoder.channels,
+            config.curriculum.augmentation,
+            config.seed,
+            config.data.oversample,
+        )
+        return dataset, images, labels
     features = inference.cached(encoder, images, probe.blocks)
     intact = np.flatnonzero(np.isfinite(features[0][:, 0, 0]))  # broken images have no features
     return FeatureRows(features, intact), Subset(images, intact.tolist()), labels[intact]

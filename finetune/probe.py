@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from finetune.config import LinprobeConfig
 from finetune.heads import View
 from mae_curriculum.curriculum.schedule import Moment
-from mae_curriculum.data.loader import Batch, Request
+from mae_curriculum.data.loader import Batch
 from mae_curriculum.data.preprocess import preprocess
+from mae_curriculum.data.requests import Request
 from mae_curriculum.distributed import World
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 

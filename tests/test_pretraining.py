@@ -16,8 +16,9 @@ from PIL import Image
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.config import load
-from mae_curriculum.curriculum.schedule import Augmentation
-from mae_curriculum.data.loader import Request, TrainingImages
+from mae_curriculum.curriculum.schedule import Augmentation, View
+from mae_curriculum.data.loader import TrainingImages
+from mae_curriculum.data.requests import Request
 from mae_curriculum.data.sources import open_images
 from mae_curriculum.distributed import World
 from mae_curriculum.model.masked_autoencoder import build_model
@@ -193,7 +194,7 @@ def test_plain_mae_is_the_curriculum_of_one_stage() -> None:
     for step in range(8):
         order = np.random.default_rng((0, 0)).permutation(1438)[step * 64 : step * 64 + 64]
         dataset = TrainingImages(training.images, (32, 32), 1, Augmentation(), 0)
-        pixels = torch.stack([dataset[Request(0, int(image), None, 0.2)][0] for image in order])
+        pixels = torch.stack([dataset[Request(0, int(image), View((32, 32)), None, 0.2)][0] for image in order])
         noise = mask_noise(seed=0, step=step, places=range(64), count=16)
         shape = {"patch": 8, "depth": 2, "heads": 3, "decoder_depth": 1, "decoder_heads": 2}
         images = (pixels / 255 - 0.305) / 0.376

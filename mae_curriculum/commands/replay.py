@@ -9,7 +9,8 @@ from torch import nn
 
 from mae_curriculum.commands.config import ReplayConfig
 from mae_curriculum.config import ConfigError, load_file
-from mae_curriculum.data.loader import RequestSampler, training_loader
+from mae_curriculum.data.loader import training_loader
+from mae_curriculum.data.requests import RequestSampler
 from mae_curriculum.data.sources import open_together
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.initialization import resolve_init
@@ -59,7 +60,7 @@ def measure(
     training = set_up(config, world, images, weights)
     model, moment = training.model, training.clock.moment(state["steps_done"])
     model.load_state_dict(state["model"])
-    sampler = RequestSampler(training.clock, moment.step, config.seed, 0, 1, micro_batch=None)
+    sampler = RequestSampler(training.clock, moment.step, config.seed, 0, 1, None, repeats=config.data.repeats)
     batch = next(iter(training_loader(training.dataset, sampler, workers=0, device=world.device)))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     totals = [torch.zeros_like(parameter) for parameter in parameters]

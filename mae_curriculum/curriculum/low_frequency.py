@@ -3,7 +3,8 @@
 A filter samples between pixels, the crop at the first one, so an approximation is shifted by up to a pixel against the
 exact crop. Measured on 200 ImageNet photographs of 224 px, normalized (standard deviation 1.15), the root mean square
 difference from `fourier` at 96, 160 and 192 px is 0.197, 0.094 and 0.056 for `lanczos` and 0.195, 0.099 and 0.066 for
-`bicubic`; the two differ from each other by 0.030, 0.026 and 0.025.
+`bicubic`; the two differ from each other by 0.030, 0.026 and 0.025. In training, loader workers resize with these two
+straight from the photograph: 0.198, 0.099, 0.063 and 0.196, 0.102, 0.066.
 """
 
 from collections.abc import Callable

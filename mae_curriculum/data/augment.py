@@ -25,6 +25,7 @@ def augment(
     magnitude: float | None,
     position: tuple[int, ...],
     erasing: float = 0.0,
+    lanczos: bool = False,
 ) -> Tensor:
     """Return a random crop of an image, resized, maybe flipped, with RandAugment and random erasing.
 
@@ -34,11 +35,12 @@ def augment(
     magnitude  of timm's RandAugment with mstd 0.5 and increasing ops, or None for no RandAugment.
     erasing    probability of random erasing: noise with ImageNet's gray mean and variance, on 2% to 33% of the area.
     position   integers, at least 0; all random choices are a function of these alone.
+    lanczos    resize with a Lanczos filter instead of a bicubic one.
     Returns    (c, height, width) uint8.
     """
     generator = np.random.default_rng(position)
     box = random_box(generator, (image.shape[1], image.shape[2]), min_area=min_area, aspect=size[1] / size[0])
-    image = crop_and_resize(image, box, size)
+    image = crop_and_resize(image, box, size, lanczos=lanczos)
     if flip and generator.random() < 0.5:
         image = image.flip(-1)
     if magnitude is not None:
@@ -79,18 +81,28 @@ def resize_and_crop(image: Tensor, size: tuple[int, int], *, crop: float = 1.0) 
     return crop_and_resize(image, box, size)
 
 
-def crop_and_resize(image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
-    """Return a part of an image (c, h, w) uint8, resized to `size` (height, width), bicubic with antialiasing.
+def crop_and_resize(
+    image: Tensor, box: tuple[int, int, int, int], size: tuple[int, int], *, lanczos: bool = False
+) -> Tensor:
+    """Return a part of an image (c, h, w) uint8, resized to `size` (height, width), with antialiasing.
 
     As torchvision's `resized_crop`, whose own code takes longer than the resizing of a small image.
 
-    box  top, left, height and width, pixels.
+    box      top, left, height and width, pixels.
+    lanczos  with Pillow's Lanczos filter instead of torch's bicubic one.
     """
     top, left, height, width = box
     part = image[:, top : top + height, left : left + width]
     if (height, width) == size:
         return part
+    if lanczos:
+        return torch.stack([_resize_lanczos(channel, size) for channel in part])
     return interpolate(part[None], size=size, mode="bicubic", antialias=True)[0]
+
+
+def _resize_lanczos(channel: Tensor, size: tuple[int, int]) -> Tensor:
+    resized = Image.fromarray(channel.numpy()).resize(size[::-1], Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(resized))
 
 
 def _erase(image: Tensor, generator: np.random.Generator) -> Tensor:

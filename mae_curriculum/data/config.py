@@ -41,12 +41,24 @@ class DataConfig:
     """Mean of each channel, on a scale of 0 to 1; null for ImageNet's."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel, on a scale of 0 to 1; null for ImageNet's."""
+    oversample: float | None = None
+    """Multiple of a stage's size, 1 or more, at which images are loaded for the Fourier crop: cheaper than the full
+    size (null), but not exact. Root mean square error at 96 and 160 of 224 pixels, on photographs with a standard
+    deviation of 1: 0.13 and 0.04 with 1.25; 0.08 and 0 with 1.5. For lanczos and bicubic, images are loaded at the
+    stage's size."""
+    repeats: int = 1
+    """Crops that are taken in a row of an image once it is decoded, at least 1. An epoch has as many crops as there are
+    images, so that it takes `repeats` epochs to see all of them."""
     workers: int = exempt(2)
     """Number of loader workers per process; 0 loads images in the training process."""
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ConfigError(f"data.workers must be at least 0, got {self.workers}")
+        if self.oversample is not None and self.oversample < 1:
+            raise ConfigError(f"data.oversample must be at least 1 or null, got {self.oversample}")
+        if self.repeats < 1:
+            raise ConfigError(f"data.repeats must be at least 1, got {self.repeats}")
         if self.image_count is not None and self.image_count < 1:
             raise ConfigError(f"data.image_count must be at least 1, got {self.image_count}")
         if self.std is not None and not (self.std and all(value > 0 for value in self.std)):

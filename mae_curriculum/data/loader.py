@@ -1,32 +1,26 @@
-"""The order of the training data, and the loader.
-
-The clock numbers the images of all epochs in one sequence; an epoch is a permutation of the data set. The sampler turns
-positions of that sequence into requests, which carry all that an image depends on; workers keep no state. So the images
-of a step are a function of (seed, step) alone, whatever the number of workers or ranks; a run can start at any step.
-"""
+"""Load and augment the images that are requested, in worker processes, which keep no state."""
 
 import atexit
 import multiprocessing
 import signal
 from collections import ChainMap
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cache
+from math import ceil
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from threading import current_thread, main_thread
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from mae_curriculum.curriculum.batches import micro_batches
-from mae_curriculum.curriculum.schedule import Augmentation, Clock, Moment
+from mae_curriculum.curriculum.schedule import Augmentation, View
 from mae_curriculum.data.augment import augment, resize_and_crop
 from mae_curriculum.data.decode import BrokenImageError
+from mae_curriculum.data.requests import BatchRequest, Request, RequestSampler
 from mae_curriculum.data.sources import Images
 from mae_curriculum.run.stop import SIGNALS
 
@@ -42,31 +36,12 @@ BROKEN_LIMIT = 0.01
 """Largest share of broken images: with more, something is wrong with the data as a whole, and the run stops."""
 
 
-class Request(NamedTuple):
-    """All that a training image depends on."""
-
-    epoch: int
-    image: int
-    magnitude: float | None
-    min_area: float
-
-
-class BatchRequest(NamedTuple):
-    """A micro-batch that is to be loaded."""
-
-    images: list[Request]
-    places: range
-    """Places of its images in the global batch."""
-    is_last: bool
-    """Whether it is this rank's last one of its step."""
-
-
 @dataclass(frozen=True)
 class Batch:
     """A micro-batch: what one pass of the model takes."""
 
     images: Tensor
-    """(b, c, h, w) uint8; of a probe, features (b, p, d) float32."""
+    """(b, c, h, w) uint8, of the `loaded_size` of the view; of a probe, features (b, p, d) float32."""
     ids: Tensor
     """(b,) indices of the images in the data set, int64."""
     places: range
@@ -91,37 +66,70 @@ class Delay:
     """Why no more micro-batches will arrive; None if they may."""
 
 
+def loaded_size(view: View, size: tuple[int, int], oversample: float | None) -> tuple[int, int]:
+    """Return the size (height, width) at which images are loaded for a view, pixels; the device does the rest.
+
+    size        the full size.
+    oversample  `data.oversample`: with it, what the Fourier crop is given is smaller than the full size.
+    """
+    if view.resize != "fourier":
+        return view.size
+    if oversample is None:
+        return size
+    height, width = (min(side, ceil(oversample * small)) for side, small in zip(size, view.size, strict=True))
+    return height, width
+
+
 @dataclass(frozen=True)
 class TrainingImages(Dataset[tuple[Tensor, int, dict[str, str]]]):
-    """Load and augment images on request, without state."""
+    """Load and augment images on request."""
 
     images: Images
     size: tuple[int, int]
+    """The full size."""
     channels: int
     augmentation: Augmentation
     seed: int
+    oversample: float | None = None
+    """`data.oversample`."""
+    whole: bool = False
+    """Load images at the full size, whatever the view."""
+    _last: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, request: Request) -> tuple[Tensor, int, dict[str, str]]:
         """Return an image (c, h, w) uint8, its index, and the broken images that it replaces, with reasons."""
+        size = self.loaded_size(request.view)
         broken: dict[str, str] = {}
         for attempt in range(int(len(self.images) * BROKEN_LIMIT) + 2):  # one more would be over the limit
             index = (request.image + attempt) % len(self.images)
             try:
-                image = self.images.read(index, self.channels)
+                image = self._read(index)
             except BrokenImageError as error:
                 broken[self.images.name(index)] = str(error)
                 continue
             image = augment(
                 image,
-                self.size,
+                size,
                 min_area=request.min_area,
+                lanczos=request.view.resize == "lanczos" and size != self.size,
                 flip=self.augmentation.flip,
                 erasing=self.augmentation.erasing,
                 magnitude=request.magnitude,
-                position=(self.seed, request.epoch, request.image),
+                position=(self.seed, request.epoch, request.image, request.crop),
             )
             return image, index, broken
-        return torch.zeros(self.channels, *self.size, dtype=torch.uint8), request.image, broken
+        return torch.zeros(self.channels, *size, dtype=torch.uint8), request.image, broken
+
+    def loaded_size(self, view: View) -> tuple[int, int]:
+        """Return the size (height, width) of the images of a view, pixels."""
+        return self.size if self.whole else loaded_size(view, self.size, self.oversample)
+
+    def _read(self, index: int) -> Tensor:
+        """Decode an image; the last one is kept, as its next crop may follow."""
+        if index not in self._last:
+            self._last.clear()
+            self._last[index] = self.images.read(index, self.channels)
+        return self._last[index]
 
 
 @dataclass(frozen=True)
@@ -149,40 +157,6 @@ class MicroBatches(Dataset[Batch]):
         item = self.items[request]
         self.in_hand[worker.id] = NO_IMAGE
         return item
-
-
-@dataclass(frozen=True)
-class RequestSampler(Sampler[BatchRequest]):
-    """Iterate over a rank's micro-batches, from a step to the end of the clock."""
-
-    clock: Clock
-    first_step: int
-    seed: int
-    rank: int
-    world_size: int
-    micro_batch: int | None
-    pair_size: int = 1
-
-    def __iter__(self) -> Iterator[BatchRequest]:
-        for step in range(self.first_step, self.clock.total_steps):
-            moment = self.clock.moment(step)
-            span = self.clock.span(step)
-            parts = micro_batches(span, self.rank, self.world_size, self.micro_batch, self.pair_size)
-            for places in parts:
-                images = [self._request(moment, place) for place in places]
-                yield BatchRequest(images, places, is_last=places == parts[-1])
-
-    def _request(self, moment: Moment, place: int) -> Request:
-        count = self.clock.images_per_epoch
-        epoch, position = divmod(moment.first_image + place, count)
-        image = int(epoch_order(self.seed, epoch, count)[position])
-        return Request(epoch, image, moment.magnitude, moment.min_area)
-
-
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Return the order of one epoch: a permutation of range(count), a function of seed and epoch."""
-    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def training_loader(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.schedule import Clock, Span
-from mae_curriculum.data.loader import Batch
+from mae_curriculum.data.loader import Batch, TrainingImages
 from mae_curriculum.distributed import World
 from mae_curriculum.run.background_save import to_host
 from mae_curriculum.tracking.stopwatch import Stopwatch
@@ -76,6 +76,9 @@ def make_step(
 ) -> Callable[[], object]:
     """Return a function that trains the first step of a stage on the micro-batches `parts` of these pixels."""
     moment = clock.moment(span.first_step)
+    if isinstance(training.dataset, TrainingImages):
+        height, width = training.dataset.loaded_size(span.view)
+        pixels = pixels[:, :, :height, :width].contiguous()
     batches = []
     for part in parts:
         ids = torch.zeros(len(part), dtype=torch.int64)
@@ -84,7 +87,7 @@ def make_step(
 
 
 def random_pixels(training: Training[Any], count: int) -> Tensor:
-    """Return images of noise, (count, c, h, w) uint8, where the loader has its own."""
+    """Return images of noise at full size, (count, c, h, w) uint8, where the loader has its own."""
     model = training.model
     pixels = torch.randint(0, 256, (count, model.channels, *model.image_size), dtype=torch.uint8)
     return pixels.pin_memory() if training.world.device.type == "cuda" else pixels

@@ -17,7 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 
 from mae_curriculum.curriculum.schedule import Clock, Moment, View
-from mae_curriculum.data.loader import Batch, Delay, RequestSampler, receive, training_loader
+from mae_curriculum.data.loader import Batch, Delay, receive, training_loader
+from mae_curriculum.data.requests import RequestSampler
 from mae_curriculum.data.sources import Images
 from mae_curriculum.distributed import World
 from mae_curriculum.tracking.stopwatch import Stopwatch
@@ -115,7 +116,14 @@ def run_steps_(
     """
     config, world = training.config, training.world
     sampler = RequestSampler(
-        clock, first_step, config.seed, world.rank, world.world_size, config.micro_batch, training.pair_size
+        clock,
+        first_step,
+        config.seed,
+        world.rank,
+        world.world_size,
+        config.micro_batch,
+        training.pair_size,
+        config.data.repeats,
     )
     loader = training_loader(training.dataset, sampler, workers=config.data.workers, device=world.device)
     batches = receive(loader)

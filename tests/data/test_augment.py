@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
@@ -97,6 +98,15 @@ def test_parts_are_resized_as_torchvision_does(size: tuple[int, int], channels_l
             how = {"interpolation": InterpolationMode.BICUBIC, "antialias": True}
             expected = F.resized_crop(part, *box, size=list(size), **how)
             assert torch.equal(crop_and_resize(part, box, size), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_lanczos_is_pillows(channels: int) -> None:
+    image = IMAGE[[0, 1, 2, 0, 1][:channels]]
+    part = crop_and_resize(image, (4, 10, 30, 40), (12, 16), lanczos=True)
+    for channel, resized in zip(image[:, 4:34, 10:50], part, strict=True):
+        expected = Image.fromarray(channel.numpy()).resize((16, 12), Image.Resampling.LANCZOS)
+        assert torch.equal(resized, F.pil_to_tensor(expected)[0])
 
 
 def test_evaluation_resizes_and_crops_the_center() -> None:

@@ -6,6 +6,7 @@ from itertools import islice
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.batches import micro_batches
-from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, Stage
+from mae_curriculum.curriculum.schedule import Augmentation, View
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.contents import look_at
 from mae_curriculum.data.loader import (
@@ -24,38 +24,35 @@ from mae_curriculum.data.loader import (
     Batch,
     Delay,
     EvaluationImages,
-    Request,
-    RequestSampler,
     TrainingImages,
-    epoch_order,
     receive,
     training_loader,
 )
 from mae_curriculum.data.preprocess import normalize
-from mae_curriculum.data.sources import ArrayImages, names_fingerprint, open_images
+from mae_curriculum.data.requests import Request, RequestSampler, epoch_order
+from mae_curriculum.data.sources import ArrayImages, Images, names_fingerprint, open_images
 from tests.processes import run_python
+from tests.small import make_clock, make_sampler
 
 CPU = torch.device("cpu")
-GROWING = Curriculum(
-    stages=(Stage(0.5, 112), Stage(0.5, 224)), augmentation=Augmentation(randaug=(0, 9), min_area=(0.5, 0.3))
-)
 
 
-def make_clock(batch_images: int = 8, images_per_epoch: int = 30) -> Clock:
-    return Clock(
-        GROWING,
-        image_size=(16, 16),
-        patch_size=(4, 4),
-        images_per_epoch=images_per_epoch,
-        epochs=3,
-        batch_images=batch_images,
-    )
+class CountedImages:
+    """Images that note which are read."""
 
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self.reads: list[int] = []
 
-def make_sampler(
-    first_step: int = 0, rank: int = 0, world_size: int = 1, micro_batch: int | None = None, seed: int = 5
-) -> RequestSampler:
-    return RequestSampler(make_clock(), first_step, seed, rank, world_size, micro_batch)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.images, name)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int, channels: int) -> torch.Tensor:
+        self.reads.append(index)
+        return self.images.read(index, channels)
 
 
 def make_folder(folder: Path, counts: dict[str, int]) -> Path:
@@ -67,50 +64,28 @@ def make_folder(folder: Path, counts: dict[str, int]) -> Path:
     return folder
 
 
-def test_an_epoch_contains_every_image_once_in_its_own_order() -> None:
-    orders = [epoch_order(5, epoch, 30).tolist() for epoch in (0, 1)]
-    assert sorted(orders[0]) == sorted(orders[1]) == list(range(30))
-    assert orders[0] != orders[1]
-    assert epoch_order(6, 0, 30).tolist() != orders[0]
+def test_images_are_loaded_at_the_size_that_the_view_needs() -> None:
+    images, _ = open_images(DataConfig())
+    fourier, lanczos = View((16, 16)), View((16, 16), resize="lanczos")
+    dataset = TrainingImages(images, (32, 32), 1, Augmentation(), 5)
+    crops = {view: dataset[Request(0, 3, view, None, 0.2)][0] for view in (fourier, lanczos)}
+    assert [crop.shape for crop in crops.values()] == [(1, 32, 32), (1, 16, 16)]
+    pairs = torch.stack([crops[lanczos].flatten(), crops[fourier][:, ::2, ::2].flatten()]).float()
+    assert torch.corrcoef(pairs)[0, 1] > 0.9, "the same part of the same image"
+    assert replace(dataset, oversample=1.3).loaded_size(fourier) == (21, 21)
+    assert replace(dataset, oversample=9.0).loaded_size(fourier) == (32, 32)
+    assert replace(dataset, whole=True).loaded_size(lanczos) == (32, 32)
 
 
-def test_batches_continue_across_the_end_of_an_epoch() -> None:
-    requests = [request for batch in make_sampler() for request in batch.images]
-    assert [r.epoch for r in requests] == [0] * 30 + [1] * 30 + [2] * 28  # 90 images are 11 steps of 8
-    assert [r.image for r in requests[:30]] == epoch_order(5, 0, 30).tolist()
-
-
-def test_requests_have_the_augmentation_strength_of_their_step() -> None:
-    batches = list(make_sampler())
-    clock = make_clock()
-    for step, batch in enumerate(batches):
-        assert {(r.magnitude, r.min_area) for r in batch.images} == {
-            (clock.moment(step).magnitude, clock.moment(step).min_area)
-        }
-    assert batches[0].images[0].magnitude == 0
-    assert batches[-1].images[0].magnitude == pytest.approx(9 * (0.5 + 0.5 * 4 / 5))
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("micro_batch", [None, 2])
-def test_ranks_and_micro_batches_split_the_same_images(world_size: int, micro_batch: int | None) -> None:
-    parts = [list(make_sampler(4, rank, world_size, micro_batch)) for rank in range(world_size)]
-    spread = sorted(request for rank in parts for batch in rank for request in batch.images)
-    assert spread == sorted(request for batch in list(make_sampler())[4:] for request in batch.images)
-    places = [place for rank in parts for batch in rank for place in batch.places]
-    assert sorted(places) == sorted([*range(8)] * 7)
-    for rank in parts:  # each step's last micro-batch says so, and no other
-        assert [batch.is_last for batch in rank] == [batch.places.stop == rank[-1].places.stop for batch in rank]
-
-
-def test_micro_batches_hold_more_of_smaller_images() -> None:
-    small, full = make_clock(batch_images=32).spans
-    assert [list(part) for part in micro_batches(full, 1, 2, 6)] == [
-        list(range(16, 21)),
-        list(range(21, 26)),
-        list(range(26, 32)),
-    ]
-    assert [len(part) for part in micro_batches(small, 1, 2, 6)] == [16]  # a quarter of the area: 24 fit
+def test_crops_of_an_image_differ_and_it_is_decoded_once() -> None:
+    images, _ = open_images(DataConfig())
+    counted = CountedImages(images)
+    dataset = TrainingImages(counted, (16, 16), 1, Augmentation(), 5)
+    requests = next(iter(RequestSampler(make_clock(), 0, 5, 0, 1, None, repeats=4))).images
+    assert [request.crop for request in requests] == [0, 1, 2, 3, 0, 1, 2, 3]
+    crops = [dataset[request][0] for request in requests]
+    assert counted.reads == [requests[0].image, requests[4].image]
+    assert len({crop.numpy().tobytes() for crop in crops[:4]}) > 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -133,7 +108,9 @@ def test_a_broken_image_is_reported_and_replaced_by_the_next(tmp_path: Path) -> 
     (tmp_path / "a" / "007.png").write_text("no image")
     (tmp_path / "a" / "008.png").write_bytes((tmp_path / "a" / "009.png").read_bytes()[:40])
     images, _ = open_images(DataConfig(source=str(tmp_path)))
-    image, index, broken = TrainingImages(images, (8, 8), 3, Augmentation(flip=False), 0)[Request(0, 7, None, 0.5)]
+    image, index, broken = TrainingImages(images, (8, 8), 3, Augmentation(flip=False), 0)[
+        Request(0, 7, View((8, 8)), None, 0.5)
+    ]
     assert index == 9
     assert image[:, 0, 0].tolist() == [0, 9, 99]
     assert list(broken) == [str(tmp_path / "a" / f"00{i}.png") for i in (7, 8)]
@@ -146,7 +123,7 @@ def test_an_image_followed_only_by_broken_ones_is_black_and_reports_them(tmp_pat
     for index in range(5):
         (tmp_path / f"{index}.jpg").write_text("no image")
     images, _ = open_images(DataConfig(source=str(tmp_path)))
-    image, _, broken = TrainingImages(images, (8, 8), 3, Augmentation(), 0)[Request(0, 2, None, 0.5)]
+    image, _, broken = TrainingImages(images, (8, 8), 3, Augmentation(), 0)[Request(0, 2, View((8, 8)), None, 0.5)]
     assert not image.any()
     assert len(broken) == 2  # more than 1 % of five
 
@@ -258,7 +235,7 @@ def test_a_folder_may_contain_multi_channel_arrays(tmp_path: Path) -> None:
     for index in range(3):
         np.save(tmp_path / f"{index}.npy", np.full((6, 6, 5), index, dtype=np.uint8))
     images, _ = open_images(DataConfig(source=str(tmp_path)))
-    image, _, broken = TrainingImages(images, (8, 8), 5, Augmentation(), 0)[Request(0, 2, None, 0.5)]
+    image, _, broken = TrainingImages(images, (8, 8), 5, Augmentation(), 0)[Request(0, 2, View((8, 8)), None, 0.5)]
     assert (image.shape, int(image.max()), broken) == ((5, 8, 8), 2, {})
 
 
@@ -312,7 +289,8 @@ def test_workers_do_not_outlive_an_error_in_the_training_process() -> None:
     program = """
 import numpy, torch
 from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum
-from mae_curriculum.data.loader import RequestSampler, TrainingImages, training_loader
+from mae_curriculum.data.loader import TrainingImages, training_loader
+from mae_curriculum.data.requests import RequestSampler
 from mae_curriculum.data.sources import ArrayImages
 shape = {"image_size": (16, 16), "patch_size": (8, 8)}
 clock = Clock(Curriculum(), **shape, images_per_epoch=1438, epochs=9, batch_images=4)

@@ -1,0 +1,77 @@
+"""The order of the training data: which crops of which images each micro-batch consists of.
+
+The clock numbers the images of all epochs in one sequence; an epoch is a permutation of the data set. The sampler turns
+positions of that sequence into requests, which carry all that an image depends on. So the images of a step are a
+function of (seed, step) alone, whatever the number of workers or ranks; a run can start at any step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from mae_curriculum.curriculum.batches import micro_batches
+from mae_curriculum.curriculum.schedule import Clock, Moment, View
+
+
+class Request(NamedTuple):
+    """All that a training image depends on."""
+
+    epoch: int
+    image: int
+    view: View
+    magnitude: float | None
+    min_area: float
+    crop: int = 0
+    """Number of the crop among those of an image in a row."""
+
+
+class BatchRequest(NamedTuple):
+    """A micro-batch that is to be loaded."""
+
+    images: list[Request]
+    places: range
+    """Places of its images in the global batch."""
+    is_last: bool
+    """Whether it is this rank's last one of its step."""
+
+
+@dataclass(frozen=True)
+class RequestSampler(Sampler[BatchRequest]):
+    """Iterate over a rank's micro-batches, from a step to the end of the clock."""
+
+    clock: Clock
+    first_step: int
+    seed: int
+    rank: int
+    world_size: int
+    micro_batch: int | None
+    pair_size: int = 1
+    repeats: int = 1
+    """Crops in a row of each image; an epoch still has as many crops as there are images."""
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        for step in range(self.first_step, self.clock.total_steps):
+            moment = self.clock.moment(step)
+            span = self.clock.span(step)
+            parts = micro_batches(span, self.rank, self.world_size, self.micro_batch, self.pair_size)
+            for places in parts:
+                images = [self._request(moment, place) for place in places]
+                yield BatchRequest(images, places, is_last=places == parts[-1])
+
+    def _request(self, moment: Moment, place: int) -> Request:
+        count = self.clock.images_per_epoch
+        drawn, crop = divmod(moment.first_image + place, self.repeats)
+        epoch, position = divmod(drawn, count)
+        image = int(epoch_order(self.seed, epoch, count)[position])
+        return Request(epoch, image, moment.view, moment.magnitude, moment.min_area, crop)
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Return the order of one epoch: a permutation of range(count), a function of seed and epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
