@@ -83,7 +83,7 @@ def test_help_all_shows_the_defaults_of_the_command_and_the_items_of_lists() -> 
     full = " ".join(format_help(FinetuneConfig, "finetune", full=True).split())
     assert "--optim.base_lr Peak learning rate" in full
     assert "(number; default 0.0005) --optim.min_lr" in full
-    fields = "share, size, batch_factor, mask_ratio, min_area, resize, images_factor"
+    fields = "share, size, batch_factor, mask_ratio, min_area, resize, replay_buffer, images_factor"
     assert f"(list of {{{fields}}}; default [{{share: 1.0, size: 224, batch_factor: 1.0, mask_ratio: null, " in full
     assert " curriculum.stages[].size Image side" in full
 
@@ -99,7 +99,7 @@ def test_help_all_shows_the_defaults_of_the_command_and_the_items_of_lists() -> 
         (Literal["a", "b"] | None, "one of a, b"),
         (int | Literal["all"], "integer or all"),
         (dict[str, Any], "mapping"),
-        (tuple[Stage, ...], "list of {share, size, batch_factor, mask_ratio, min_area, resize, images_factor}"),
+        (tuple[Stage, ...], "list of {share, size, batch_factor, mask_ratio, min_area, resize, replay_buffer, images_factor}"),
         (bool, "true or false"),
     ],
 )

@@ -28,6 +28,22 @@ Resize = Literal["fourier", "lanczos", "bicubic"]
 
 
 @dataclass(frozen=True)
+class ReplayBuffer:
+    """Crops that are used more than once, so that fewer images have to be loaded; masks are new each time."""
+
+    factor: int
+    """Of this many crops in a batch, one is new; the others are drawn from the buffer. At least 2."""
+    steps: int
+    """Steps of the stage, the present one included, whose new crops are kept, at least 1."""
+
+    def __post_init__(self) -> None:
+        if self.factor < 2:
+            raise ConfigError(f"curriculum.stages: replay_buffer.factor must be at least 2, got {self.factor}")
+        if self.steps < 1:
+            raise ConfigError(f"curriculum.stages: replay_buffer.steps must be at least 1, got {self.steps}")
+
+
+@dataclass(frozen=True)
 class Stage:
     """A part of a run with one image size."""
 
@@ -46,6 +62,8 @@ class Stage:
     that `augmentation.min_area` has at each step."""
     resize: Resize | None = None
     """How images are resized in this stage; null for the curriculum's `resize`."""
+    replay_buffer: ReplayBuffer | None = None
+    """EfficientTrain++'s buffer of crops that are used again, such as {factor: 4, steps: 60}; null for none."""
     images_factor: float = 1.0
     """Images of this stage, as a multiple of those that its share stands for. Below 1, learning rate and augmentation
     go through the stage's share of the run faster: so `search` ends a run early."""

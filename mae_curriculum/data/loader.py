@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from mae_curriculum.curriculum.schedule import Augmentation, View
 from mae_curriculum.data.augment import augment, resize_and_crop
 from mae_curriculum.data.decode import BrokenImageError
+from mae_curriculum.data.replay_buffer import Origin, Replayed, take_missing_
 from mae_curriculum.data.requests import BatchRequest, Request, RequestSampler
 from mae_curriculum.data.sources import Images
 from mae_curriculum.run.stop import SIGNALS
@@ -50,6 +51,8 @@ class Batch:
     """Whether this is the rank's last micro-batch of its step."""
     broken: dict[str, str]
     """Names of broken images that others replace, with reasons."""
+    replayed: Replayed | None = None
+    """What the micro-batch consists of if there is a replay buffer; `images` and `ids` are what the buffer lacked."""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory; the loader calls this where a GPU is used."""
@@ -143,11 +146,13 @@ class MicroBatches(Dataset[Batch]):
 
     def __getitem__(self, request: BatchRequest) -> Batch:
         """Return the micro-batch of a request."""
-        images, ids, broken = zip(*map(self._load, request.images), strict=True)
+        items = list(map(self._load, request.images))
+        images, ids, broken = zip(*items, strict=True) if items else ((torch.empty(0),), (), ())
         batch = torch.stack(images)
         if get_worker_info() is not None:
             batch.share_memory_()  # type: ignore[no-untyped-call]  # torch would do it later, where a lack of shared memory is lost in silence
-        return Batch(batch, torch.tensor(ids), request.places, request.is_last, dict(ChainMap(*broken)))
+        _, places, is_last, replayed = request
+        return Batch(batch, torch.tensor(ids), places, is_last, dict(ChainMap(*broken)), replayed)
 
     def _load(self, request: Request) -> tuple[Tensor, int, dict[str, str]]:
         worker = get_worker_info()
@@ -182,15 +187,19 @@ def training_loader(
 
 
 def receive(loader: DataLoader[Batch]) -> Generator[Batch | Delay]:
-    """Iterate over the micro-batches of a loader; one that worker processes delay is preceded by a `Delay` a second."""
+    """Iterate over the micro-batches of a loader; one that worker processes delay is preceded by a `Delay` a second.
+
+    Those of a stage with a replay buffer are completed from it.
+    """
     others = multiprocessing.active_children()
     batches = start_loading(loader)
     workers = [process for process in multiprocessing.active_children() if process not in others]
     delayed = False
+    buffer: dict[Origin, tuple[Tensor, Tensor]] = {}
     try:
         while True:
             try:
-                item: Batch | Delay = next(batches)
+                item: Batch | Delay = complete_(next(batches), buffer)
             except StopIteration:
                 return
             except (RuntimeError, OSError, EOFError) as error:
@@ -201,6 +210,22 @@ def receive(loader: DataLoader[Batch]) -> Generator[Batch | Delay]:
         if delayed:  # torch would wait five seconds for each
             for worker in workers:
                 worker.kill()
+
+
+def complete_(batch: Batch, buffer: dict[Origin, tuple[Tensor, Tensor]]) -> Batch:
+    """Return a micro-batch with all its crops, some of them from the replay buffer, to which the loaded ones are added.
+
+    buffer  crops (c, h, w) and ids.
+    """
+    if batch.replayed is None:
+        buffer.clear()
+        return batch
+    own_memory = batch.images.clone()  # /dev/shm is small
+    loaded = zip(own_memory[: len(batch.ids)], batch.ids, strict=True)
+    buffer |= zip(take_missing_(buffer, batch.replayed), loaded, strict=True)
+    images, ids = zip(*(buffer[origin] for origin in batch.replayed.origins), strict=True)
+    whole = replace(batch, images=torch.stack(images), ids=torch.stack(ids))
+    return whole.pin_memory() if batch.images.is_pinned() else whole
 
 
 def start_loading(loader: DataLoader[T]) -> Iterator[T]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from mae_curriculum.curriculum.batches import micro_batches
-from mae_curriculum.curriculum.schedule import Clock, Moment, View
+from mae_curriculum.curriculum.schedule import Clock, Moment, Span, View
+from mae_curriculum.data.replay_buffer import Origin, Replayed, ReplayedStage, take_missing_
 
 
 class Request(NamedTuple):
@@ -34,10 +35,13 @@ class BatchRequest(NamedTuple):
     """A micro-batch that is to be loaded."""
 
     images: list[Request]
+    """The crops to load: those of all places, or those that the replay buffer lacks."""
     places: range
-    """Places of its images in the global batch."""
+    """Its places in the global batch."""
     is_last: bool
     """Whether it is this rank's last one of its step."""
+    replayed: Replayed | None = None
+    """What it consists of if there is a replay buffer."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,31 @@ class RequestSampler(Sampler[BatchRequest]):
     """Crops in a row of each image; an epoch still has as many crops as there are images."""
 
     def __iter__(self) -> Iterator[BatchRequest]:
+        held: dict[Origin, None] = {}
         for step in range(self.first_step, self.clock.total_steps):
-            moment = self.clock.moment(step)
             span = self.clock.span(step)
+            stage = self._replayed_stage(span)
             parts = micro_batches(span, self.rank, self.world_size, self.micro_batch, self.pair_size)
             for places in parts:
-                images = [self._request(moment, place) for place in places]
-                yield BatchRequest(images, places, is_last=places == parts[-1])
+                replayed, missing = None, [Origin(step, place) for place in places]
+                if stage is not None:
+                    replayed = stage.replayed(step, places, self.seed)
+                    missing = take_missing_(held, replayed)
+                    held |= dict.fromkeys(missing)
+                moments = {origin.step: self.clock.moment(origin.step) for origin in missing}
+                images = [self._request(moments[origin.step], origin) for origin in missing]
+                yield BatchRequest(images, places, places == parts[-1], replayed)
 
-    def _request(self, moment: Moment, place: int) -> Request:
+    def _replayed_stage(self, span: Span) -> ReplayedStage | None:
+        buffer = self.clock.curriculum.stages[span.index].replay_buffer
+        return None if buffer is None else ReplayedStage(span, buffer)
+
+    def _request(self, moment: Moment, origin: Origin) -> Request:
+        span = self.clock.spans[moment.stage]
+        stage = self._replayed_stage(span)
+        number = moment.first_image + origin.place if stage is None else span.first_image + stage.new_before(origin)
+        drawn, crop = divmod(number, self.repeats)
         count = self.clock.images_per_epoch
-        drawn, crop = divmod(moment.first_image + place, self.repeats)
         epoch, position = divmod(drawn, count)
         image = int(epoch_order(self.seed, epoch, count)[position])
         return Request(epoch, image, moment.view, moment.magnitude, moment.min_area, crop)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from mae_curriculum.config import ConfigError, plain
 from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.schedule import Clock, Span
+from mae_curriculum.data.replay_buffer import ReplayedStage
 from mae_curriculum.evaluation.scaling import ASSUMPTIONS, Hardware, StepTimes
 from mae_curriculum.evaluation.speedup import FlopsOfView, run_flops
 from mae_curriculum.terminal import format_duration, format_epochs, format_flops, format_table, own_settings, side
@@ -72,6 +73,8 @@ def describe_stage(clock: Clock, span: Span, times: StepTimes, config: TrainingC
     flops_per_image = times.flops(span.view)
     randaug = clock.curriculum.augmentation.randaug
     progress = [float(span.start), float(span.end)]
+    buffer = clock.curriculum.stages[span.index].replay_buffer
+    loaded = span.batch_images if buffer is None else ReplayedStage(span, buffer).new_in_step
     return {
         "size": list(span.size),
         "magnitude": randaug and [randaug[0] + (randaug[1] - randaug[0]) * end for end in progress],
@@ -85,7 +88,7 @@ def describe_stage(clock: Clock, span: Span, times: StepTimes, config: TrainingC
         "accumulation": len(parts),
         "flops_per_image": flops_per_image,
         "compute_share": span.images * flops_per_image / run_flops(clock, times.flops),
-        "loader_images_per_second": span.batch_images / times.compute(span),
+        "loader_images_per_second": loaded / times.compute(span),
         "compute_seconds": times.compute(span),
         "peak_lr": stage_lr(config.optim.base_lr, clock, span.batch_images, config.optim),
         "settings": own_settings(plain(clock.curriculum.stages[span.index])),
