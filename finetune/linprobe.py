@@ -1,6 +1,6 @@
 """Linear and attentive probes of a frozen encoder: a grid of heads, trained side by side at the cost of one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from finetune.evaluation import save_classifier
 from finetune.heads import Heads
 from finetune.joining import describe_probe, join
 from finetune.labeled import LabeledImages, open_labeled
-from finetune.probe import FeatureInputs, FeatureRows, Probe
+from finetune.probe import FeatureInputs, Probe, open_features
 from finetune.repeat import run_seeds
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.batches import micro_batches
@@ -196,9 +196,8 @@ def open_dataset(probe: Probe, learning: LabeledImages, inference: Inference) ->
             config.data.oversample,
         )
         return dataset, images, labels
-    features = inference.cached(encoder, images, probe.blocks)
-    intact = np.flatnonzero(np.isfinite(features[0][:, 0, 0]))  # broken images have no features
-    return FeatureRows(features, intact), Subset(images, intact.tolist()), labels[intact]
+    features, intact = open_features(encoder, probe.blocks, images, inference)
+    return features, Subset(images, intact.tolist()), labels[intact]
 
 
 def set_up(
@@ -239,18 +238,36 @@ def set_up(
 
 def measure(model: Heads, probe: Probe, side: LabeledImages, inference: Inference) -> list[float]:
     """Return the accuracy of each head on images without augmentation."""
-    encoder = probe.encoder
-
-    def predict(images: Tensor) -> Tensor:
-        return model.logits(probe(images)).argmax(dim=2)
-
     model.eval()
     right, count = torch.zeros(len(model.names)), 0
-    for predicted, ids in inference.run(predict, side.images, size=encoder.image_size, channels=encoder.channels):
-        right += (predicted.cpu() == side.labels[ids.cpu()][:, None]).sum(dim=0)
+    for predicted, ids in classify(model, probe, side.images, inference):
+        right += (predicted == side.labels[ids][:, None]).sum(dim=0)
         count += len(ids)
     model.train()
     return [float(share) for share in right / count]
+
+
+def classify(
+    model: Heads, probe: Probe, images: Images, inference: Inference
+) -> Iterator[tuple[Tensor, Tensor | NDArray[np.int64]]]:
+    """Yield the classes that each head predicts, (m, heads), and the indices of their images (m,)."""
+    encoder = probe.encoder
+
+    def predict(pixels: Tensor) -> Tensor:
+        return model.logits(probe(pixels)).argmax(dim=2)
+
+    if probe.config.augment:
+        size, channels = encoder.image_size, encoder.channels
+        for predicted, ids in inference.run(predict, images, size=size, channels=channels):
+            yield predicted.cpu(), ids.cpu()
+        return
+    features, intact = open_features(encoder, probe.blocks, images, inference)
+    for start in range(0, len(intact), inference.batch_images):
+        inference.check()
+        batch = slice(start, start + inference.batch_images)
+        with torch.inference_mode():
+            views = probe.select(inference.world.to_device(features.rows(batch)))
+            yield model.logits(views).argmax(dim=2).cpu(), intact[batch]
 
 
 def conclude(config: LinprobeConfig, summaries: list[dict[str, Any]]) -> None:

@@ -15,7 +15,10 @@ from mae_curriculum.curriculum.schedule import Moment
 from mae_curriculum.data.loader import Batch
 from mae_curriculum.data.preprocess import preprocess
 from mae_curriculum.data.requests import Request
+from mae_curriculum.data.sources import Images
+from mae_curriculum.data.subsets import Subset
 from mae_curriculum.distributed import World
+from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 
 
@@ -26,11 +29,31 @@ class FeatureRows(Dataset[tuple[Tensor, int, dict[str, str]]]):
     features: Sequence[NDArray[np.float32]]
     """(n, p, d) of each block."""
     ids: NDArray[np.int64]
+    """Which of the n rows there are."""
 
     def __getitem__(self, request: Request) -> tuple[Tensor, int, dict[str, str]]:
         """Return an image's features (k, p, d) and its index."""
-        rows = np.stack([features[self.ids[request.image]] for features in self.features])
-        return torch.from_numpy(rows), request.image, {}
+        return self.rows(request.image), request.image, {}
+
+    def rows(self, places: int | slice) -> Tensor:
+        """Return the features (k, p, d) of one image, or (b, k, p, d) of several."""
+        ids = self.ids[places]
+        return torch.from_numpy(np.stack([features[ids] for features in self.features], axis=-3))
+
+
+def open_features(
+    encoder: MaskedAutoencoder, blocks: Sequence[int], images: Images, inference: Inference
+) -> tuple[FeatureRows, NDArray[np.int64]]:
+    """Return the features of images, and which of the images have any: broken ones have none.
+
+    Those of a part of a data set are taken from the whole's, which other parts and commands need too.
+    """
+    whole, ids = images, np.arange(len(images))
+    if isinstance(images, Subset):
+        whole, ids = images.images, np.asarray(images.ids)
+    features = inference.cached(encoder, whole, blocks)
+    intact = np.flatnonzero(np.isfinite(features[0][:, 0, 0])[ids])
+    return FeatureRows(features, ids[intact]), intact
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,10 @@ def test_help_all_shows_the_defaults_of_the_command_and_the_items_of_lists() -> 
         (Literal["a", "b"] | None, "one of a, b"),
         (int | Literal["all"], "integer or all"),
         (dict[str, Any], "mapping"),
-        (tuple[Stage, ...], "list of {share, size, batch_factor, mask_ratio, min_area, resize, replay_buffer, images_factor}"),
+        (
+            tuple[Stage, ...],
+            "list of {share, size, batch_factor, mask_ratio, min_area, resize, replay_buffer, images_factor}",
+        ),
         (bool, "true or false"),
     ],
 )
