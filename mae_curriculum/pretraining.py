@@ -33,6 +33,7 @@ from mae_curriculum.pretraining_config import (
     with_choices,
     with_choices_of_run,
 )
+from mae_curriculum.reference import find_watch
 from mae_curriculum.report.figures import draw_reconstructions
 from mae_curriculum.run.stop import EXIT_RESUMABLE, Stop
 from mae_curriculum.terminal import format_epochs
@@ -168,6 +169,10 @@ def build_hooks(
     if no_knn and config.stop_below_start:
         raise ConfigError(f"stop_below_start compares kNN accuracies, and there is none: {no_knn}")
 
+    watch = find_watch(config, training.data_fingerprint, session.journal, training.clock.total_steps)
+    if watch:
+        world.log(watch.title)
+
     def measure(model: MaskedAutoencoder, check: Check = lambda: None) -> dict[str, float]:
         inference = Inference(world, config.data, config.precision, config.knn.batch_images, check=check)
         knn = knn_of_encoder(model, images, val, config=config.knn, inference=inference)
@@ -182,13 +187,21 @@ def build_hooks(
         found = measure(training.model)
         session.journal.write("evaluation", steps_done=steps_done, **found)
         start = world.on_main(partial(read_start, session.journal)) if steps_done else {}
-        world.log(f"after step {steps_done}: {describe_evaluation(found, start)}")
+        known = watch.describe_knn(steps_done, found["knn"]) if watch and "knn" in found else ""
+        world.log(f"after step {steps_done}: {describe_evaluation(found, start)}" + (f"; {known}" if known else ""))
         if config.stop_below_start:
             warmup = warmup_share(training.clock, config.optim)
             world.on_main(partial(refuse_decline, session.journal, training.clock, warmup))
 
+    def report(steps_done: int) -> None:
+        sentence = watch and watch.describe_loss(steps_done)
+        if sentence:
+            world.log(sentence)
+
     def conclude(stopwatch: Stopwatch, check: Check) -> dict[str, Any]:
-        return summarize(training, config, session, stopwatch, partial(measure, check=check), check)
+        facts = summarize(training, config, session, stopwatch, partial(measure, check=check), check)
+        known = watch.describe_knn(training.clock.total_steps, facts["knn"]) if watch and facts["knn"] else None
+        return facts | {"reference": known or None}
 
     draw = picture_hook(training, images if val is None else val, config, session)
     return Hooks(
@@ -196,6 +209,7 @@ def build_hooks(
         evaluate,
         evaluate_every_epochs=None if no_knn and not starts else config.knn.every_epochs,
         evaluates_start=starts,
+        report=report,
         draw=draw,
     )
 
@@ -277,6 +291,8 @@ def describe(config: PretrainConfig, result: PretrainResult) -> str:
     if summary["end"]:
         untrained = "" if summary["start"] else f", untrained {summary['knn_untrained']:.4f}"
         lines.append(describe_evaluation(summary["end"], summary["start"]) + untrained)
+    if summary.get("reference"):
+        lines.append(f"kNN accuracy {summary['reference']} of these settings")
     files = ["config.yaml", "journal.jsonl", "summary.json", "checkpoints/"]
     if config.tracking.pictures:
         files.append("pictures/ (reconstructions)")

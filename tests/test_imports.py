@@ -15,7 +15,7 @@ FLOORS = [
     "training weights",
     "evaluation",
     "pretraining_config report",
-    "initialization",
+    "initialization reference",
     "pretraining",
     "search",
     "commands",

@@ -183,6 +183,9 @@ class ReportConfig:
     """Folder of the run that the others are compared with; can be one of `runs`."""
     out: Path | None = None
     """Output file; null for report.html in the first run's folder."""
+    reference: Path | None = None
+    """File for reference curves, .json, made from the runs instead of a page: at least three finished pretrainings that
+    differ in their seeds. Those in configs/reference/ are compared with every pretraining of the same settings."""
 
     def __post_init__(self) -> None:
         if not self.runs:

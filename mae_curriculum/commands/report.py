@@ -1,15 +1,21 @@
-"""Write the report: one HTML page about runs."""
+"""Write the report: one HTML page about runs; or reference curves."""
 
 from mae_curriculum.commands.config import ReportConfig
 from mae_curriculum.config import ConfigError
 from mae_curriculum.files import write_atomic
+from mae_curriculum.reference import write_reference
 from mae_curriculum.report.html import render
 from mae_curriculum.report.runs import read_runs
 from mae_curriculum.terminal import printable
 
 
 def report(config: ReportConfig) -> int:
-    """Write the page; returns the exit code."""
+    """Write the page, or the reference curves; returns the exit code."""
+    if config.reference is not None:
+        runs = read_runs(config.runs)
+        write_reference(config.reference, runs)
+        print(f"{printable(config.reference)}: runs: {len(runs)}")
+        return 0
     paths = config.runs if config.baseline is None else (config.baseline, *config.runs)
     runs = read_runs(paths)
     if config.baseline is not None and runs[0].folder.path != config.baseline.resolve():

@@ -47,6 +47,8 @@ class Hooks:
     """Equivalent epochs between evaluations before the end; None for none."""
     evaluates_start: bool = False
     """Whether the model is evaluated before the first step too."""
+    report: Callable[[int], object] = lambda _: None
+    """Called after each report, with the number of steps that are done."""
     draw: Callable[[int], object] = lambda _: None
     """Draws a picture of the model after a number of steps, at the end of each stage."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -126,7 +128,8 @@ def train_(
 
 
 def run_hooks(hooks: Hooks, due: Due, session: RunSession, stopwatch: Stopwatch, steps_done: int) -> None:
-    """Draw and evaluate, where that is due."""
+    """Do what the run does besides training, where that is due."""
+    hooks.report(steps_done)
     if due.draw:
         with stopwatch("pictures"):
             hooks.draw(steps_done)
