@@ -15,8 +15,9 @@ from mae_curriculum.curriculum.low_frequency import RESIZE
 from mae_curriculum.curriculum.schedule import Clock
 from mae_curriculum.data.contents import format_contents, look_at
 from mae_curriculum.data.preprocess import normalize
-from mae_curriculum.data.sources import ArrayImages
+from mae_curriculum.data.sources import ArrayImages, open_source
 from mae_curriculum.distributed import connect
+from mae_curriculum.evaluation.loading_times import PARTS, describe_limits, measure_loading
 from mae_curriculum.evaluation.step_times import make_steps, random_pixels, time_in_turn
 from mae_curriculum.initialization import resolve_init
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
@@ -45,6 +46,9 @@ def bench(config: BenchConfig) -> int:
             "stages": measure_stages(training, baseline, rounds=config.rounds),
             "resize": measure_resizing(training, rounds=config.rounds),
         }
+        if config.loading:
+            images = open_source(resolved.data).train
+            results["loading"] = measure_loading(training, images, rounds=config.rounds)
         world.print(json.dumps(results, indent=2) if config.json else format_results(results))
     return 0
 
@@ -96,4 +100,28 @@ def format_results(results: dict[str, Any]) -> str:
         resizing.append([side(row["size"]), *times, f"{row['fourier'] / row['bicubic']:.2f}"])
     head = f"{results['device']}, {results['threads']} threads; training steps on random images:"
     resize_head = "resizing full-size images to the size of a stage:"
-    return "\n".join([head, format_table(stages), "", resize_head, format_table(resizing)])
+    lines = [head, format_table(stages), "", resize_head, format_table(resizing)]
+    return "\n".join([*lines, *(format_loading(results) if "loading" in results else [])])
+
+
+def format_loading(results: dict[str, Any]) -> list[str]:
+    """Format how fast images are loaded, and what limits the run."""
+    table = [
+        ["stage", "px", *(f"{part} ms" for part in PARTS), "ms/image", "images/s/core", "MAE's transform", "ratio"]
+    ]
+    for row in results["loading"]:
+        seconds = row["seconds"]
+        whole, pil = seconds["whole"], seconds["pil"]
+        parts = ["" if seconds[part] is None else f"{1000 * seconds[part]:.3f}" for part in PARTS]
+        compared = ["", ""] if pil is None else [f"{1 / pil:,.0f}", f"{pil / whole:.2f}"]
+        table.append(
+            [str(row["stage"]), side(row["size"]), *parts, f"{1000 * whole:.3f}", f"{1 / whole:,.0f}", *compared]
+        )
+    rates = [1 / row["seconds_per_image"] for row in results["stages"][1:]]
+    limits = describe_limits(results["loading"], rates)
+    return [
+        "",
+        "loading images, one process; MAE's own transform of the same files in images/s:",
+        format_table(table),
+        *limits,
+    ]

@@ -53,10 +53,12 @@ class PlanConfig(PlanOptions, PretrainConfig):
 
 @dataclass(frozen=True)
 class BenchConfig(PretrainConfig):
-    """Measure the speed of a pretraining run's stages on random images."""
+    """Measure the speed of a pretraining run's stages on random images, and of loading your own."""
 
     rounds: int = 7
     """Number of measurements of each stage, interleaved with the others; the median is reported."""
+    loading: bool = False
+    """Measure also how fast images are loaded for each stage, beside MAE's own transform, and what limits the run."""
     json: bool = False
     """Print one JSON object instead of tables."""
 

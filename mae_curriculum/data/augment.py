@@ -115,7 +115,7 @@ def _erase(image: Tensor, generator: np.random.Generator) -> Tensor:
 
 
 def _rand_augment(image: Tensor, magnitude: float, generator: np.random.Generator) -> Tensor:
-    policy = _policy(magnitude)
+    policy = rand_augment(magnitude)
     picture = F.to_pil_image(image.expand(3, -1, -1))
     python_state, numpy_state = random.getstate(), np.random.get_state()  # timm draws from these global states
     random.seed(_seed(generator))
@@ -134,7 +134,7 @@ def _seed(generator: np.random.Generator) -> int:
 
 
 @lru_cache(maxsize=16)
-def _policy(magnitude: float) -> RandAugment:
+def rand_augment(magnitude: float) -> RandAugment:
     """Build timm's `rand-mM-mstd0.5-inc1` for any float M; timm's string form takes integers only."""
     mean = (124, 116, 104)  # ImageNet's mean fills the gaps that a shear or rotation leaves
     policy: RandAugment = rand_augment_transform(

@@ -1,9 +1,14 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from mae_curriculum.__main__ import main
+from mae_curriculum.evaluation import loading_times
+from mae_curriculum.evaluation.loading_times import PARTS, describe_limits
 from tests.processes import ROOT
+from tests.runs import TINY, as_flags, picture_folder
 
 DIGITS = str(ROOT / "configs" / "pretrain" / "digits.yaml")
 
@@ -31,6 +36,38 @@ def test_text_output_has_both_tables(capsys: pytest.CaptureFixture[str]) -> None
     text = captured.out
     assert "full size" in text
     assert "fourier/bicubic" in text
+
+
+def test_loading_is_measured_part_by_part_beside_maes_transform(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loading_times, "WORKER_SECONDS", 0.1)
+    picture_folder(tmp_path / "images", classes=2, count=4)
+    (tmp_path / "images" / "class0" / "broken.png").write_text("no image")
+    settings = {"data.source": tmp_path / "images", "data.mean": "null", "data.std": "null", "model.channels": 3}
+    settings |= {"curriculum.augmentation.randaug": "[0, 9]", "epochs": 100, "batch_size": 8, "data.workers": 1}
+    arguments = ["bench", *as_flags(TINY | settings | {"rounds": 1, "loading": "true"})]
+    assert main([*arguments, "--json=true"]) == 0
+    rows = json.loads(capsys.readouterr().out)["loading"]
+    assert [row["size"] for row in rows] == [[24, 24], [24, 24], [32, 32]]
+    assert all(set(row["seconds"]) == {*PARTS, "whole", "pil"} for row in rows)
+    assert all(value is not None and value >= 0 for row in rows for value in row["seconds"].values())
+    assert all(row["worker_images_per_second"] > 0 for row in rows)
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "MAE's transform" in text
+    assert re.search(r"stage 3: 1 workers load [\d,]+ images/s, the model needs [\d,]+/s: ", text)
+
+
+def test_the_limit_of_loading_is_named_with_what_helps() -> None:
+    seconds = {"read": 0.001, "decode": 0.006, "crop": 0.001, "augment": None, "batch": 0.0, "copy": 0.0, "whole": 0.01}
+    row = {"stage": 1, "seconds": seconds, "loaded_share": 0.5, "workers": 2, "worker_images_per_second": 190.0}
+    assert describe_limits([row], [380.0]) == ["stage 1: 2 workers load 190 images/s, the model needs 190/s: enough"]
+    (limited,) = describe_limits([row], [1000.0])
+    assert "the model needs 500/s: data.workers 5 would do" in limited
+    assert "most of the time goes to decoding: `pack` makes" in limited
+    alone = {**row, "workers": 0, "worker_images_per_second": None}
+    assert describe_limits([alone], [10.0])[0].startswith("stage 1: the training process loads 100 images/s, the model")
 
 
 def test_rounds_must_be_positive(capsys: pytest.CaptureFixture[str]) -> None:
