@@ -86,7 +86,7 @@ def test_two_processes_exchange_values_votes_failures_and_what_they_see(tmp_path
     assert done.stdout.count("rank 0 on") == 8
     assert "sees 16 images" in told["fewer"]
     assert "sees 15 images" in told["fewer"]
-    assert "/missing/1' is neither a folder nor a .tar nor a list" in told["missing"]
+    assert "/missing/1' is neither a folder nor a .tar, .npy or .parquet file" in told["missing"]
     assert all(f"rank 1 on {socket.gethostname()} sees" in line for line in told.values())
 
 

@@ -295,7 +295,7 @@ def test_images_of_one_class_train_without_a_knn_accuracy(tmp_path: Path, capsys
 
 MISTAKES: dict[str, dict[str, Any]] = {
     "data.source: no images in": {"data__source": "slurm"},
-    "data.source: 'nowhere' is neither a folder nor a .tar nor a list": {"data__source": "nowhere"},
+    "data.source: 'nowhere' is neither a folder nor a .tar, .npy or .parquet file": {"data__source": "nowhere"},
     "model.image_size 30x30 must be a multiple of the patch size, 8": {"model__image_size": 30},
     "curriculum.stages: shares must be positive and sum to 1; got [0.5]": {
         "curriculum__stages": '[{"share": 0.5, "size": 224}]'

@@ -32,7 +32,8 @@ class DataConfig:
     source: str = "digits"
     """digits (from scikit-learn, no download), cifar10 or imagenette (downloaded by torchvision); or a folder of images
     or plain tars, with or without train/ and val/, and with or without one folder per class; or a list of files, .csv,
-    .tsv or .txt, with or without labels."""
+    .tsv or .txt, with or without labels; or a .npy array of images; or parquet files, a data set that the datasets
+    library saved, or hf:OWNER/NAME, one of the Hugging Face Hub."""
     cache: Path = exempt(Path("data"))
     """Folder for downloads."""
     image_count: int | None = None

@@ -9,19 +9,27 @@ from pathlib import Path
 import numpy as np
 
 from mae_curriculum.config import ConfigError
+from mae_curriculum.data.array_file import is_stack, open_array
 from mae_curriculum.data.config import IMAGE_COUNTS, LISTS
 from mae_curriculum.data.folders import (
     PARTS,
     Listing,
     find_classes,
     find_parts,
+    has_image_files,
     label_images,
     list_images,
     refuse_unknown,
 )
 from mae_curriculum.data.lists import ImageList, read_list
-from mae_curriculum.data.stored import Files, Stored
+from mae_curriculum.data.stored import Files, Records, Stored
+from mae_curriculum.data.tables import HUB, is_saved, read_hub, read_parquet, read_saved
 from mae_curriculum.data.tar_index import is_tar, open_tars
+
+PART_USED = ("training", "validation")
+"""The parts that are read; a test set never is."""
+
+PART_NAMES = frozenset(name for part in PART_USED for name in PARTS[part])
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Part:
 
 
 def list_parts(source: Path, cache: Path) -> tuple[Part, Part | None]:
-    """List the training and, if there are any, the validation images of a folder, or of a tar.
+    """List the training and, if there are any, the validation images of a source.
 
     Image files are sought as `find_parts` does. Where there are none but tars, `split_tars` tells their parts.
 
@@ -49,12 +57,14 @@ def list_parts(source: Path, cache: Path) -> tuple[Part, Part | None]:
     check_source(source)
     if source.suffix.lower() in LISTS:
         return _open_list(source)
+    if records := find_records(source):
+        return _choose_parts(source, records)
     if source.is_file():
         return _open_tars(source.parent, [source], None, cache), None
     train_folder, val_folder = find_parts(source)
     listing = list_images(train_folder)
     if val_folder is None and not listing.paths:
-        train_tars, val_tars = split_tars(train_folder, listing.tars)
+        train_tars, val_tars = split_files(train_folder, listing.tars)
         train = _open_tars(train_folder, train_tars, None, cache)
         return train, _open_tars(train_folder, val_tars, train.classes, cache) if val_tars else None
     train = _open_listing(listing, None, cache)
@@ -66,6 +76,8 @@ def list_all(source: Path, cache: Path) -> Part:
     check_source(source)
     if source.suffix.lower() in LISTS:
         return _part_of_list(source, read_list(source), ())
+    if records := find_records(source):
+        return _only_part(source, records)
     if source.is_file():
         return _open_tars(source.parent, [source], (), cache)
     return _open_listing(list_images(source), (), cache)
@@ -73,30 +85,81 @@ def list_all(source: Path, cache: Path) -> Part:
 
 def check_source(source: Path) -> None:
     """Raise ConfigError if a path is neither a folder nor a tar nor a list."""
-    is_readable = is_tar(source.name) or source.suffix.lower() in LISTS
+    is_readable = is_tar(source.name) or source.suffix.lower() in (*LISTS, ".npy", ".parquet")
+    if str(source).startswith(HUB):
+        return
     if not source.is_dir() and not (source.is_file() and is_readable):
         lists, named = ", ".join(LISTS), ", ".join(IMAGE_COUNTS)
         raise ConfigError(
-            f"data.source: '{source}' is neither a folder nor a .tar nor a list ({lists}) nor one of {named}"
+            f"data.source: '{source}' is neither a folder nor a .tar, .npy or .parquet file nor a list ({lists}) nor "
+            f"{HUB}OWNER/NAME nor one of {named}"
         )
 
 
-def split_tars(folder: Path, tars: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the training and the validation tars of a folder, by the words in their names, such as train-0001.tar.
+def find_records(source: Path) -> dict[str, Records]:
+    """Return the parts of an array, of parquet files or of a data set of Hugging Face; nothing for other sources."""
+    if str(source).startswith(HUB):
+        return read_hub(str(source))
+    if source.suffix.lower() == ".npy":
+        return {"train": open_array(source)}
+    if source.suffix.lower() == ".parquet":
+        return read_parquet({"train": [source]})
+    if is_saved(source):
+        return read_saved(source)
+    arrays = {path.stem: path for path in source.glob("*.npy") if path.stem.lower() in PART_NAMES}
+    if any(map(is_stack, arrays.values())):
+        return {part: open_array(path) for part, path in arrays.items()}
+    tables = sorted([*source.glob("*.parquet"), *source.glob("data/*.parquet")])
+    if not tables or any(source.glob("*.tar")) or has_image_files(source):  # tables beside images describe them
+        return {}
+    train, val = split_files(source, tables)
+    return read_parquet({"train": train, "validation": val} if val else {"train": train})
+
+
+def _choose_parts(source: Path, records: Mapping[str, Records]) -> tuple[Part, Part | None]:
+    """Return the training and validation images of several parts; raises ConfigError if none is for training."""
+    train, val = (next((part for part in records if part.lower() in PARTS[name]), None) for name in PART_USED)
+    if train is None:
+        raise ConfigError(f"data.source: {source} has the parts {', '.join(records)}, but no `train`")
+    train_part = _part_of_records(source, records[train], None)
+    return train_part, None if val is None else _part_of_records(source, records[val], train_part.classes)
+
+
+def _only_part(source: Path, records: Mapping[str, Records]) -> Part:
+    """Return the images of one part, without classes; raises ConfigError for several parts."""
+    if len(records) > 1:
+        raise ConfigError(f"data.source: {source} has the parts {', '.join(records)}; give the file of one")
+    return _part_of_records(source, next(iter(records.values())), ())
+
+
+def _part_of_records(source: Path, records: Records, train_classes: Sequence[str] | None) -> Part:
+    """Return images with the names of their classes; see `_open_listing`."""
+    classes, labels = train_classes or (), None
+    if records.labels is not None and train_classes is None:
+        classes = records.classes or sort_classes({*records.labels})
+    if records.labels is not None and classes:
+        refuse_unknown(source, {*records.labels}, classes)
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = [numbers[label] for label in records.labels]
+    return Part(source, records.stored, {}, classes, labels)
+
+
+def split_files(folder: Path, files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the training and the validation files of a folder, by the words in their names, such as train-0001.tar.
 
     If none has such a word, all are for training; a test set is never used.
 
-    Raises  ConfigError if there are tars of other parts but none for training.
+    Raises  ConfigError if there are files of other parts but none for training.
     """
     parts: dict[str | None, list[Path]] = {}
-    for tar in tars:
-        words = set(re.split(r"[^a-z]+", tar.stem.lower()))
+    for file in files:
+        words = set(re.split(r"[^a-z]+", file.stem.lower()))
         part = next((part for part, names in PARTS.items() if words.intersection(names)), None)
-        parts.setdefault(part, []).append(tar)
+        parts.setdefault(part, []).append(file)
     if parts.keys() == {None}:
         return parts[None], []
     if "training" not in parts:
-        raise ConfigError(f"data.source: {folder} has {tars[0].name} but no tars with `train` in their names; add them")
+        raise ConfigError(f"data.source: {folder} has {files[0].name} but no file with `train` in its name; add one")
     return parts["training"], parts.get("validation", [])
 
 
@@ -114,15 +177,7 @@ def _open_list(path: Path) -> tuple[Part, Part | None]:
 
 
 def _part_of_list(path: Path, listed: ImageList, train_classes: Sequence[str] | None) -> Part:
-    """Return images of a list; see `_open_listing`."""
-    classes, labels = train_classes or (), None
-    if listed.labels is not None and train_classes is None:
-        classes = sort_classes({*listed.labels})
-    if listed.labels is not None and classes:
-        refuse_unknown(path, {*listed.labels}, classes)
-        numbers = {name: number for number, name in enumerate(classes)}
-        labels = [numbers[label] for label in listed.labels]
-    return Part(path, Files(listed.paths), {}, classes, labels)
+    return _part_of_records(path, Records(Files(listed.paths), listed.labels), train_classes)
 
 
 def sort_classes(names: Set[str]) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from mae_curriculum.data.decode import BrokenImageError, check_array, decode_ima
 from mae_curriculum.data.folders import has_image_files
 from mae_curriculum.data.parts import Part, list_parts
 from mae_curriculum.data.stored import Stored
+from mae_curriculum.data.tables import HUB
 from mae_curriculum.distributed import World
 
 COMPARED_IMAGES = 8
@@ -121,12 +122,13 @@ class EncodedImages:
 
 
 def prepare(config: DataConfig) -> None:
-    """Download a named source to `cache`, or make the index of tars, unless it is there; call it on one rank.
+    """Download a named source, or make what is needed to read tars or tables, unless it is there; call it on one rank.
 
     Raises  ConfigError if that fails.
     """
     path = Path(config.source)
-    if config.source not in IMAGE_COUNTS and path.exists() and not has_image_files(path):
+    is_hub = config.source.startswith(HUB)
+    if is_hub or (config.source not in IMAGE_COUNTS and path.exists() and not has_image_files(path)):
         list_parts(path, config.cache)
     from torchvision.datasets import CIFAR10, Imagenette
 

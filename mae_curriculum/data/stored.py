@@ -54,6 +54,17 @@ class Stored(Protocol):
 
 
 @dataclass(frozen=True)
+class Records:
+    """Encoded images that come with the names of their classes."""
+
+    stored: Stored
+    labels: Sequence[str] | None
+    """Name of the class of each image; None without classes."""
+    classes: Sequence[str] | None = None
+    """All classes in order, where the source gives one."""
+
+
+@dataclass(frozen=True)
 class Files:
     """Image files."""
 

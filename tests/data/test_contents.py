@@ -101,7 +101,7 @@ def test_digits_are_as_stated_without_them() -> None:
 def test_a_stated_number_of_images_is_taken_without_a_look() -> None:
     contents = look_at(DataConfig(source="nowhere", image_count=7))
     assert format_contents(contents) == ["images: nowhere", "  training: 7 images"]
-    with pytest.raises(ConfigError, match="'nowhere' is neither a folder nor a .tar nor a list"):
+    with pytest.raises(ConfigError, match="'nowhere' is neither a folder nor a .tar, .npy or .parquet file"):
         look_at(DataConfig(source="nowhere"))
 
 

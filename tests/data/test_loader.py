@@ -203,7 +203,7 @@ def test_a_tree_of_unlabeled_images_has_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nowhere", "'nowhere' is neither a folder nor a .tar nor a list"),
+        ("nowhere", "'nowhere' is neither a folder nor a .tar, .npy or .parquet file"),
         ("empty", "no images in empty; image files end in .* .jpg"),
     ],
 )

@@ -123,7 +123,7 @@ BAD: dict[str, list[tuple[str, bytes | list[Member]]]] = {
         ("train.tar", [("a.png", picture(1)), ("a.cls", b"0"), ("b.png", picture(2))])
     ],
     "a.cls must hold a class number, 0 or above, got b'cat'": [("train.tar", [("a.png", b""), ("a.cls", b"cat")])],
-    "has val.tar but no tars with `train`": [("val.tar", [("a.png", picture(1))])],
+    "has val.tar but no file with `train`": [("val.tar", [("a.png", picture(1))])],
     "has c, not among the 2 classes": [
         ("train.tar", [("a/1.png", b""), ("b/2.png", b"")]),
         ("val.tar", [("a/1.png", b""), ("c/2.png", b"")]),
