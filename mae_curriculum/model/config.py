@@ -55,6 +55,9 @@ class ModelConfig:
     """Fraction of the patches hidden from the encoder, above 0 and below 1."""
     mask_block: int = 1
     """Side, in patches, of the blocks that are hidden or seen as a whole (arXiv:2512.15715); divides every grid."""
+    decode_share: float = 1.0
+    """Fraction of the hidden patches that are predicted, above 0 and at most 1: a random part of them, as in CrossMAE
+    (arXiv:2401.14391). A lower one makes the decoder cheaper; whether that costs accuracy is contested."""
     target: Target = "norm_pixels"
     """What the decoder predicts: pixels, pixels normalized per patch (norm_pix_loss), or histograms of oriented
     gradients per patch (hog), as MaskFeat does."""
@@ -72,6 +75,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not 0 < self.mask_ratio < 1:
             raise ConfigError(f"model.mask_ratio must be above 0 and below 1, got {self.mask_ratio}")
+        if not 0 < self.decode_share <= 1:
+            raise ConfigError(f"model.decode_share must be above 0 and at most 1, got {self.decode_share}")
         if not 1 <= self.channels <= 16:
             raise ConfigError(f"model.channels must be in 1..16, got {self.channels}")
         if min(self.image_size if isinstance(self.image_size, tuple) else (self.image_size or 1,)) < 1:

@@ -59,17 +59,19 @@ class MaskedAutoencoder(nn.Module):
         self._initialize_()
 
     def forward(self, images: Tensor, noise: Tensor, mask_ratio: float, full: Tensor | None = None) -> Tensor:
-        """Hide the patches of highest noise, predict them, and return the error.
+        """Hide the patches of highest noise, predict them or `decode_share` of them, and return the error.
 
         images      (b, c, h, w), normalized; h and w multiples of the patch size, up to any size.
         noise       (b, n), any values: the visible patches are those of lowest noise; with `mask_block`, of each block.
         mask_ratio  share of the patches that are hidden, 0 to 1; at least one is visible and at least one hidden.
         full        the same images at full size; None if that is the size of `images`.
-        Returns     (b,) float32: mean squared error over the values of an image's masked patches.
+        Returns     (b,) float32: mean squared error over the values of an image's predicted patches.
         """
         height, width = images.shape[-2:]
-        grid, keep = self.grid((height, width)), self.shape.visible_count(View((height, width), mask_ratio))
+        grid, view = self.grid((height, width)), View((height, width), mask_ratio)
+        keep, predicted_count = self.shape.visible_count(view), self.shape.predicted_count(view)
         ids_keep, ids_mask = split_by_noise(noise, keep, grid=grid, block=self.shape.mask_block)
+        ids_mask = ids_mask[:, :predicted_count]  # the others are left out
         tokens = self.encode(take_patches(patchify(images, self.patch_size), ids_keep), grid, ids_keep)
         predicted = self.decoder(tokens, self.mask_token, grid, ids_keep, ids_mask)
         error: Tensor = predicted.float() - self.make_target(images, ids_mask, full)

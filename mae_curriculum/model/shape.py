@@ -110,6 +110,8 @@ class ModelShape:
     decoder: DecoderShape
     mask_block: int = 1
     """Side of the blocks that are masked as a whole, patches."""
+    decode_share: float = 1.0
+    """Share of the masked patches that are predicted."""
 
     def grid(self, size: tuple[int, ...]) -> tuple[int, int]:
         """Return the patches per column and per row of an image of this size (height, width)."""
@@ -130,12 +132,16 @@ class ModelShape:
         """Return how many patches of a view the encoder sees: those of whole blocks."""
         return visible_count(prod(self.mask_grid(view.size)), view.mask_ratio) * self.mask_block**2
 
+    def predicted_count(self, view: View) -> int:
+        """Return how many of a view's masked patches are predicted, at least one."""
+        masked = prod(self.grid(view.size)) - self.visible_count(view)
+        return max(1, round(self.decode_share * masked))
+
     def forward_flops(self, view: View) -> int:
-        """Return the FLOPs of one image's forward pass: visible patches encoded, all decoded, the masked predicted."""
+        """Return the FLOPs of one image's forward pass: visible patches encoded and decoded, masked ones predicted."""
         visible = self.visible_count(view)
-        masked = prod(self.grid(view.size)) - visible
         tokens = self.encoder.prefix_tokens + visible
-        return self.encoder.flops(visible) + self.decoder.flops(tokens, masked)
+        return self.encoder.flops(visible) + self.decoder.flops(tokens, self.predicted_count(view))
 
     def training_flops(self, view: View) -> int:
         """Return the FLOPs of one image's share of a training step."""
@@ -199,7 +205,7 @@ def plain_vit_shape(config: ModelConfig) -> ModelShape | None:
 def model_shape(config: ModelConfig, encoder: EncoderShape) -> ModelShape:
     """Return the shape of encoder, decoder and masks; raises ConfigError for sizes that do not go together."""
     check_encoder(encoder)
-    shape = ModelShape(encoder, decoder_shape(config, encoder), config.mask_block)
+    shape = ModelShape(encoder, decoder_shape(config, encoder), config.mask_block, config.decode_share)
     if not shape.holds_blocks(encoder.image_size):
         cells = "x".join(str(side * config.mask_block) for side in encoder.patch_size)
         grid = "x".join(map(str, shape.grid(encoder.image_size)))

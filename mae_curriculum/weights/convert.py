@@ -39,9 +39,9 @@ class Start:
 def convert(weights: Weights, wanted: ModelConfig, what: object) -> Start:
     """Convert weights to the model that the settings ask for; what these leave at its default follows from the weights.
 
-    The number of channels and the masks are always those of the settings. Positions are interpolated such that
-    the grid covers the same image as before; patch kernels are resampled as in FlexiViT (arXiv:2212.08013); kernels of
-    3 channels become those of 1 by their sum, or of n by repetition.
+    The number of channels, the masks and what is predicted are always those of the settings. Positions are interpolated
+    such that the grid covers the same image as before; patch kernels are resampled as in FlexiViT (arXiv:2212.08013);
+    kernels of 3 channels become those of 1 by their sum, or of n by repetition.
 
     what    name of the weights in messages.
     Raises  ConfigError for another network than the weights', and for channels that cannot be converted.
@@ -56,6 +56,7 @@ def convert(weights: Weights, wanted: ModelConfig, what: object) -> Start:
         channels=wanted.channels,
         mask_ratio=wanted.mask_ratio,
         mask_block=wanted.mask_block,
+        decode_share=wanted.decode_share,
         **{key: getattr(wanted, key) for key in DECODER} | fit_decoder(wanted, width),
     )
     old, new = _on_paper(weights.model), _on_paper(model)

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.schedule import View
+from mae_curriculum.evaluation.reconstruction import unpatchify
 from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
 from mae_curriculum.model.masking import mask_noise, patchify, split_by_noise
@@ -177,9 +178,32 @@ def test_normalised_target_has_mean_zero_and_variance_one() -> None:
     torch.testing.assert_close(target.var(-1), torch.ones(2, 3), atol=1e-3, rtol=0)
 
 
+def test_a_share_of_the_masked_patches_is_predicted_at_random_and_the_others_are_left_out() -> None:
+    whole = build_model(replace(DEEPER, target="pixels"), seed=0)
+    half = build_model(replace(DEEPER, target="pixels", decode_share=0.5), seed=0)
+    images, order = noise(1, 3, 32, 32), noise(1, 16)
+    ids_keep, ids_mask = split_by_noise(order, 4, grid=(4, 4))
+    predicted = ids_mask[:, :6]  # of 12
+    tokens = whole.encode(patchify(images, (8, 8)).gather(1, ids_keep[..., None].expand(-1, -1, 192)), (4, 4), ids_keep)
+    decoded = whole.decoder(tokens, whole.mask_token, (4, 4), ids_keep, predicted)
+    expected = (decoded - whole.make_target(images, predicted)).square().mean()
+    torch.testing.assert_close(half(images, order, 0.75).mean(), expected)
+    images.view(-1)[:] = patchless(images, ids_mask[0, 6:])
+    torch.testing.assert_close(half(images, order, 0.75).mean(), expected)
+    assert half.shape.predicted_count(View((8, 16), 0.75)) == 1
+
+
+def patchless(images: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the values of images (1, 3, 32, 32) whose patches `ids` are black."""
+    patches = patchify(images, (8, 8)).clone()
+    patches[0, ids] = 0
+    return unpatchify(patches, (4, 4), (8, 8)).flatten()
+
+
 @pytest.mark.parametrize("size", [96, 160, 224])
-def test_flops_agree_with_torchs_counter(size: int) -> None:
-    model = build_model(ModelConfig(name="vit_tiny_patch16_224", decoder_depth=2), seed=0)
+@pytest.mark.parametrize("decode_share", [1.0, 0.3])
+def test_flops_agree_with_torchs_counter(size: int, decode_share: float) -> None:
+    model = build_model(ModelConfig(name="vit_tiny_patch16_224", decoder_depth=2, decode_share=decode_share), seed=0)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loss = model(noise(1, 3, size, size), noise(1, (size // 16) ** 2), 0.75).mean()
         forward = counter.get_total_flops()
@@ -210,6 +234,7 @@ def test_other_vits_are_measured() -> None:
 
 
 MISTAKES: dict[str, dict[str, Any]] = {
+    "decode_share must be above 0 and at most 1, got 0": {"decode_share": 0.0},
     "has no plain ViT named 'vit_bse_patch16_224'; similar: vit_base_patch16_224": {"name": "vit_bse_patch16_224"},
     "has no plain ViT named 'resnet50'": {"name": "resnet50"},
     "image_size 30x30 must be a multiple of the patch size, 8": {"image_size": 30},
