@@ -97,8 +97,8 @@ def build_hooks(
         world.log(f"drop path {config.scaled_drop_path:.3g}: {given} x {epochs}")
     inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
 
-    def evaluate(steps_done: int, inference: Inference = inference) -> ClassifierEvaluation:
-        evaluation = measure(training, val, inference)
+    def evaluate(steps_done: int, check: Check) -> ClassifierEvaluation:
+        evaluation = measure(training, val, replace(inference, check=check))
         accuracy, loss = map(finite_or_none, (evaluation.accuracy, evaluation.loss))
         session.journal.write("evaluation", steps_done=steps_done, accuracy=accuracy, val_loss=loss)
         keep = partial(keep_best, session, training, evaluation.accuracy, classes=val.classes, crop=config.crop)
@@ -107,7 +107,7 @@ def build_hooks(
 
     def conclude(stopwatch: Stopwatch, check: Check) -> dict[str, Any]:
         with stopwatch("evaluate"):
-            evaluation = evaluate(training.clock.total_steps, replace(inference, check=check))
+            evaluation = evaluate(training.clock.total_steps, check)
         check()
         count = len(training.images)
         baseline = build_clock(without_curriculum(config), training.model, count, processes=world.world_size)

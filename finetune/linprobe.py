@@ -38,7 +38,7 @@ from mae_curriculum.run.stop import Stop
 from mae_curriculum.terminal import format_table
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import build_training_clock, check_channels
-from mae_curriculum.training.loop import Check, Hooks, watch_for_stop
+from mae_curriculum.training.loop import Check, Hooks, StoppedError, watch_for_stop
 from mae_curriculum.training.optimizer import build_adamw
 from mae_curriculum.training.run import run_training
 from mae_curriculum.training.session import RunSession
@@ -78,11 +78,20 @@ def probe_once(
     stop: Stop,
 ) -> dict[str, Any] | None:
     """Train heads with one seed and choose one, or resume; returns the summary, None if the run was asked to stop."""
-    inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop)
+
+    def check_before() -> None:
+        if world.any(stop.reason(needed_seconds=0) is not None):
+            raise StoppedError
+
+    inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop, check_before)
     learning, held_out = hold_out_labeled(train, config.held_out, seed=config.seed)
     config = settle(config, len(learning.images), world)
     probe = Probe(encoder, config, blocks)
-    training = set_up(config, probe, learning, world, inference)
+    try:
+        training = set_up(config, probe, learning, world, inference)
+    except StoppedError:
+        world.log("stopped while features were computed; run the same command to start again")
+        return None
 
     def conclude(session: RunSession, stopwatch: Stopwatch, check: Check) -> dict[str, Any]:
         checked = replace(inference, check=check)

@@ -183,8 +183,8 @@ def build_hooks(
             return measure_unlabeled(model, images if val is None else val, mask_ratio=mask_ratio, inference=inference)
         return {}
 
-    def evaluate(steps_done: int) -> None:
-        found = measure(training.model)
+    def evaluate(steps_done: int, check: Check) -> None:
+        found = measure(training.model, check)
         session.journal.write("evaluation", steps_done=steps_done, **found)
         start = world.on_main(partial(read_start, session.journal)) if steps_done else {}
         known = watch.describe_knn(steps_done, found["knn"]) if watch and "knn" in found else ""

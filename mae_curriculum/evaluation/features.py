@@ -116,9 +116,14 @@ class Inference:
         stores = [np.load(path, mmap_mode="r+") for path in temporary if world.is_main]
         model.eval()
         features = partial(model.features_by_block, blocks=list(paths))
-        for rows, indices in self.run(features, images, size=model.image_size, channels=model.channels):
-            for number, store in enumerate(stores):
-                store[indices.cpu().numpy()] = rows[:, number].cpu().numpy()
+        try:
+            for rows, indices in self.run(features, images, size=model.image_size, channels=model.channels):
+                for number, store in enumerate(stores):
+                    store[indices.cpu().numpy()] = rows[:, number].cpu().numpy()
+        except BaseException:
+            for path in temporary:
+                path.unlink(missing_ok=True)
+            raise
         model.train()
         for store in stores:
             store.flush()

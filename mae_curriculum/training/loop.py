@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,10 +24,10 @@ LONG_WAIT = 10.0
 
 
 class StoppedError(Exception):
-    """The run was asked to stop after its last step, which is saved."""
+    """The run was asked to stop during an evaluation."""
 
 
-Check = Callable[[], None]
+Check = Callable[[], object]
 """Raises StoppedError on all ranks if the run was asked to stop."""
 
 
@@ -35,14 +35,14 @@ Check = Callable[[], None]
 class Hooks:
     """What a run does besides training.
 
-    Evaluation and drawing come before a step is saved, so that a killed run repeats them; only at a stop, the save
-    comes first.
+    Evaluation and drawing come before a step is saved, so that a killed run repeats them. A stop leaves them to the
+    job that resumes the run.
     """
 
     conclude: Callable[[Stopwatch, Check], dict[str, Any]]
     """Evaluates the trained model, with a check now and then whether to stop; returns the summary."""
-    evaluate: Callable[[int], object] = lambda _: None
-    """Evaluates the model after a number of steps."""
+    evaluate: Callable[[int, Check], object] = lambda *_: None
+    """Evaluates the model after a number of steps, with a check now and then whether to stop."""
     evaluate_every_epochs: int | None = None
     """Equivalent epochs between evaluations before the end; None for none."""
     evaluates_start: bool = False
@@ -109,7 +109,10 @@ def train_(
                 break
             with stopwatch("report"):
                 reporter.report()
-            run_hooks(hooks, due, session, stopwatch, done)
+            hooks.report(done)
+            stopping = not run_hooks(hooks, due, session, stopwatch, done, vote.check)
+            if stopping:
+                break
             with stopwatch("save"):
                 skipping = reporter.is_skipping
                 save_if_due(training, session, stopwatch, due, done, stop=stop, skipping=skipping)
@@ -120,23 +123,45 @@ def train_(
         if done > first_step:
             with stopwatch("save"):
                 session.save_now(training, stopwatch, step=done, keep_forever=keeps(training), stop=stop)
-        if stopping:
-            run_hooks(hooks, due, session, stopwatch, done)  # the save was more urgent
     what = "saved and stopped" if done else "stopped"
     log_stop(session, training.world, vote.reason, f"{what} at step {done} of {clock.total_steps}", done)
     return False
 
 
-def run_hooks(hooks: Hooks, due: Due, session: RunSession, stopwatch: Stopwatch, steps_done: int) -> None:
-    """Do what the run does besides training, where that is due."""
-    hooks.report(steps_done)
+def run_hooks(hooks: Hooks, due: Due, session: RunSession, stopwatch: Stopwatch, steps_done: int, check: Check) -> bool:
+    """Draw and evaluate, where that is due; returns False if the run was asked to stop during the evaluation."""
     if due.draw:
         with stopwatch("pictures"):
             hooks.draw(steps_done)
     if due.evaluate:
         session.saver.wait()  # evaluation forks loader processes, during which no other thread should be at work
         with stopwatch("evaluate"):
-            hooks.evaluate(steps_done)
+            try:
+                hooks.evaluate(steps_done, check)
+            except StoppedError:
+                return False
+    return True
+
+
+def run_missed_hooks(
+    training: Training[Any], session: RunSession, stopwatch: Stopwatch, hooks: Hooks, *, steps_done: int, stop: Stop
+) -> bool:
+    """Draw and evaluate what was due before a run was stopped; returns False if it is asked to stop again."""
+    clock, vote = training.clock, StepVote(training, session, stop)
+    due = Due(report=False, evaluate=hooks.evaluates_start, draw=False, keep=False, end=False)
+    if steps_done:
+        due = due_after(clock, steps_done, training.config, evaluate_every_epochs=hooks.evaluate_every_epochs)
+
+    def is_missing(event: str) -> bool:
+        newest = session.journal.newest.get(event)
+        return newest is None or newest["steps_done"] < steps_done
+
+    missing = training.world.on_main(lambda: (is_missing("evaluation"), is_missing("pictures")))
+    due = replace(due, evaluate=due.evaluate and missing[0], draw=due.draw and missing[1])
+    if run_hooks(hooks, due, session, stopwatch, steps_done, vote.check):
+        return True
+    log_stop(session, training.world, vote.reason, f"stopped at step {steps_done} of {clock.total_steps}", steps_done)
+    return False
 
 
 def save_if_due(
@@ -197,6 +222,11 @@ class StepVote:
             if longest_wait == 0.0:
                 self._start_step()
                 return True
+
+    def check(self) -> None:
+        """Raise StoppedError on all ranks if any rank should stop; all ranks must ask together."""
+        if self.stop_asked():
+            raise StoppedError
 
     def stop_asked(self) -> bool:
         """Return whether any rank should stop before the next step; all ranks must ask together."""

@@ -6,7 +6,7 @@ from typing import Any
 from mae_curriculum.files import read_json, write_json
 from mae_curriculum.run.stop import Stop
 from mae_curriculum.training.beginning import log_beginning
-from mae_curriculum.training.loop import Hooks, StoppedError, raise_if_stopped, train_
+from mae_curriculum.training.loop import Hooks, StoppedError, raise_if_stopped, run_missed_hooks, train_
 from mae_curriculum.training.session import RunSession, open_session, resume_
 from mae_curriculum.training.step import Training
 
@@ -34,9 +34,8 @@ def run_training(
         log_beginning(training, command, first_step=step)
         hooks = build_hooks(session)
         session.log_start(training, step=step, **hooks.facts)
-        if step == 0 and hooks.evaluates_start:
-            with stopwatch("evaluate"):
-                hooks.evaluate(0)
+        if not run_missed_hooks(training, session, stopwatch, hooks, steps_done=step, stop=stop):
+            return None
         if not train_(training, session, stopwatch, hooks, first_step=step, stop=stop):
             return None
 

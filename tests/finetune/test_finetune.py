@@ -369,6 +369,12 @@ def test_a_probe_without_augmentation_reads_features_from_disk(pretrained: Path,
     assert results(run)["accuracy"]["mean"] > 0.3
 
 
+def test_a_probe_can_be_stopped_while_features_are_computed(pretrained: Path, tmp_path: Path) -> None:
+    changes = {"augment": "false", "time_limit": "00:00:04"}  # less than the margin before a limit
+    assert main(["linprobe", *probing(pretrained, tmp_path / "run", **changes)]) == 75
+    assert list((tmp_path / "cache" / "features").iterdir()) == []
+
+
 def test_a_diverging_attentive_head_does_not_affect_others(pretrained: Path, tmp_path: Path) -> None:
     changes = {"head": "attentive", "optim__base_lr": 0.01, "epochs": 1, "grid": "[1.0, 1e25]"}
     assert main(["linprobe", *probing(pretrained, tmp_path / "run", **changes)]) == 0

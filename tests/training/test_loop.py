@@ -1,4 +1,3 @@
-import json
 import time
 from dataclasses import replace
 from functools import cache
@@ -17,7 +16,7 @@ from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.stop import Stop
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import build_training_clock
-from mae_curriculum.training.loop import Due, Hooks, completes_epochs, due_after, train_
+from mae_curriculum.training.loop import Check, Due, Hooks, completes_epochs, due_after, run_missed_hooks, train_
 from mae_curriculum.training.session import open_session, resume_
 from mae_curriculum.training.step import Training
 from tests.runs import options
@@ -65,7 +64,7 @@ def test_nothing_completes_before_the_first_step() -> None:
 
 
 def training_of(run: Path, **changes: Any) -> Training[Any]:
-    config = replace(config_of(epochs=1, **changes), run=run)
+    config = replace(config_of(**{"epochs": 1, **changes}), run=run)
     return set_up(config, WORLD, open_images(config.data)[0])
 
 
@@ -83,7 +82,7 @@ def test_the_loop_trains_to_the_end_evaluates_and_saves(tmp_path: Path) -> None:
     calls: list[tuple[str, int]] = []
     hooks = Hooks(
         conclude=lambda *_: {},
-        evaluate=lambda step: calls.append(("evaluate", step)),
+        evaluate=lambda step, _: calls.append(("evaluate", step)),
         evaluate_every_epochs=1,
         draw=lambda step: calls.append(("draw", step)),
     )
@@ -115,18 +114,47 @@ class StopAfter(Stop):
         return "SIGTERM" if self.questions < 0 else None
 
 
-def test_a_stop_at_the_end_of_a_stage_draws_after_the_save(tmp_path: Path) -> None:
+def test_what_a_stop_left_out_is_made_up_by_the_job_that_resumes(tmp_path: Path) -> None:
     training = training_of(tmp_path / "run", tracking__every_steps=1000)
-    seen = []
-
-    def draw(step: int) -> None:
-        rows = map(json.loads, (tmp_path / "run" / "journal.jsonl").read_text().splitlines())
-        seen.append((step, [row["steps_done"] for row in rows if row["event"] == "save"]))
-
+    drawn: list[int] = []
+    hooks = Hooks(lambda *_: {}, draw=drawn.append)
     stop = StopAfter()
     stop.questions = end = training.clock.spans[0].end_step
-    assert train(training, stop, Hooks(lambda *_: {}, draw=draw)) == (False, end)
-    assert seen == [(end, [end])]
+    assert train(training, stop, hooks) == (False, end)
+    assert drawn == [], "the save was more urgent"
+    assert resume_and_stop(training, hooks, end) == end
+    assert drawn == [end]
+
+
+def test_a_stop_during_an_evaluation_saves_at_once_and_repeats_the_evaluation_later(tmp_path: Path) -> None:
+    training = training_of(tmp_path / "run", epochs=2, tracking__every_steps=1000)
+    stop = Stop()
+    evaluated: list[str | int] = []
+
+    def evaluate(step: int, check: Check) -> None:
+        if not evaluated:
+            evaluated.append("begun")
+            stop.signal_name = "SIGTERM"
+        check()
+        evaluated.append(step)
+
+    hooks = Hooks(lambda *_: {}, evaluate, evaluate_every_epochs=1)
+    finished, step = train(training, stop, hooks)
+    assert (finished, evaluated) == (False, ["begun"])
+    assert completes_epochs(training.clock, step, every=1)
+    assert resume_and_stop(training, hooks, step) == step
+    assert evaluated == ["begun", step]
+    assert resume_and_stop(training, hooks, step, asked=True) is None
+
+
+def resume_and_stop(training: Training[Any], hooks: Hooks, step: int, *, asked: bool = False) -> int | None:
+    """Do what was missed after a step; returns the step, None if a stop was asked for meanwhile."""
+    stop = Stop(signal_name="SIGTERM" if asked else None)
+    with open_session(training.config, WORLD, command="pretrain") as session:
+        stopwatch, resumed = resume_(training, session)
+        assert resumed == step
+        done = run_missed_hooks(training, session, stopwatch, hooks, steps_done=step, stop=stop)
+    return step if done else None
 
 
 @pytest.mark.parametrize("spent", [0.0, 7.0])
