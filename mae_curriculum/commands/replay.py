@@ -60,7 +60,10 @@ def measure(
     training = set_up(config, world, images, weights)
     model, moment = training.model, training.clock.moment(state["steps_done"])
     model.load_state_dict(state["model"])
-    sampler = RequestSampler(training.clock, moment.step, config.seed, 0, 1, None, repeats=config.data.repeats)
+    data = config.data
+    sampler = RequestSampler(
+        training.clock, moment.step, config.seed, 0, 1, None, repeats=data.repeats, window=data.shuffle_window
+    )
     batch = next(iter(training_loader(training.dataset, sampler, workers=0, device=world.device)))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     totals = [torch.zeros_like(parameter) for parameter in parameters]

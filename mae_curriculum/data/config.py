@@ -33,7 +33,7 @@ class DataConfig:
     """digits (from scikit-learn, no download), cifar10 or imagenette (downloaded by torchvision); or a folder of images
     or plain tars, with or without train/ and val/, and with or without one folder per class; or a list of files, .csv,
     .tsv or .txt, with or without labels; or a .npy array of images; or parquet files, a data set that the datasets
-    library saved, or hf:OWNER/NAME, one of the Hugging Face Hub."""
+    library saved, or hf:OWNER/NAME, one of the Hugging Face Hub. Several are joined by commas, A,B."""
     cache: Path = exempt(Path("data"))
     """Folder for downloads."""
     image_count: int | None = None
@@ -50,6 +50,10 @@ class DataConfig:
     repeats: int = 1
     """Crops that are taken in a row of an image once it is decoded, at least 1. An epoch has as many crops as there are
     images, so that it takes `repeats` epochs to see all of them."""
+    shuffle_window: int | None = None
+    """Shuffle only nearly, for network disks that are slow at random reads: blocks of a 16th of this many neighbors are
+    read in random order, and mixed within as many images. Images of a class should not be neighbors. null for a full
+    shuffle."""
     workers: int = exempt(2)
     """Number of loader workers per process; 0 loads images in the training process."""
 
@@ -58,12 +62,21 @@ class DataConfig:
             raise ConfigError(f"data.workers must be at least 0, got {self.workers}")
         if self.oversample is not None and self.oversample < 1:
             raise ConfigError(f"data.oversample must be at least 1 or null, got {self.oversample}")
+        if self.shuffle_window is not None and self.shuffle_window < 1:
+            raise ConfigError(f"data.shuffle_window must be at least 1 or null, got {self.shuffle_window}")
         if self.repeats < 1:
             raise ConfigError(f"data.repeats must be at least 1, got {self.repeats}")
         if self.image_count is not None and self.image_count < 1:
             raise ConfigError(f"data.image_count must be at least 1, got {self.image_count}")
         if self.std is not None and not (self.std and all(value > 0 for value in self.std)):
             raise ConfigError(f"data.std must be above 0, got {list(self.std)}")
+
+    @property
+    def sources(self) -> list[Path]:
+        """The places that `source` names, for one that is not in `IMAGE_COUNTS`: several are separated by commas."""
+        if "," not in self.source or Path(self.source).exists():
+            return [Path(self.source)]
+        return [Path(part.strip()) for part in self.source.split(",")]
 
     @property
     def folder(self) -> Path | None:

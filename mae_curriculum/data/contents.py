@@ -4,14 +4,13 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from textwrap import shorten
 
 from PIL import Image
 
 from mae_curriculum.data.config import DataConfig
-from mae_curriculum.data.parts import Part, list_parts
+from mae_curriculum.data.parts import Part, list_sources
 from mae_curriculum.data.stored import Stored, read_array_head
 
 MEASURED_IMAGES = 256
@@ -92,7 +91,7 @@ def look_at(config: DataConfig) -> Contents:
         return Contents(config.source, Side(None, config.image_count, {}, {}), None, None)
     if config.source in NAMED:
         return NAMED[config.source]
-    return describe_source(config.source, list_parts(Path(config.source), config.cache))
+    return describe_source(config.source, list_sources(config.sources, config.cache))
 
 
 def describe_source(source: str, parts: tuple[Part, Part | None] | None) -> Contents:

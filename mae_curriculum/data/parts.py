@@ -22,7 +22,7 @@ from mae_curriculum.data.folders import (
     refuse_unknown,
 )
 from mae_curriculum.data.lists import ImageList, read_list
-from mae_curriculum.data.stored import Files, Records, Stored
+from mae_curriculum.data.stored import Files, Joined, Records, Stored
 from mae_curriculum.data.tables import HUB, is_saved, read_hub, read_parquet, read_saved
 from mae_curriculum.data.tar_index import is_tar, open_tars
 
@@ -44,6 +44,30 @@ class Part:
     """Name of each class, in the order of their numbers; empty without classes."""
     labels: Sequence[int] | None
     """Class number of each image, or None without classes."""
+
+
+def list_sources(sources: Sequence[Path], cache: Path) -> tuple[Part, Part | None]:
+    """List the training and, if there are any, the validation images of one or more sources, as `list_parts`.
+
+    The classes of several are those of all together, by their names; if one has none, there are none.
+    """
+    if len(sources) == 1:
+        return list_parts(sources[0], cache)
+    trains, vals = zip(*(list_parts(source, cache) for source in sources), strict=True)
+    classes: Sequence[str] = ()
+    if all(part.labels is not None for part in trains):
+        classes = sort_classes({name for part in trains for name in part.classes})
+    found = [val for val in vals if val is not None]
+    return join_parts(trains, classes), join_parts(found, classes) if found else None
+
+
+def join_parts(parts: Sequence[Part], classes: Sequence[str]) -> Part:
+    """Return the images of several sources as one, with these classes, which include theirs; perhaps none."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = [numbers[part.classes[label]] for part in parts for label in part.labels or ()] if classes else None
+    left_out = sum((Counter(part.left_out) for part in parts), Counter[str]())
+    folder = Path(",".join(str(part.folder) for part in parts))
+    return Part(folder, Joined([part.stored for part in parts]), left_out, classes, labels)
 
 
 def list_parts(source: Path, cache: Path) -> tuple[Part, Part | None]:

@@ -18,6 +18,9 @@ from mae_curriculum.curriculum.batches import micro_batches
 from mae_curriculum.curriculum.schedule import Clock, Moment, Span, View
 from mae_curriculum.data.replay_buffer import Origin, Replayed, ReplayedStage, take_missing_
 
+BLOCKS_IN_WINDOW = 16
+"""Blocks of images that are read together where there is a window."""
+
 
 class Request(NamedTuple):
     """All that a training image depends on."""
@@ -57,6 +60,8 @@ class RequestSampler(Sampler[BatchRequest]):
     pair_size: int = 1
     repeats: int = 1
     """Crops in a row of each image; an epoch still has as many crops as there are images."""
+    window: int | None = None
+    """`data.shuffle_window`."""
 
     def __iter__(self) -> Iterator[BatchRequest]:
         held: dict[Origin, None] = {}
@@ -85,11 +90,22 @@ class RequestSampler(Sampler[BatchRequest]):
         drawn, crop = divmod(number, self.repeats)
         count = self.clock.images_per_epoch
         epoch, position = divmod(drawn, count)
-        image = int(epoch_order(self.seed, epoch, count)[position])
+        image = int(epoch_order(self.seed, epoch, count, self.window)[position])
         return Request(epoch, image, moment.view, moment.magnitude, moment.min_area, crop)
 
 
 @lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Return the order of one epoch: a permutation of range(count), a function of seed and epoch."""
-    return np.random.default_rng((seed, epoch)).permutation(count)
+def epoch_order(seed: int, epoch: int, count: int, window: int | None = None) -> NDArray[np.int64]:
+    """Return the order of one epoch: a permutation of range(count), a function of seed and epoch.
+
+    window  None for any permutation; else blocks of images that follow one another are shuffled, `BLOCKS_IN_WINDOW` to
+            a window, and then each image moves back by fewer than `window` places.
+    """
+    generator = np.random.default_rng((seed, epoch))
+    if window is None:
+        return generator.permutation(count)
+    block = max(1, window // BLOCKS_IN_WINDOW)
+    starts = block * generator.permutation(-(-count // block))
+    in_blocks = (starts[:, None] + np.arange(block)).ravel()
+    in_blocks = in_blocks[in_blocks < count]
+    return in_blocks[np.argsort(np.arange(count) + generator.uniform(0, window, size=count))]

@@ -21,7 +21,7 @@ from mae_curriculum.data.config import IMAGE_COUNTS, IMAGENETTE, DataConfig
 from mae_curriculum.data.contents import Contents, describe_source, format_contents
 from mae_curriculum.data.decode import BrokenImageError, check_array, decode_image, to_channels
 from mae_curriculum.data.folders import has_image_files
-from mae_curriculum.data.parts import Part, list_parts
+from mae_curriculum.data.parts import Part, list_parts, list_sources
 from mae_curriculum.data.stored import Stored
 from mae_curriculum.data.tables import HUB
 from mae_curriculum.distributed import World
@@ -126,10 +126,9 @@ def prepare(config: DataConfig) -> None:
 
     Raises  ConfigError if that fails.
     """
-    path = Path(config.source)
-    is_hub = config.source.startswith(HUB)
-    if is_hub or (config.source not in IMAGE_COUNTS and path.exists() and not has_image_files(path)):
-        list_parts(path, config.cache)
+    for path in config.sources if config.source not in IMAGE_COUNTS else ():
+        if str(path).startswith(HUB) or (path.exists() and not has_image_files(path)):
+            list_parts(path, config.cache)
     from torchvision.datasets import CIFAR10, Imagenette
 
     try:
@@ -169,11 +168,11 @@ def open_source(config: DataConfig) -> Opened:
         case "cifar10":
             opened = Opened(_cifar10(config.cache, train=True), _cifar10(config.cache, train=False), None)
         case "imagenette":
-            opened = _open_folder(config.cache / IMAGENETTE, config.cache)
+            opened = _open_folders([config.cache / IMAGENETTE], config.cache)
             if len(opened.train) != IMAGE_COUNTS["imagenette"]:
                 raise ConfigError(f"{config.cache / IMAGENETTE} is incomplete; remove it to download it again")
-        case folder:
-            opened = _open_folder(Path(folder), config.cache)
+        case _:
+            opened = _open_folders(config.sources, config.cache)
     count = len(opened.train)
     if config.image_count not in (None, count):
         raise ConfigError(f"data.image_count is {config.image_count}, but {config.source} has {count}; set null")
@@ -256,8 +255,8 @@ def _cifar10(cache: Path, *, train: bool) -> ArrayImages:
     return ArrayImages(data.data.transpose(0, 3, 1, 2), data.targets, data.classes)
 
 
-def _open_folder(folder: Path, cache: Path) -> Opened:
-    train, val = list_parts(folder, cache)
+def _open_folders(folders: Sequence[Path], cache: Path) -> Opened:
+    train, val = list_sources(folders, cache)
     return Opened(open_part(train), open_part(val) if val else None, (train, val))
 
 

@@ -1,8 +1,11 @@
 """Where encoded images are stored, and how their bytes are read; without loading torch."""
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Protocol
 
@@ -51,6 +54,44 @@ class Stored(Protocol):
     def fingerprint(self) -> str:
         """Return a hash of what is stored: the key of what is cached on disk."""
         ...
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Encoded images of several places, one after another."""
+
+    parts: Sequence[Stored]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(map(len, self.parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def name(self, index: int) -> str:
+        """Return the name that its place gives it."""
+        part, own = self._find(index)
+        return part.name(own)
+
+    def content(self, index: int) -> bytes:
+        """Return an encoded image; raises OSError."""
+        part, own = self._find(index)
+        return part.content(own)
+
+    def open(self, index: int) -> BinaryIO:
+        """Open an encoded image; raises OSError."""
+        part, own = self._find(index)
+        return part.open(own)
+
+    def fingerprint(self) -> str:
+        """Return a hash of what is stored in all places."""
+        return hashlib.sha256("".join(part.fingerprint() for part in self.parts).encode()).hexdigest()
+
+    def _find(self, index: int) -> tuple[Stored, int]:
+        """Return the place of an image, and its index there."""
+        number = bisect_right(self._ends, index)
+        return self.parts[number], index - (self._ends[number - 1] if number else 0)
 
 
 @dataclass(frozen=True)

@@ -142,8 +142,11 @@ def transform_file(content: bytes, transform: Callable[[Image.Image], Tensor]) -
 def measure_workers(training: Training[Any], images: Images, span: Span) -> float:
     """Return the images/s that the run's worker processes load in a stage."""
     config, clock = training.config, training.clock
-    sampler = RequestSampler(clock, span.first_step, config.seed, 0, 1, SAMPLE, repeats=config.data.repeats)
-    dataset, workers = dataset_of(training, images), config.data.workers
+    data, dataset = config.data, dataset_of(training, images)
+    sampler = RequestSampler(
+        clock, span.first_step, config.seed, 0, 1, SAMPLE, repeats=data.repeats, window=data.shuffle_window
+    )
+    workers = data.workers
     loader = training_loader(dataset, sampler, workers=workers, device=training.world.device)
     loaded, start = 0, float("inf")
     for number, batch in enumerate(item for item in receive(loader) if isinstance(item, Batch)):

@@ -124,6 +124,7 @@ def run_steps_(
         config.micro_batch,
         training.pair_size,
         config.data.repeats,
+        config.data.shuffle_window,
     )
     loader = training_loader(training.dataset, sampler, workers=config.data.workers, device=world.device)
     batches = receive(loader)

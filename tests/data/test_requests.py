@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from mae_curriculum.curriculum.batches import micro_batches
@@ -49,6 +50,18 @@ def test_micro_batches_hold_more_of_smaller_images() -> None:
         list(range(26, 32)),
     ]
     assert [len(part) for part in micro_batches(small, 1, 2, 6)] == [16]  # a quarter of the area: 24 fit
+
+
+@pytest.mark.parametrize("count", [1000, 1003])
+def test_a_window_keeps_neighbors_near_and_every_image_once(count: int) -> None:
+    order = epoch_order(5, 2, count, 160)
+    assert sorted(order.tolist()) == list(range(count))
+    assert order.tolist() != epoch_order(5, 3, count, 160).tolist()
+    block_of = order // 10
+    spans = [np.ptp(np.flatnonzero(block_of == block)) for block in range(count // 10)]
+    assert max(spans) <= 160 + 10, "a block is read within a window"
+    seen = [len({*block_of[start : start + 100].tolist()}) for start in range(0, 900, 100)]
+    assert 10 < min(seen) <= max(seen) <= 27, "and mixed with others"
 
 
 def test_with_repeats_every_image_has_its_crops_in_a_row_and_an_epoch_its_length() -> None:
