@@ -64,7 +64,9 @@ def list_sources(sources: Sequence[Path], cache: Path) -> tuple[Part, Part | Non
 def join_parts(parts: Sequence[Part], classes: Sequence[str]) -> Part:
     """Return the images of several sources as one, with these classes, which include theirs; perhaps none."""
     numbers = {name: number for number, name in enumerate(classes)}
-    labels = [numbers[part.classes[label]] for part in parts for label in part.labels or ()] if classes else None
+    labels: list[int] | None = None
+    if classes and all(part.labels is not None for part in parts):
+        labels = [numbers[part.classes[label]] for part in parts for label in part.labels or ()]
     left_out = sum((Counter(part.left_out) for part in parts), Counter[str]())
     folder = Path(",".join(str(part.folder) for part in parts))
     return Part(folder, Joined([part.stored for part in parts]), left_out, classes, labels)
