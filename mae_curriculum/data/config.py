@@ -36,6 +36,9 @@ class DataConfig:
     library saved, or hf:OWNER/NAME, one of the Hugging Face Hub. Several are joined by commas, A,B."""
     cache: Path = exempt(Path("data"))
     """Folder for downloads."""
+    local_copy: Path | None = exempt(None)
+    """Folder on a fast disk of each node, to which images that were packed are copied before the start, and checked;
+    null to read them where they are."""
     image_count: int | None = None
     """Number of training images in the folder, for planning without access to it; checked when training starts."""
     mean: tuple[float, ...] | None = None

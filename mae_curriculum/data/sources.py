@@ -21,6 +21,7 @@ from mae_curriculum.data.config import IMAGE_COUNTS, IMAGENETTE, DataConfig
 from mae_curriculum.data.contents import Contents, describe_source, format_contents
 from mae_curriculum.data.decode import BrokenImageError, check_array, decode_image, to_channels
 from mae_curriculum.data.folders import has_image_files
+from mae_curriculum.data.local_copy import copy_to_node
 from mae_curriculum.data.parts import Part, list_parts, list_sources
 from mae_curriculum.data.stored import Stored
 from mae_curriculum.data.tables import HUB
@@ -193,6 +194,7 @@ def open_alike(config: DataConfig, world: World, open_source: Callable[[DataConf
 
     Raises  ConfigError, also if ranks see other images: other names, another number, or other content of a few.
     """
+    config = copy_to_node(config, world)
     world.on_main(partial(prepare, config))
     opened, seen = None, ""
     try:

@@ -1,8 +1,10 @@
 """Packing images into tars."""
 
 import gc
+import logging
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ import webdataset
 from PIL import Image
 
 from mae_curriculum.__main__ import main
+from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
-from mae_curriculum.data.sources import Images, names_fingerprint, open_images
+from mae_curriculum.data.sources import Images, names_fingerprint, open_images, open_together
+from mae_curriculum.distributed import World
 from mae_curriculum.files import read_json
 from tests.processes import Process
 from tests.runs import picture_folder
@@ -153,3 +157,45 @@ def test_webdataset_reads_the_tars(tmp_path: Path) -> None:
     assert [int(sample["cls"]) for sample in samples] == [0, 0, 1, 1]
     assert samples[3]["png"] == (source / "class1" / "0003.png").read_bytes()
     gc.collect()  # now, not in another test
+
+
+def test_packed_images_are_copied_to_the_node_once_and_checked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pack("digits", tmp_path / "packed", "--images_per_tar", "1000")
+    world = World(0, 1, torch.device("cpu"))
+    config = DataConfig(source=str(tmp_path / "packed"), local_copy=tmp_path / "disk", image_count=1438)
+    with caplog.at_level(logging.INFO):
+        images, val, _ = open_together(config, world)
+    assert val is not None
+    (copy,) = (tmp_path / "disk").iterdir()
+    assert tars(copy) == tars(tmp_path / "packed")
+    assert images.name(0).startswith(str(copy))
+    assert names_fingerprint(images) == names_fingerprint(opened(tmp_path / "packed")[0])
+    assert f"on each node: {copy}" in caplog.text
+    times = [tar.stat().st_mtime_ns for tar in copy.glob("*.tar")]
+    (tmp_path / "packed" / "train-000000.tar").unlink()  # no longer needed
+    open_together(config, world)
+    assert [tar.stat().st_mtime_ns for tar in copy.glob("*.tar")] == times
+    pack("digits", tmp_path / "again", "--images_per_tar", "1438")
+    (tmp_path / "packed").rename(tmp_path / "old")
+    (tmp_path / "again").rename(tmp_path / "packed")
+    open_together(config, world)
+    assert tars(copy) == tars(tmp_path / "packed")
+
+
+def test_a_copy_that_cannot_be_made_is_refused_in_a_line(tmp_path: Path) -> None:
+    world = World(0, 1, torch.device("cpu"))
+    picture_folder(tmp_path / "photos", classes=1, count=2)
+    with pytest.raises(ConfigError, match="has no manifest.json of `pack`"):
+        open_together(DataConfig(source=str(tmp_path / "photos"), local_copy=tmp_path / "disk"), world)
+    pack(tmp_path / "photos", tmp_path / "packed")
+    tar = tmp_path / "packed" / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-1] + b"x")
+    config = DataConfig(source=str(tmp_path / "packed"), local_copy=tmp_path / "disk")
+    with pytest.raises(ConfigError, match="is not as its manifest says"):
+        open_together(config, world)
+    assert not [path for path in (tmp_path / "disk").rglob("*") if path.is_file()]
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot be copied to \S+ on \S+ \(Not a directory\)"):
+        open_together(replace(config, local_copy=tmp_path / "file"), world)

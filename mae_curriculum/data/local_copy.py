@@ -1,0 +1,86 @@
+"""A copy of packed images on a disk of each node, made before training and checked against their manifest."""
+
+import hashlib
+import shutil
+import socket
+import uuid
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mae_curriculum.config import ConfigError
+from mae_curriculum.data.config import DataConfig
+from mae_curriculum.distributed import World
+from mae_curriculum.files import read_json
+
+BLOCK = 2**22
+"""Bytes that are copied at once."""
+
+
+def copy_to_node(config: DataConfig, world: World) -> DataConfig:
+    """Copy the images to `local_copy` once on each node, if that is set; returns the settings with the copy as source.
+
+    What is there with the right size is kept, as it was checked when it was copied, unless the manifest has changed.
+
+    Raises  ConfigError on all ranks for a source without a manifest, for tars that differ from it, and for a full disk.
+    """
+    if config.local_copy is None:
+        return config
+    source = Path(config.source)
+    name = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
+    target = config.local_copy / f"{source.name}-{name}"
+    hosts, failure = world.gather(socket.gethostname()), ""
+    if hosts.index(socket.gethostname()) == world.rank:  # the first rank of its node
+        try:
+            _copy(source, target)
+        except ConfigError as error:
+            failure = str(error)
+    failures = [each for each in world.gather(failure) if each]
+    if failures:
+        raise ConfigError(failures[0])
+    world.log(f"copy of {source} on each node: {target}")
+    return replace(config, source=str(target))
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        manifest = read_json(source / "manifest.json")
+        tars = [tar for part in ("train", "val") if part in manifest for tar in manifest[part]["tars"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"data.local_copy: {source} has no manifest.json of `pack`: pack the images first, or set it to null"
+        ) from error
+    try:
+        if (target / "manifest.json").is_file() and read_json(target / "manifest.json") != manifest:
+            shutil.rmtree(target)
+        target.mkdir(parents=True, exist_ok=True)
+        for tar in tars:
+            _copy_tar(source / tar["name"], target / tar["name"], tar)
+        for index in source.glob("*.index"):
+            with suppress(FileExistsError):
+                shutil.copytree(index, target / index.name)
+        shutil.copyfile(source / "manifest.json", target / "manifest.json")
+    except OSError as error:
+        size = sum(tar["bytes"] for tar in tars) / 1e9
+        raise ConfigError(
+            f"data.local_copy: {source}, {size:.3g} GB, cannot be copied to {target} on {socket.gethostname()} "
+            f"({error.strerror})"
+        ) from error
+
+
+def _copy_tar(source: Path, target: Path, facts: dict[str, Any]) -> None:
+    """Copy a tar, which appears once it is complete and as the manifest says."""
+    if target.is_file() and target.stat().st_size == facts["bytes"]:
+        return
+    temporary, state = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp"), hashlib.sha256()
+    try:
+        with source.open("rb") as reader, temporary.open("wb") as writer:
+            while block := reader.read(BLOCK):
+                state.update(block)
+                writer.write(block)
+        if state.hexdigest() != facts["sha256"]:
+            raise ConfigError(f"data.local_copy: {source} is not as its manifest says; pack the images again")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
