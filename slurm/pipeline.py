@@ -56,7 +56,8 @@ def pipeline(config: PipelineConfig) -> int:
     complete = keep_complete(groups)
     if config.results is not None and complete[0]:
         missing = len(groups[0]) - len(complete[0])
-        write_results(config.folder.name, complete, config.baseline, config.results, missing=missing)
+        shared = config.local and config.at_once is not None and config.at_once > 1
+        write_results(config.folder.name, complete, config.baseline, config.results, missing=missing, shared=shared)
         print(f"results: {config.results / config.folder.name}.json, .md, .png")
     print(format_result_table(groups, queue))
     return code

@@ -14,13 +14,20 @@ from slurm.result_table import row_name
 
 
 def write_results(
-    name: str, groups: Sequence[Sequence[PipelineRun]], baseline: dict[str, Any], folder: Path, *, missing: int
+    name: str,
+    groups: Sequence[Sequence[PipelineRun]],
+    baseline: dict[str, Any],
+    folder: Path,
+    *,
+    missing: int,
+    shared: bool = False,
 ) -> None:
     """Write NAME.json, and NAME.md and NAME.png, which follow from it, into a folder.
 
     groups    finished runs.
     baseline  the values of the variant that the others are compared with; they keep their other values.
     missing   number of pretrainings that have not finished yet, or lack an evaluation.
+    shared    several ran on this machine at once.
     """
     from mae_curriculum.report.study_figure import draw_study  # loads matplotlib
 
@@ -31,6 +38,10 @@ def write_results(
         for place, (run, each) in enumerate(zip(groups[0], data, strict=True))
     ]
     facts = facts_of(data, command)
+    if shared:
+        facts["training time"] = [
+            "of runs that shared the machine, so it does not compare; `bench` measures the stages"
+        ]
     if missing:
         facts["not finished"] = [f"{missing} of {missing + len(runs)} runs"]
     study = Study(name, facts, tuple(runs))
