@@ -53,7 +53,7 @@ class PlanConfig(PlanOptions, PretrainConfig):
 
 @dataclass(frozen=True)
 class BenchConfig(PretrainConfig):
-    """Measure the speed of a pretraining run's stages on random images, and of loading your own."""
+    """Measure the speed of a run's stages on random images, and of loading your images."""
 
     rounds: int = 7
     """Number of measurements of each stage, interleaved with the others; the median is reported."""
