@@ -8,6 +8,7 @@ from PIL import Image
 
 from mae_curriculum.report.study import Study, StudyRun, format_study, paired_difference, read_study, write_study
 from mae_curriculum.report.study_figure import draw_study
+from tests.processes import ROOT
 
 
 def study() -> Study:
@@ -67,3 +68,14 @@ def test_a_study_is_read_as_it_was_written_and_drawn_from_that(tmp_path: Path) -
     draw_study(tmp_path / "small.png", read_study(tmp_path / "small.json"))
     with Image.open(tmp_path / "small.png") as picture:
         assert picture.size == (1440, 840)
+
+
+RESULTS = sorted((ROOT / "configs/experiments/results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_what_is_published_follows_from_the_json_file_alone(path: Path) -> None:
+    published = read_study(path)
+    assert path.with_suffix(".md").read_text() == format_study(published)
+    assert path.with_suffix(".png").exists()
+    assert not any("/tmp/" in fact for facts in published.facts.values() for fact in facts)
