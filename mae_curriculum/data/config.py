@@ -86,7 +86,7 @@ class DataConfig:
         """The folder that holds the images; None for a source that is no folder."""
         if self.source == "imagenette":
             return self.cache / IMAGENETTE
-        if self.source in IMAGE_COUNTS:
+        if self.source in IMAGE_COUNTS or len(self.sources) > 1:
             return None
         path = Path(self.source)
         return path.parent if path.suffix.lower() in LISTS else path

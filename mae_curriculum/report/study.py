@@ -129,20 +129,6 @@ def format_study(study: Study) -> str:
     return f"## {study.name}\n\n{table}\n\n{note}\n\n{facts}\n"
 
 
-def format_summary(study: Study, evaluations: Mapping[str, str]) -> str:
-    """Format a small table of Markdown: some evaluations and the cost of each variant, without comparison.
-
-    evaluations  titles of the columns by the names of the evaluations.
-    """
-    rows = [["", "seeds", *evaluations.values(), "FLOPs"]]
-    rows.append(["---"] * len(rows[0]))
-    for variant, runs in study.variants.items():
-        accuracies = [format_percent(spread([run.accuracies[name] for run in runs])) for name in evaluations]
-        flops = format_flops(fmean(run.costs["flops"] for run in runs))
-        rows.append([variant, str(len(runs)), *accuracies, flops])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def _row(study: Study, variant: str, runs: Sequence[StudyRun]) -> list[str]:
     cells = [variant, str(len(runs))]
     baseline = study.variants.get(runs[0].baseline, [])

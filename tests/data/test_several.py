@@ -32,6 +32,7 @@ def test_images_and_classes_of_all_are_joined(sources: str, tmp_path: Path) -> N
     assert (train.labels, val.labels) == ([1, 2, 2, 0], [2])
     assert train.name(2) == str(tmp_path / "b" / "x.tar" / "dog/4.png")
     assert train.content(3) == picture(5)
+    assert config.folder is None
     text = "\n".join(format_contents(look_at(config)))
     assert "training: 4 images" in text
     assert "3 classes: ant 1, cat 1, dog 2" in text
