@@ -65,6 +65,11 @@ def starts(run: Path) -> list[int]:
     return [row["steps_done"] for row in rows(run, "start")] if (run / "journal.jsonl").exists() else []
 
 
+def states(cluster: Cluster, job: str) -> list[str]:
+    """List the states of each start of a job. The accounts lag behind the queue: wait for what must come."""
+    return cluster.ask("sacct", "-n", "-X", "-D", "-j", job, "-o", "state").split()
+
+
 def tasks(job: str) -> list[int]:
     """List the processes of a job: those that train, and their loaders'."""
     found = []
@@ -120,9 +125,9 @@ def test_a_job_that_is_preempted_loses_a_node_and_reaches_its_time_limit_ends_wi
     undisturbed.communicate()
     assert undisturbed.returncode == 0
     assert equal(weights(run), weights(whole))
-    states = cluster.ask("sacct", "-n", "-X", "-D", "-j", job, "-o", "state").split()
-    assert states[-1] in ("RUNNING", "COMPLETED")
-    assert states[:-1].count("REQUEUED") + states[:-1].count("PREEMPTED") + states[:-1].count("NODE_FAIL") == 3
+    wait_for(lambda: states(cluster, job)[-1] == "COMPLETED", folder)
+    assert {*states(cluster, job)[:-1]} <= {"REQUEUED", "PREEMPTED", "NODE_FAIL"}
+    assert len(states(cluster, job)) == 4
 
 
 @dataclass(frozen=True)
@@ -177,14 +182,14 @@ def test_a_job_runs_the_code_and_the_settings_of_its_submission(cluster: Cluster
     for file in ("mae_curriculum/training/loop.py", "configs/pretrain/digits.yaml"):
         assert (job / "code" / file).read_bytes() == (ROOT / file).read_bytes()
     wait_for((run / "summary.json").exists, folder)
-    wait_for(lambda: "COMPLETED" in cluster.ask("sacct", "-n", "-X", "-o", "state", "--name", "mine"), folder)
+    wait_for(lambda: "COMPLETED" in states(cluster, jobs.ids["finishes"]), folder)
     assert "kNN accuracy" in logs(job)
     assert rows(run, "start")[0]["commit"] == code_version()
 
 
 def test_a_job_that_fails_is_not_requeued(cluster: Cluster, jobs: Jobs) -> None:
     job, folder = jobs.ids["refused"], jobs.folder / "refused-jobs"
-    wait_for(lambda: "FAILED" in cluster.ask("sacct", "-n", "-X", "-D", "-j", job, "-o", "state"), folder)
+    wait_for(lambda: "FAILED" in states(cluster, job), folder)
     assert "is no run folder" in logs(folder)
 
 
@@ -222,9 +227,8 @@ def test_segments_continue_a_run_whatever_the_end_of_the_one_before_and_end_at_o
     assert done.count("\n") == 3  # no line of an error
 
     wait_for(lambda: "is finished already" in logs(folder), folder)
-    wait_for(lambda: cluster.ask("squeue", "-h", "-j", fourth) == "", folder)
-    ends = cluster.ask("sacct", "-n", "-X", "-j", f"{first},{second},{third},{fourth}", "-o", "state").split()
-    assert ends == ["COMPLETED", "CANCELLED+", "COMPLETED", "COMPLETED"]
+    wait_for(lambda: states(cluster, fourth) == ["COMPLETED"], folder)
+    assert [states(cluster, job) for job in (first, second, third)] == [["COMPLETED"], ["CANCELLED+"], ["COMPLETED"]]
 
 
 def test_the_script_contains_what_was_requested(
@@ -293,5 +297,5 @@ def test_a_job_that_sbatch_refuses_is_one_line(cluster: Cluster, tmp_path: Path)
 
 def test_a_stopped_job_that_slurm_does_not_requeue_fails(cluster: Cluster, jobs: Jobs) -> None:
     job, folder = jobs.ids["stopped"], jobs.folder / "stopped-jobs"
-    wait_for(lambda: "FAILED" in cluster.ask("sacct", "-n", "-X", "-o", "state", "-j", job), folder)
+    wait_for(lambda: "FAILED" in states(cluster, job), folder)
     assert f"SLURM did not requeue job {job}: Requested operation is presently disabled" in logs(folder)
