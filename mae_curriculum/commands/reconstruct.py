@@ -12,7 +12,7 @@ from mae_curriculum.data.augment import resize_and_crop
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.contents import format_sizes, measure
 from mae_curriculum.data.decode import BrokenImageError, read_image
-from mae_curriculum.data.stored import Files
+from mae_curriculum.data.stored import Files, Names
 from mae_curriculum.evaluation.reconstruction import reconstruct_images
 from mae_curriculum.report.figures import draw_reconstructions
 from mae_curriculum.run.folder import RunFolder, check_checkpoint
@@ -39,7 +39,7 @@ def reconstruct(config: ReconstructConfig) -> int:
             pixels.append(resize_and_crop(read_image(path, model.channels), model.image_size))
         except BrokenImageError as error:
             raise ConfigError(f"images: {path} cannot be read: {error}") from error
-    if sizes := measure(Files(config.images)):
+    if sizes := measure(Files(Names.of(map(str, config.images)))):
         logger.info(f"images: {len(pixels)}, {format_sizes(sizes)}; resized and cropped to {side(model.image_size)} px")
     view = View(model.image_size, weights.model.mask_ratio)
     reconstructions = reconstruct_images(model, torch.stack(pixels), view, seed=config.seed, mean=mean, std=std)

@@ -35,7 +35,7 @@ class DataConfig:
     .tsv or .txt, with or without labels; or a .npy array of images; or parquet files, a data set that the datasets
     library saved, or hf:OWNER/NAME, one of the Hugging Face Hub. Several are joined by commas, A,B."""
     cache: Path = exempt(Path("data"))
-    """Folder for downloads."""
+    """Folder for downloads, lists of large folders, indexes of tars, and features."""
     local_copy: Path | None = exempt(None)
     """Folder on a fast disk of each node, to which images that were packed are copied before the start, and checked;
     null to read them where they are."""

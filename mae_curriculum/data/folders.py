@@ -1,13 +1,14 @@
 """What the tree of a folder means: its training and validation parts, its classes, its image files."""
 
 import os
+import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.data.stored import EXTENSIONS, IMAGE, choose_classes, is_visible, kind_of
+from mae_curriculum.data.stored import EXTENSIONS, IMAGE, Names, choose_classes, is_visible, kind_of
 from mae_curriculum.data.tar_index import is_tar
 
 PARTS = {
@@ -23,17 +24,19 @@ class Listing:
     """The images of a tree."""
 
     folder: Path
-    paths: Sequence[Path]
-    """Image files, sorted."""
+    names: Names
+    """Paths of the image files, relative to `folder`, sorted."""
     tars: Sequence[Path]
     """Sorted; their images are read if there are no image files."""
     left_out: Counter[str]
     """Numbers of image files that are not read: of kinds that cannot be, by suffix, and `HIDDEN` ones."""
+    changed: Mapping[str, int]
+    """When each folder of the tree last changed, ns, by its path relative to `folder`."""
 
 
 def has_image_files(folder: Path) -> bool:
     """Return whether there are image files in a tree, which has none if it is missing."""
-    return folder.is_dir() and any(_is_image(path) for path in _walk(folder))
+    return folder.is_dir() and any(_have_images(found.files) for found in _walk(folder))
 
 
 def find_parts(folder: Path) -> tuple[Path, Path | None]:
@@ -53,28 +56,35 @@ def find_parts(folder: Path) -> tuple[Path, Path | None]:
     if lonely := val or test:
         raise ConfigError(f"data.source: {folder} has {lonely.name}/ but no train/; add it, or rename that folder")
     nested = [child for child in folders if _has_training(child)]
-    if nested and (len(folders) > 1 or any(_is_image(path) for path in _files(folder))):
+    if nested and (len(folders) > 1 or _have_images(_scan(folder)[0])):
         raise ConfigError(f"data.source: {folder} holds several data sets, {_names(folders)}; give one of them")
     return find_parts(nested[0]) if nested else (folder, None)
 
 
-def find_classes(folder: Path, paths: Sequence[Path]) -> Sequence[str]:
+def find_classes(folder: Path, names: Names) -> Sequence[str]:
     """Return the top folders, empty ones too, if every image is in one of at least two; else nothing.
 
+    names   paths of the images, relative to `folder`.
     Raises  ConfigError if a few images, at most 1%, lie beside the folders.
     """
-    tops = {path.relative_to(folder).parts[0] for path in paths if path.parent != folder}
-    beside = [path.name for path in paths if path.parent == folder]
-    classes = choose_classes(tops, beside, len(paths), folder)
+    tops = {*_top_folders(names)}
+    beside = [name for name in names if "/" not in name] if "" in tops else []
+    classes = choose_classes(tops - {""}, beside, len(names), folder)
     return tuple(sorted({*classes, *(child.name for child in _visible_folders(folder))})) if classes else ()
 
 
-def label_images(folder: Path, paths: Sequence[Path], classes: Sequence[str]) -> list[int]:
+def label_images(folder: Path, names: Names, classes: Sequence[str]) -> list[int]:
     """Return the class numbers of images, which lie in folders named as the classes; ConfigError if one does not."""
     numbers = {name: number for number, name in enumerate(classes)}
-    tops = [path.relative_to(folder).parts[0] for path in paths]
-    refuse_unknown(folder, {*tops}, classes)
+    tops = _top_folders(names)
+    beside = {names[tops.index("")]} if "" in tops else set()
+    refuse_unknown(folder, {*tops} - {""} | beside, classes)
     return [numbers[top] for top in tops]
+
+
+def _top_folders(names: Iterable[str]) -> list[str]:
+    """Return the first folder of each path, "" for a path without one."""
+    return [name.partition("/")[0] if "/" in name else "" for name in names]
 
 
 def refuse_unknown(folder: Path, names: Set[str], classes: Sequence[str]) -> None:
@@ -95,20 +105,23 @@ def list_images(folder: Path) -> Listing:
 
     Raises  ConfigError if there are neither.
     """
-    paths, tars, left_out = [], [], Counter[str]()
-    for path in _walk(folder):
-        kind = kind_of(path.name)
-        if kind == IMAGE:
-            paths.append(path)
-        elif kind is not None:
-            left_out[kind] += 1
-        elif is_tar(path.name):
-            tars.append(path)
-    if not paths and not tars:
+    names, tars, left_out, changed = [], [], Counter[str](), {}
+    for found in _walk(folder):
+        changed[found.name] = found.changed
+        for file in found.files:
+            kind = kind_of(file)
+            if kind == IMAGE:
+                names.append(f"{found.prefix}{file}")
+            elif kind is not None:
+                left_out[kind] += 1
+            elif is_tar(file):
+                tars.append(folder / found.name / file)
+    if not names and not tars:
         raise ConfigError(
             f"data.source: no images in {folder}; image files end in {' '.join(sorted(EXTENSIONS))}, archives in .tar"
         )
-    return Listing(folder, sorted(paths), sorted(tars), left_out)
+    names.sort(key=lambda name: name.replace("/", "\0"))  # as paths are sorted, folder by folder
+    return Listing(folder, Names.of(names), sorted(tars), left_out, changed)
 
 
 def _part(folder: Path, folders: Sequence[Path], part: str) -> Path | None:
@@ -122,7 +135,7 @@ def _part(folder: Path, folders: Sequence[Path], part: str) -> Path | None:
 
 def _refuse_images(folder: Path, train: Path, others: Sequence[Path]) -> None:
     """Raise ConfigError if folders beside train/ have images: then train/ may be a class of that name."""
-    if any(_is_image(path) for child in others for path in _walk(child)):
+    if any(map(has_image_files, others)):
         raise ConfigError(
             f"data.source: {folder} has {train.name}/ beside {_names(others)}: if it holds the training images, "
             f"give {train} as data.source; if it is a class, rename it"
@@ -139,33 +152,70 @@ def _names(paths: Sequence[Path]) -> str:
     return ", ".join(path.name for path in paths[:5])
 
 
-def _is_image(path: Path) -> bool:
-    return kind_of(path.name) == IMAGE
+def _have_images(files: Iterable[str]) -> bool:
+    return any(kind_of(file) == IMAGE for file in files)
 
 
 def _visible_folders(folder: Path) -> list[Path]:
     """List the folders in a folder that are neither hidden nor the operating system's."""
-    with os.scandir(folder) as entries:
-        return sorted(Path(entry) for entry in entries if entry.is_dir() and is_visible(entry.name))
+    return sorted(folder / name for name in _scan(folder)[1])
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield a folder's own files: regular ones, and links to them or to nothing."""
+def _scan(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of a folder's own files, regular ones and links to them or to nothing, and visible folders."""
+    files, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
-            path = Path(entry)
-            if entry.is_file() or (entry.is_symlink() and not path.exists()):
-                yield path
+            if entry.is_file():
+                files.append(entry.name)
+            elif entry.is_dir():
+                folders.append(entry.name)
+            elif entry.is_symlink() and not Path(entry).exists():
+                files.append(entry.name)
+    return files, [name for name in folders if is_visible(name)]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files of a tree, in no order; no folder is entered twice."""
+@dataclass(frozen=True)
+class _Folder:
+    """A folder of a tree."""
+
+    name: str
+    """Path relative to the tree's root, which is ""."""
+    changed: int
+    """When it last changed, ns."""
+    files: list[str]
+    """Names of its own files."""
+
+    @property
+    def prefix(self) -> str:
+        """What comes before the name of a file in a path relative to the tree's root."""
+        return f"{self.name}/" if self.name else ""
+
+
+def _walk(folder: Path) -> Iterator[_Folder]:
+    """Yield the visible folders of a tree, in no order; none is entered twice."""
     seen: set[tuple[int, int]] = set()
-    waiting = [folder]
+    waiting = [""]
     while waiting:
-        parent = waiting.pop()
-        stat = parent.stat()
-        if (stat.st_dev, stat.st_ino) not in seen:
-            seen.add((stat.st_dev, stat.st_ino))
-            yield from _files(parent)
-            waiting += _visible_folders(parent)
+        name = waiting.pop()
+        status = (folder / name).stat()
+        if (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            files, folders = _scan(folder / name)
+            found = _Folder(name, status.st_ctime_ns, files)
+            yield found
+            waiting += [f"{found.prefix}{child}" for child in folders]
+
+
+def is_unchanged(listing: Listing) -> bool:
+    """Return whether no folder of the tree has changed since it was listed."""
+    return all(last_change(listing.folder / name) == changed for name, changed in listing.changed.items())
+
+
+def last_change(folder: Path) -> int | None:
+    """Return when a folder last changed, ns: files came, went or were renamed; None if it is no folder now."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_ctime_ns if stat.S_ISDIR(status.st_mode) else None

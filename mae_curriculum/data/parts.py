@@ -18,11 +18,11 @@ from mae_curriculum.data.folders import (
     find_parts,
     has_image_files,
     label_images,
-    list_images,
     refuse_unknown,
 )
+from mae_curriculum.data.kept_lists import open_listing
 from mae_curriculum.data.lists import ImageList, read_list
-from mae_curriculum.data.stored import Files, Joined, Records, Stored
+from mae_curriculum.data.stored import Files, Joined, Names, Records, Stored
 from mae_curriculum.data.tables import HUB, is_saved, read_hub, read_parquet, read_saved
 from mae_curriculum.data.tar_index import is_tar, open_tars
 
@@ -88,13 +88,15 @@ def list_parts(source: Path, cache: Path) -> tuple[Part, Part | None]:
     if source.is_file():
         return _open_tars(source.parent, [source], None, cache), None
     train_folder, val_folder = find_parts(source)
-    listing = list_images(train_folder)
-    if val_folder is None and not listing.paths:
+    listing = open_listing(train_folder, cache)
+    if val_folder is None and not len(listing.names):
         train_tars, val_tars = split_files(train_folder, listing.tars)
         train = _open_tars(train_folder, train_tars, None, cache)
         return train, _open_tars(train_folder, val_tars, train.classes, cache) if val_tars else None
     train = _open_listing(listing, None, cache)
-    return train, _open_listing(list_images(val_folder), train.classes, cache) if val_folder else None
+    if val_folder is None:
+        return train, None
+    return train, _open_listing(open_listing(val_folder, cache), train.classes, cache)
 
 
 def list_all(source: Path, cache: Path) -> Part:
@@ -106,7 +108,7 @@ def list_all(source: Path, cache: Path) -> Part:
         return _only_part(source, records)
     if source.is_file():
         return _open_tars(source.parent, [source], (), cache)
-    return _open_listing(list_images(source), (), cache)
+    return _open_listing(open_listing(source, cache), (), cache)
 
 
 def check_source(source: Path) -> None:
@@ -203,7 +205,7 @@ def _open_list(path: Path) -> tuple[Part, Part | None]:
 
 
 def _part_of_list(path: Path, listed: ImageList, train_classes: Sequence[str] | None) -> Part:
-    return _part_of_records(path, Records(Files(listed.paths), listed.labels), train_classes)
+    return _part_of_records(path, Records(Files(Names.of(map(str, listed.paths))), listed.labels), train_classes)
 
 
 def sort_classes(names: Set[str]) -> tuple[str, ...]:
@@ -216,13 +218,13 @@ def _open_listing(listing: Listing, train_classes: Sequence[str] | None, cache: 
 
     train_classes  numbers the classes; None for those that are found, none of them for no classes.
     """
-    folder, paths = listing.folder, listing.paths
-    if not paths:
+    folder, names = listing.folder, listing.names
+    if not len(names):
         return _open_tars(folder, listing.tars, train_classes, cache)
     left_out = listing.left_out + Counter({".tar": len(listing.tars)})
-    classes = find_classes(folder, paths) if train_classes is None else train_classes
-    labels = label_images(folder, paths, classes) if classes else None
-    return Part(folder, Files(paths), left_out, classes, labels)
+    classes = find_classes(folder, names) if train_classes is None else train_classes
+    labels = label_images(folder, names, classes) if classes else None
+    return Part(folder, Files(names, folder), left_out, classes, labels)
 
 
 def _open_tars(folder: Path, tars: Sequence[Path], train_classes: Sequence[str] | None, cache: Path) -> Part:

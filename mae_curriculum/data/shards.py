@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from mae_curriculum.data.stored import Names
+
 MEMBER = np.dtype(
     [("tar", np.int32), ("offset", np.int64), ("size", np.uint32), ("label", np.int32), ("name_end", np.int64)]
 )
@@ -28,7 +30,7 @@ class TarMembers:
     tars: Sequence[Path]
     members: NDArray[Any]
     """(n,) of `MEMBER`."""
-    names: NDArray[np.uint8]
+    letters: NDArray[np.uint8]
     """Names of the members, one after another."""
     classes: Sequence[str]
     """Name of each class, in the order of their numbers; empty without classes."""
@@ -40,9 +42,8 @@ class TarMembers:
 
     def name(self, index: int) -> str:
         """Return the path of the tar and the name of the member."""
-        start, end = self.members["name_end"][index - 1] if index else 0, self.members["name_end"][index]
-        member = self.names[start:end].tobytes().decode(errors="surrogateescape")
-        return f"{self.tars[self.members['tar'][index]]}/{member}"
+        names = Names(self.letters, self.members["name_end"])
+        return f"{self.tars[self.members['tar'][index]]}/{names[index]}"
 
     def content(self, index: int) -> bytes:
         """Return the content of the member; raises OSError."""
@@ -59,7 +60,7 @@ class TarMembers:
     def fingerprint(self) -> str:
         """Return a hash of the index and of the tars' modification times."""
         state = hashlib.sha256(self.members.tobytes())
-        state.update(self.names.tobytes())
+        state.update(self.letters.tobytes())
         state.update(repr([(str(tar), tar.stat().st_mtime_ns) for tar in self.tars]).encode())
         return state.hexdigest()
 

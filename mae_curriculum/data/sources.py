@@ -20,7 +20,6 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, IMAGENETTE, DataConfig
 from mae_curriculum.data.contents import Contents, describe_source, format_contents
 from mae_curriculum.data.decode import BrokenImageError, check_array, decode_image, to_channels
-from mae_curriculum.data.folders import has_image_files
 from mae_curriculum.data.local_copy import copy_to_node
 from mae_curriculum.data.parts import Part, list_parts, list_sources
 from mae_curriculum.data.stored import Stored
@@ -59,9 +58,6 @@ class Images(Protocol):
     def fingerprint(self) -> str:
         """Return a hash of the data set, contents included: the key of what is cached on disk."""
         ...
-
-
-"""Training images and, if there are any, validation images."""
 
 
 @dataclass(frozen=True)
@@ -123,12 +119,12 @@ class EncodedImages:
 
 
 def prepare(config: DataConfig) -> None:
-    """Download a named source, or make what is needed to read tars or tables, unless it is there; call it on one rank.
+    """Download a named source, or make the index of another one, unless it is there; call it on one rank.
 
     Raises  ConfigError if that fails.
     """
     for path in config.sources if config.source not in IMAGE_COUNTS else ():
-        if str(path).startswith(HUB) or (path.exists() and not has_image_files(path)):
+        if str(path).startswith(HUB) or path.exists():
             list_parts(path, config.cache)
     from torchvision.datasets import CIFAR10, Imagenette
 
@@ -229,7 +225,7 @@ def describe_images(images: Images) -> str:
 
 def names_fingerprint(images: Images) -> str:
     """Return number and hash of the image names: a run resumes only with the images that it started with."""
-    names = "\n".join("/".join(Path(images.name(index)).parts[-2:]) for index in range(len(images)))
+    names = "\n".join("/".join(images.name(index).rsplit("/", 2)[-2:]) for index in range(len(images)))
     return f"{len(images)} images {hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:12]}"
 
 

@@ -9,12 +9,9 @@
 All processes map these files into memory, so that even millions of images take it once.
 """
 
-import hashlib
 import logging
 import os
-import shutil
 import tarfile
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae_curriculum.config import ConfigError
+from mae_curriculum.data.index_files import ABOUT, folder_in, read_about, write_index
 from mae_curriculum.data.shards import MEMBER, TarMembers
 from mae_curriculum.data.stored import EXTENSIONS, IMAGE, choose_classes, is_visible, kind_of
-from mae_curriculum.files import read_json, write_json
+from mae_curriculum.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -67,31 +65,27 @@ def open_tars(tars: Sequence[Path], cache: Path) -> TarMembers:
     if not fits(folder, tars):
         others = f" and {len(tars) - 1} more" if len(tars) > 1 else ""
         logger.info(f"making the index of {tars[0]}{others}: {folder}")
-        write_index(folder, tars)
+        make_index(folder, tars)
     return read_index(folder, tars)
 
 
 def index_folder(tars: Sequence[Path], cache: Path) -> Path:
     """Return where the index of tars is, or will be."""
     beside = tars[0].with_name(f"{tars[0].name}.index")
-    if os.access(beside.parent, os.W_OK) or fits(beside, tars):
-        return beside
-    return cache / "indexes" / hashlib.sha256(str(beside.resolve()).encode()).hexdigest()[:16]
+    return beside if os.access(beside.parent, os.W_OK) or fits(beside, tars) else folder_in(cache, beside)
 
 
 def read_index(folder: Path, tars: Sequence[Path]) -> TarMembers:
     """Read the index of tars."""
-    about = read_json(folder / "about.json")
-    members, names = (np.memmap(folder / f"{name}.bin", kind, "r") for name, kind in FILES.items())
-    return TarMembers(tars, members, names, about["classes"], about["left_out"])
+    about = read_json(folder / ABOUT)
+    members, letters = (np.memmap(folder / f"{name}.bin", kind, "r") for name, kind in FILES.items())
+    return TarMembers(tars, members, letters, about["classes"], about["left_out"])
 
 
 def fits(folder: Path, tars: Sequence[Path]) -> bool:
     """Return whether there is an index of these tars, as far as their sizes and a few headers tell."""
-    if not (folder / "about.json").exists():
-        return False
-    about = read_json(folder / "about.json")
-    if about["format"] != FORMAT or about["tars"] != _sizes(tars):
+    about = read_about(folder)
+    if about is None or about["format"] != FORMAT or about["tars"] != _sizes(tars):
         return False
     members = read_index(folder, tars).members
     places = np.linspace(0, len(members) - 1, CHECKED_MEMBERS).astype(int)
@@ -128,7 +122,7 @@ class _Found:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def write_index(folder: Path, tars: Sequence[Path]) -> None:
+def make_index(folder: Path, tars: Sequence[Path]) -> None:
     """Make the index of tars; it appears once it is complete. Raises ConfigError as `open_tars`."""
     found = _Found()
     for number, tar in enumerate(tars):
@@ -138,21 +132,10 @@ def write_index(folder: Path, tars: Sequence[Path]) -> None:
         others = " or the tars beside it" if len(tars) > 1 else ""
         raise ConfigError(f"data.source: no images in {tars[0]}{others}; they end in {' '.join(sorted(EXTENSIONS))}")
     members["name_end"] = np.cumsum(members["name_end"])
-    names = np.frombuffer(b"".join(found.names), np.uint8)
-    classes = _name_classes(TarMembers(tars, members, names, [], {}), found)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir(parents=True)
-    members.tofile(temporary / "members.bin")
-    names.tofile(temporary / "names.bin")
+    letters = np.frombuffer(b"".join(found.names), np.uint8)
+    classes = _name_classes(TarMembers(tars, members, letters, [], {}), found)
     about = {"format": FORMAT, "tars": _sizes(tars), "classes": classes, "left_out": found.left_out}
-    write_json(temporary / "about.json", about)
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        temporary.rename(folder)
-    except OSError:  # another job has made it in the meantime
-        shutil.rmtree(temporary)
-        if not fits(folder, tars):
-            raise
+    write_index(folder, {"members": members, "names": letters}, about)
 
 
 def _scan(path: Path, number: int, found: _Found) -> None:

@@ -13,7 +13,7 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.contents import NAMED, Side, Sizes, format_contents, look_at, measure
 from mae_curriculum.data.sources import open_together
-from mae_curriculum.data.stored import Files
+from mae_curriculum.data.stored import Files, Names
 from mae_curriculum.distributed import World
 
 
@@ -62,7 +62,7 @@ def test_opening_images_logs_what_looking_at_them_says(photos: Path, caplog: pyt
 
 def test_a_sample_of_many_images_is_spread_over_all(tmp_path: Path) -> None:
     small, large = write(tmp_path / "a.png", 8, 8), write(tmp_path / "b.png", 90, 80)
-    sizes = measure(Files([small] * 900 + [large] * 300))
+    sizes = measure(Files(Names.of([str(small)] * 900 + [str(large)] * 300)))
     assert sizes == Sizes(256, 0, (8, 8), (80, 90), shorter_side=8)
 
 

@@ -16,7 +16,7 @@ from mae_curriculum.data.contents import format_contents, look_at
 from mae_curriculum.data.decode import BrokenImageError
 from mae_curriculum.data.shards import OPEN_TARS
 from mae_curriculum.data.sources import Images, names_fingerprint, open_images
-from mae_curriculum.data.tar_index import write_index
+from mae_curriculum.data.tar_index import make_index
 
 Member = tuple[str, bytes]
 
@@ -196,7 +196,7 @@ def test_two_jobs_that_make_the_same_index_at_once_both_read_it(
     tar = write_tar(tmp_path / "a.tar", ("1.png", picture(1)))
     opened(tar)
     monkeypatch.setattr(shutil, "rmtree", lambda path, **_: None)  # so that the first index is there at the renaming
-    write_index(tmp_path / "a.tar.index", [tar])
+    make_index(tmp_path / "a.tar.index", [tar])
     assert shades(opened(tar)[0]) == [1]
 
 
