@@ -97,7 +97,8 @@ def crop_and_resize(
         return part
     if lanczos:
         return torch.stack([_resize_lanczos(channel, size) for channel in part])
-    return interpolate(part[None], size=size, mode="bicubic", antialias=True)[0]
+    part = part[None].contiguous(memory_format=torch.channels_last)  # the same bits, in less time; as Pillow has them
+    return interpolate(part, size=size, mode="bicubic", antialias=True)[0]
 
 
 def _resize_lanczos(channel: Tensor, size: tuple[int, int]) -> Tensor:
@@ -116,12 +117,12 @@ def _erase(image: Tensor, generator: np.random.Generator) -> Tensor:
 
 def _rand_augment(image: Tensor, magnitude: float, generator: np.random.Generator) -> Tensor:
     policy = rand_augment(magnitude)
-    picture = F.to_pil_image(image.expand(3, -1, -1))
+    picture = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
     python_state, numpy_state = random.getstate(), np.random.get_state()  # timm draws from these global states
     random.seed(_seed(generator))
     np.random.seed(_seed(generator))
     try:
-        augmented = F.pil_to_tensor(policy(picture))
+        augmented = torch.from_numpy(np.array(policy(picture))).permute(2, 0, 1)
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
