@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from PIL import Image
 from mae_curriculum.__main__ import main
 from mae_curriculum.config import load_file
 from mae_curriculum.curriculum.schedule import Curriculum
+from tests.processes import Process
 from tests.runs import TINY, as_flags, equal, picture_folder, rows, weights
 
 BASE = {f"pretrain.{key}": value for key, value in TINY.items() if not key.startswith("curriculum")}
@@ -169,6 +171,23 @@ def test_a_search_that_was_stopped_resumes_to_the_same_result(
     assert found == load_file(Curriculum, searched / "curriculum.yaml")
     assert found.pace == "compute"
     assert "# found by python -m mae_curriculum search" in (stopped / "curriculum.yaml").read_text()
+
+
+def test_a_search_that_is_killed_again_and_again_finds_the_same(searched: Path, images: Path, tmp_path: Path) -> None:
+    killed = tmp_path / "killed"
+    moments = random.Random(0)
+    kills = 0
+    while not (killed / "results.json").exists():
+        search = Process("mae_curriculum", "search", *small_search(killed, images))
+        time.sleep(moments.uniform(0.2, 1.0 + kills / 2))  # later and later, so that it comes to an end
+        search.send(signal.SIGKILL)
+        _, errors = search.communicate()
+        assert search.returncode in (0, -signal.SIGKILL), errors
+        kills += search.returncode != 0
+    assert kills > 1
+    assert (killed / "results.json").read_bytes() == (searched / "results.json").read_bytes()
+    for fork in (searched / "runs").glob("2-*"):
+        assert equal(weights(killed / "runs" / fork.name), weights(fork))
 
 
 def test_a_finished_search_prints_its_result_again(
