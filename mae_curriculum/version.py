@@ -26,8 +26,8 @@ def code_version() -> str | None:
 
 
 def describe_software() -> str:
-    """Return the versions that results may depend on: of this package, Python, torch and timm."""
-    others = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm"))
+    """Return the versions that results may depend on: of this package, Python, and what trains and decodes."""
+    others = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "simplejpeg", "pillow"))
     return f"mae-curriculum {__version__}, Python {platform.python_version()}, {others}"
 
 

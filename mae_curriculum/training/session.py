@@ -91,6 +91,12 @@ class RunSession:
 
     def _log_start(self, training: Training[Any], step: int, facts: dict[str, Any]) -> None:
         self.journal.resume(training.data_fingerprint)
+        software = describe_software()
+        earlier = [row.get("software") for row in self.journal.rows() if row["event"] == "start"]
+        if earlier and earlier[-1] != software:
+            logger.warning(
+                f"the run goes on with other software, so the last bits may differ: {software}; before, {earlier[-1]}"
+            )
         self.journal.write(
             "start",
             steps_done=step,
@@ -101,7 +107,7 @@ class RunSession:
             config_fingerprint=config_fingerprint(training.config),
             data_fingerprint=training.data_fingerprint,
             commit=code_version(),
-            software=describe_software(),
+            software=software,
             **job_facts(),
             **facts,
         )

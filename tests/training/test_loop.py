@@ -78,6 +78,23 @@ def train(training: Training[Any], stop: Stop, hooks: Hooks) -> tuple[bool, int]
         return finished, resume_(training, session)[1]
 
 
+def test_a_run_that_goes_on_with_another_decoder_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = training_of(tmp_path / "run")
+
+    def start() -> str:
+        caplog.clear()
+        with open_session(training.config, WORLD, command="pretrain") as session:
+            session.log_start(training, step=0)
+        return caplog.text
+
+    assert "software" not in start() + start()
+    monkeypatch.setattr("mae_curriculum.training.session.describe_software", lambda: "torch 2, simplejpeg 3")
+    assert "other software, so the last bits may differ: torch 2, simplejpeg 3; before, mae-curriculum" in start()
+    assert "software" not in start()
+
+
 def test_the_loop_trains_to_the_end_evaluates_and_saves(tmp_path: Path) -> None:
     calls: list[tuple[str, int]] = []
     hooks = Hooks(
