@@ -22,7 +22,7 @@ from finetune.mixing import layer_decay_groups, mix, position_seed
 from finetune.repeat import run_seeds
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.schedule import Clock, Moment, View
-from mae_curriculum.data.loader import Batch, TrainingImages
+from mae_curriculum.data.loader import Batch
 from mae_curriculum.data.preprocess import preprocess
 from mae_curriculum.data.sources import names_fingerprint
 from mae_curriculum.distributed import World, connect
@@ -37,6 +37,7 @@ from mae_curriculum.terminal import format_or_dash, format_table
 from mae_curriculum.tracking.journal import finite_or_none
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import build_training_clock, check_channels, without_curriculum
+from mae_curriculum.training.inputs import training_images
 from mae_curriculum.training.loop import Check, Hooks, watch_for_stop
 from mae_curriculum.training.optimizer import build_adamw
 from mae_curriculum.training.run import run_training
@@ -184,7 +185,6 @@ def set_up(
     if config.average_decay is not None:
         blend = get_ema_multi_avg_fn(config.average_decay)  # type: ignore[no-untyped-call]
         ema = AveragedModel(model, multi_avg_fn=blend, use_buffers=True)
-    augmentation = config.curriculum.augmentation
     mean, std = config.data.statistics(model.channels)
     training = Training(
         name=str(config.model.name if weights is None else weights.model.name),
@@ -193,9 +193,7 @@ def set_up(
         images=train.images,
         data_fingerprint=names_fingerprint(train.images)
         + ("" if weights is None else f", weights {fingerprint(weights.encoder)}"),
-        dataset=TrainingImages(
-            train.images, model.image_size, model.channels, augmentation, config.seed, config.data.oversample
-        ),
+        dataset=training_images(config, train.images, model.image_size, model.channels),
         inputs=LabeledInputs(world, train.labels, class_count, config, mean, std, mixer),
         model=model,
         optimizer=build_adamw(groups, config.optim),

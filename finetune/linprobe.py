@@ -24,7 +24,6 @@ from finetune.probe import FeatureInputs, Probe, open_features
 from finetune.repeat import run_seeds
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.batches import micro_batches
-from mae_curriculum.data.loader import TrainingImages
 from mae_curriculum.data.sources import Images, names_fingerprint
 from mae_curriculum.data.subsets import Subset
 from mae_curriculum.distributed import World, connect
@@ -38,6 +37,7 @@ from mae_curriculum.run.stop import Stop
 from mae_curriculum.terminal import format_table
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import build_training_clock, check_channels
+from mae_curriculum.training.inputs import training_images
 from mae_curriculum.training.loop import Check, Hooks, StoppedError, watch_for_stop
 from mae_curriculum.training.optimizer import build_adamw
 from mae_curriculum.training.run import run_training
@@ -196,15 +196,7 @@ def open_dataset(probe: Probe, learning: LabeledImages, inference: Inference) ->
     """Return the data set of augmented images or of features, with the images in it and their labels."""
     config, encoder, images, labels = probe.config, probe.encoder, learning.images, learning.labels
     if config.augment:
-        dataset = TrainingImages(
-            images,
-            encoder.image_size,
-            encoder.channels,
-            config.curriculum.augmentation,
-            config.seed,
-            config.data.oversample,
-        )
-        return dataset, images, labels
+        return training_images(config, images, encoder.image_size, encoder.channels), images, labels
     features, intact = open_features(encoder, probe.blocks, images, inference)
     return features, Subset(images, intact.tolist()), labels[intact]
 

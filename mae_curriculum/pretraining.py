@@ -12,7 +12,7 @@ import torch
 from mae_curriculum.config import ConfigError, config_fingerprint
 from mae_curriculum.curriculum.schedule import View
 from mae_curriculum.data.contents import Contents
-from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages, TrainingImages
+from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages
 from mae_curriculum.data.sources import Images, names_fingerprint, open_together
 from mae_curriculum.data.subsets import choose_spread
 from mae_curriculum.distributed import World, connect
@@ -39,7 +39,7 @@ from mae_curriculum.run.stop import EXIT_RESUMABLE, Stop
 from mae_curriculum.terminal import format_epochs
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import without_curriculum
-from mae_curriculum.training.inputs import MaskedInputs
+from mae_curriculum.training.inputs import MaskedInputs, training_images
 from mae_curriculum.training.learning_rate import warmup_share
 from mae_curriculum.training.loop import Check, Hooks, watch_for_stop
 from mae_curriculum.training.optimizer import build_optimizer
@@ -133,15 +133,7 @@ def set_up(
         world=world,
         images=images,
         data_fingerprint=names_fingerprint(images) + start,
-        dataset=TrainingImages(
-            images,
-            model.image_size,
-            model.channels,
-            config.curriculum.augmentation,
-            config.seed,
-            config.data.oversample,
-            whole=model.target_from == "full",
-        ),
+        dataset=training_images(config, images, model.image_size, model.channels, whole=model.target_from == "full"),
         inputs=MaskedInputs(world, model.shape, config.seed, mean, std),
         model=model,
         optimizer=build_optimizer(model, config.optim),

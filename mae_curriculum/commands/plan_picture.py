@@ -12,13 +12,13 @@ from mae_curriculum.commands.shapes import find_shape
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.low_frequency import RESIZE
 from mae_curriculum.curriculum.schedule import Moment
-from mae_curriculum.data.loader import TrainingImages
 from mae_curriculum.data.requests import Request
 from mae_curriculum.data.sources import Images, open_images
 from mae_curriculum.model.shape import ModelShape
 from mae_curriculum.pretraining_config import build_clock
 from mae_curriculum.report.figures import draw_plan
 from mae_curriculum.terminal import format_epochs
+from mae_curriculum.training.inputs import training_images
 from mae_curriculum.training.learning_rate import step_learning_rate
 
 logger = logging.getLogger(__name__)
@@ -45,14 +45,6 @@ def plan_figure(path: Path, config: PlanConfig, facts: dict[str, Any]) -> None:
 
 def render_sample(images: Images, moment: Moment, shape: ModelShape, config: PlanConfig) -> Tensor:
     """Return the first image as the encoder sees it at a moment, (c, h, w) from 0 (black) to 1 (white)."""
-    encoder = shape.encoder
-    dataset = TrainingImages(
-        images,
-        encoder.image_size,
-        encoder.channels,
-        config.curriculum.augmentation,
-        config.seed,
-        config.data.oversample,
-    )
+    dataset = training_images(config, images, shape.encoder.image_size, shape.encoder.channels)
     pixels = dataset[Request(0, 0, moment.view, moment.magnitude, moment.min_area)][0]
     return RESIZE[moment.view.resize](pixels[None] / 255, moment.size)[0]

@@ -1,4 +1,4 @@
-"""What a masked autoencoder is given at each step."""
+"""The images of a training run, and what a masked autoencoder is given of them at each step."""
 
 from dataclasses import dataclass
 from math import prod
@@ -7,11 +7,21 @@ from torch import Tensor
 
 from mae_curriculum.curriculum.low_frequency import RESIZE
 from mae_curriculum.curriculum.schedule import Moment
-from mae_curriculum.data.loader import Batch
+from mae_curriculum.data.loader import Batch, TrainingImages
 from mae_curriculum.data.preprocess import normalize
+from mae_curriculum.data.sources import Images
 from mae_curriculum.distributed import World
 from mae_curriculum.model.masking import mask_noise
 from mae_curriculum.model.shape import ModelShape
+from mae_curriculum.training.config import TrainingConfig
+
+
+def training_images(
+    config: TrainingConfig, images: Images, size: tuple[int, int], channels: int, *, whole: bool = False
+) -> TrainingImages:
+    """Return the images of a run as its settings augment them; see `TrainingImages`."""
+    data, augmentation = config.data, config.curriculum.augmentation
+    return TrainingImages(images, size, channels, augmentation, config.seed, data.oversample, whole=whole)
 
 
 @dataclass(frozen=True)
