@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -40,6 +42,22 @@ def test_knn_is_evaluated_during_a_run_only_if_asked_for(finished: Path, tmp_pat
     assert [row["steps_done"] for row in rows(run, "evaluation")] == [45, 67]  # two epochs of 1438 images, and the end
     assert rows(run, "evaluation")[-1]["knn"] == json.loads((run / "summary.json").read_text())["knn"]
     assert equal(weights(run), weights(finished))  # looking changes nothing
+
+
+def test_a_run_has_the_same_bits_from_a_folder_from_tars_and_from_parquet(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "folder", classes=2, count=48)
+    packing = ["--data.source", folder, "--short_side", "null", "--out", tmp_path / "tars", "--data.workers", "0"]
+    assert main(["pack", *map(str, packing)]) == 0
+    paths = sorted(folder.rglob("*.png"))
+    columns = {"image": [path.read_bytes() for path in paths], "label": [path.parent.name for path in paths]}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    sources = (folder, tmp_path / "tars", tmp_path / "train.parquet")
+    runs = [tmp_path / f"run {number}" for number in range(len(sources))]
+    for source, run in zip(sources, runs, strict=True):
+        assert main(["pretrain", *options(run, **pictures(source, batch_size=16))]) == 0
+    first, *others = map(weights, runs)
+    assert all(equal(first, other) for other in others)
+    assert len({json.loads((run / "summary.json").read_text())["knn"] for run in runs}) == 1
 
 
 def test_a_run_ends_with_a_summary_of_its_accuracy_and_costs(finished: Path) -> None:
