@@ -2,6 +2,7 @@
 
 import os
 import stat
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -83,8 +84,8 @@ def label_images(folder: Path, names: Names, classes: Sequence[str]) -> list[int
 
 
 def _top_folders(names: Iterable[str]) -> list[str]:
-    """Return the first folder of each path, "" for a path without one."""
-    return [name.partition("/")[0] if "/" in name else "" for name in names]
+    """Return the first folder of each path, "" for a path without one; each text is in memory once."""
+    return [sys.intern(name.partition("/")[0]) if "/" in name else "" for name in names]
 
 
 def refuse_unknown(folder: Path, names: Set[str], classes: Sequence[str]) -> None:

@@ -29,6 +29,9 @@ from mae_curriculum.distributed import World
 COMPARED_IMAGES = 8
 """Number of images, evenly spread, whose content the ranks compare."""
 
+NAMES_AT_ONCE = 100_000
+"""Number of images whose names are hashed at once: those of all would take much memory."""
+
 
 class Images(Protocol):
     """A data set of images with random access."""
@@ -225,8 +228,12 @@ def describe_images(images: Images) -> str:
 
 def names_fingerprint(images: Images) -> str:
     """Return number and hash of the image names: a run resumes only with the images that it started with."""
-    names = "\n".join("/".join(images.name(index).rsplit("/", 2)[-2:]) for index in range(len(images)))
-    return f"{len(images)} images {hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()[:12]}"
+    state = hashlib.sha256()
+    for start in range(0, len(images), NAMES_AT_ONCE):
+        names = map(images.name, range(start, min(start + NAMES_AT_ONCE, len(images))))
+        text = "\n".join("/".join(name.rsplit("/", 2)[-2:]) for name in names)
+        state.update((f"\n{text}" if start else text).encode(errors="surrogateescape"))
+    return f"{len(images)} images {state.hexdigest()[:12]}"
 
 
 @cache
