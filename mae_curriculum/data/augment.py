@@ -97,7 +97,7 @@ def crop_and_resize(
         return part
     if lanczos:
         return torch.stack([_resize_lanczos(channel, size) for channel in part])
-    part = part[None].contiguous(memory_format=torch.channels_last)  # the same bits, in less time; as Pillow has them
+    part = part[None].contiguous(memory_format=torch.channels_last)  # as Pillow stores them: the same bits, faster
     return interpolate(part, size=size, mode="bicubic", antialias=True)[0]
 
 

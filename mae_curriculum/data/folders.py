@@ -5,7 +5,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mae_curriculum.config import ConfigError
@@ -31,8 +31,13 @@ class Listing:
     """Sorted; their images are read if there are no image files."""
     left_out: Counter[str]
     """Numbers of image files that are not read: of kinds that cannot be, by suffix, and `HIDDEN` ones."""
-    changed: Mapping[str, int]
-    """When each folder of the tree last changed, ns, by its path relative to `folder`."""
+    changed: Mapping[str, int | None]
+    """When each folder of the tree last changed, ns, by its path relative to `folder`; None for a link to nothing."""
+
+    @property
+    def last_change(self) -> int:
+        """When the tree last changed, ns: files came, went or were renamed."""
+        return max(changed for changed in self.changed.values() if changed is not None)
 
 
 def has_image_files(folder: Path) -> bool:
@@ -57,7 +62,7 @@ def find_parts(folder: Path) -> tuple[Path, Path | None]:
     if lonely := val or test:
         raise ConfigError(f"data.source: {folder} has {lonely.name}/ but no train/; add it, or rename that folder")
     nested = [child for child in folders if _has_training(child)]
-    if nested and (len(folders) > 1 or _have_images(_scan(folder)[0])):
+    if nested and (len(folders) > 1 or _have_images(_scan(folder).files)):
         raise ConfigError(f"data.source: {folder} holds several data sets, {_names(folders)}; give one of them")
     return find_parts(nested[0]) if nested else (folder, None)
 
@@ -78,7 +83,7 @@ def label_images(folder: Path, names: Names, classes: Sequence[str]) -> list[int
     """Return the class numbers of images, which lie in folders named as the classes; ConfigError if one does not."""
     numbers = {name: number for number, name in enumerate(classes)}
     tops = _top_folders(names)
-    beside = {names[tops.index("")]} if "" in tops else set()
+    beside = {name for name in names if "/" not in name} if "" in tops else set()
     refuse_unknown(folder, {*tops} - {""} | beside, classes)
     return [numbers[top] for top in tops]
 
@@ -106,9 +111,11 @@ def list_images(folder: Path) -> Listing:
 
     Raises  ConfigError if there are neither.
     """
-    names, tars, left_out, changed = [], [], Counter[str](), {}
+    names, tars, left_out = [], [], Counter[str]()
+    changed: dict[str, int | None] = {}
     for found in _walk(folder):
         changed[found.name] = found.changed
+        changed |= dict.fromkeys((f"{found.prefix}{name}" for name in found.dangling), None)
         for file in found.files:
             kind = kind_of(file)
             if kind == IMAGE:
@@ -159,21 +166,35 @@ def _have_images(files: Iterable[str]) -> bool:
 
 def _visible_folders(folder: Path) -> list[Path]:
     """List the folders in a folder that are neither hidden nor the operating system's."""
-    return sorted(folder / name for name in _scan(folder)[1])
+    return sorted(folder / name for name in _scan(folder).folders)
 
 
-def _scan(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of a folder's own files, regular ones and links to them or to nothing, and visible folders."""
-    files, folders = [], []
+@dataclass(frozen=True)
+class _Entries:
+    """Names in a folder."""
+
+    files: list[str]
+    """Regular files, and links to them or to nothing."""
+    folders: list[str]
+    """Visible folders."""
+    dangling: list[str]
+    """Links to nothing."""
+
+
+def _scan(folder: Path) -> _Entries:
+    """Return the names in a folder."""
+    found = _Entries([], [], [])
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_file():
-                files.append(entry.name)
+                found.files.append(entry.name)
             elif entry.is_dir():
-                folders.append(entry.name)
+                if is_visible(entry.name):
+                    found.folders.append(entry.name)
             elif entry.is_symlink() and not Path(entry).exists():
-                files.append(entry.name)
-    return files, [name for name in folders if is_visible(name)]
+                found.files.append(entry.name)
+                found.dangling.append(entry.name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -184,8 +205,10 @@ class _Folder:
     """Path relative to the tree's root, which is ""."""
     changed: int
     """When it last changed, ns."""
-    files: list[str]
-    """Names of its own files."""
+    files: Sequence[str] = ()
+    """Names of its own files; none if it was entered before."""
+    dangling: Sequence[str] = ()
+    """Those that are links to nothing."""
 
     @property
     def prefix(self) -> str:
@@ -200,21 +223,22 @@ def _walk(folder: Path) -> Iterator[_Folder]:
     while waiting:
         name = waiting.pop()
         status = (folder / name).stat()
+        found = _Folder(name, status.st_ctime_ns)
         if (status.st_dev, status.st_ino) not in seen:
             seen.add((status.st_dev, status.st_ino))
-            files, folders = _scan(folder / name)
-            found = _Folder(name, status.st_ctime_ns, files)
-            yield found
-            waiting += [f"{found.prefix}{child}" for child in folders]
+            entries = _scan(folder / name)
+            found = replace(found, files=entries.files, dangling=entries.dangling)
+            waiting += [f"{found.prefix}{child}" for child in entries.folders]
+        yield found
 
 
 def is_unchanged(listing: Listing) -> bool:
     """Return whether no folder of the tree has changed since it was listed."""
-    return all(last_change(listing.folder / name) == changed for name, changed in listing.changed.items())
+    return all(_last_change(listing.folder / name) == changed for name, changed in listing.changed.items())
 
 
-def last_change(folder: Path) -> int | None:
-    """Return when a folder last changed, ns: files came, went or were renamed; None if it is no folder now."""
+def _last_change(folder: Path) -> int | None:
+    """Return when a folder last changed, ns; None if it is no folder."""
     try:
         status = folder.stat()
     except OSError:

@@ -1,6 +1,7 @@
 """Indexes of images on disk: a folder of arrays, and a JSON file that says what they index.
 
-`data.cache`/indexes holds those that are not beside what they index.
+`data.cache`/.indexes holds those that are not beside what they index; its name is hidden, as the cache may lie in a
+folder of images.
 """
 
 import hashlib
@@ -12,33 +13,34 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mae_curriculum.files import read_json, write_json
+from mae_curriculum.files import read_json, write_json, write_temporary
 
 ABOUT = "about.json"
 
 
 def folder_in(cache: Path, indexed: Path) -> Path:
     """Return where the index of a path is kept in `data.cache`."""
-    return cache / "indexes" / hashlib.sha256(str(indexed.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
+    key = hashlib.sha256(str(indexed.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
+    return cache / ".indexes" / key
 
 
 def write_index(folder: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
-    """Write an index, in the place of an older one; it appears once it is complete.
+    """Write an index in place of an older one; it appears once it is complete.
 
     arrays  by the names of their files, without `.bin`.
+    Raises  OSError, also if another job writes the same index at the same moment.
     """
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir(parents=True)
     try:
         for name, array in arrays.items():
-            array.tofile(temporary / f"{name}.bin")
+            write_temporary(temporary / f"{name}.bin", lambda stream, array=array: stream.write(array.data))  # type: ignore[misc]
         write_json(temporary / ABOUT, about)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not folder.exists():  # else another job has made it in the meantime
-            raise
+        raise
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:

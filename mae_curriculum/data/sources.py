@@ -122,7 +122,7 @@ class EncodedImages:
 
 
 def prepare(config: DataConfig) -> None:
-    """Download a named source, or make the index of another one, unless it is there; call it on one rank.
+    """Download a named source, or make the index of one that needs it, unless it is there; call it on one rank.
 
     Raises  ConfigError if that fails.
     """

@@ -146,8 +146,12 @@ class Files:
 
     def name(self, index: int) -> str:
         """Return the path."""
-        name = self.names[index]
-        return name if self.folder is None else f"{self.folder}/{name}"  # a Path would take four times as long
+        return self._prefix + self.names[index]  # a Path would take four times as long
+
+    @cached_property
+    def _prefix(self) -> str:
+        """What comes before the names: nothing for the current folder, as in a Path."""
+        return "" if self.folder is None else str(self.folder / "-")[:-1]
 
     def content(self, index: int) -> bytes:
         """Return the file's content; raises OSError."""

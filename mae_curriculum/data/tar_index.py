@@ -135,7 +135,11 @@ def make_index(folder: Path, tars: Sequence[Path]) -> None:
     letters = np.frombuffer(b"".join(found.names), np.uint8)
     classes = _name_classes(TarMembers(tars, members, letters, [], {}), found)
     about = {"format": FORMAT, "tars": _sizes(tars), "classes": classes, "left_out": found.left_out}
-    write_index(folder, {"members": members, "names": letters}, about)
+    try:
+        write_index(folder, {"members": members, "names": letters}, about)
+    except OSError:
+        if not fits(folder, tars):  # else another job has made it in the meantime
+            raise
 
 
 def _scan(path: Path, number: int, found: _Found) -> None:

@@ -97,11 +97,11 @@ class Inference:
         """Return the features of all images after each of some blocks, memory-mapped: (n, p, d) float32 of each.
 
         Those of broken images are NaN. They are computed once per weights, images and settings, all blocks that are
-        missing in one pass, and kept in `data.cache`/features, which all processes must share: the main process
+        missing in one pass, and kept in `data.cache`/.features, which all processes must share: the main process
         writes, all read.
         """
         stem = self._fingerprint(model, images)
-        paths = {block: self.data.cache / "features" / f"{stem}-block-{block}.npy" for block in sorted(blocks)}
+        paths = {block: self.data.cache / ".features" / f"{stem}-block-{block}.npy" for block in sorted(blocks)}
         missing = self.world.on_main(lambda: [block for block, path in paths.items() if not path.exists()])
         if missing:
             self._fill(model, images, {block: paths[block] for block in missing})

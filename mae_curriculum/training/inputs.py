@@ -1,4 +1,4 @@
-"""The images of a training run, and what a masked autoencoder is given of them at each step."""
+"""The images of a training run, and the part of them that a masked autoencoder is given at each step."""
 
 from dataclasses import dataclass
 from math import prod

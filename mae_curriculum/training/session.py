@@ -93,7 +93,7 @@ class RunSession:
         self.journal.resume(training.data_fingerprint)
         software = describe_software()
         earlier = [row.get("software") for row in self.journal.rows() if row["event"] == "start"]
-        if earlier and earlier[-1] != software:
+        if earlier and earlier[-1] not in (None, software):
             logger.warning(
                 f"the run goes on with other software, so the last bits may differ: {software}; before, {earlier[-1]}"
             )

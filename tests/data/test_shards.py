@@ -1,5 +1,6 @@
 """Images in tars."""
 
+import errno
 import io
 import os
 import shutil
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mae_curriculum.config import ConfigError
+from mae_curriculum.data import index_files
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.contents import format_contents, look_at
 from mae_curriculum.data.decode import BrokenImageError
@@ -183,7 +185,7 @@ def test_the_index_is_in_the_cache_where_nothing_can_be_written_beside_the_tars(
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert shades(opened(tar, tmp_path / "cache")[0]) == [1]
     assert not (tmp_path / "a.tar.index").exists()
-    assert len([*(tmp_path / "cache" / "indexes").iterdir()]) == 1
+    assert len([*(tmp_path / "cache" / ".indexes").iterdir()]) == 1
 
 
 def count_open_files() -> int:
@@ -198,6 +200,21 @@ def test_two_jobs_that_make_the_same_index_at_once_both_read_it(
     monkeypatch.setattr(shutil, "rmtree", lambda path, **_: None)  # so that the first index is there at the renaming
     make_index(tmp_path / "a.tar.index", [tar])
     assert shades(opened(tar)[0]) == [1]
+
+
+def test_an_index_that_cannot_be_made_again_is_an_error_and_the_old_one_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tar = write_tar(tmp_path / "a.tar", ("1.png", picture(1)))
+    opened(tar)
+    write_tar(tar, ("2.png", picture(2)), ("3.png", picture(3)))
+
+    def fail(path: Path, content: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(index_files, "write_json", fail)
+    with pytest.raises(OSError, match="No space left"):
+        opened(tar)
 
 
 def test_few_of_many_tars_are_open_at_once(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_cached_features_are_those_of_encode_with_nan_for_broken_images(
     assert features[1].isnan().all()
     encoded, indices = how.encode(model, images)
     assert torch.equal(features[indices], encoded)
-    assert [path.suffix for path in (tmp_path / "features").iterdir()] == [".npy"]  # no temporary file is left
+    assert [path.suffix for path in (tmp_path / ".features").iterdir()] == [".npy"]  # no temporary file is left
 
 
 def test_cache_is_reused_for_the_same_weights_images_and_settings(
@@ -134,7 +134,7 @@ def test_cache_is_reused_for_the_same_weights_images_and_settings(
 def test_cache_is_not_shared_with_other_weights(model: MaskedAutoencoder, tmp_path: Path) -> None:
     how, other = inference(tmp_path), build_model(TINY, seed=1)
     (first,), (second,) = how.cached(model, gray_images(), [0]), how.cached(other, gray_images(), [0])
-    assert len(list((tmp_path / "features").iterdir())) == 2
+    assert len(list((tmp_path / ".features").iterdir())) == 2
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(second, how.encode(other, gray_images())[0].numpy())
 
@@ -152,7 +152,7 @@ def test_decoder_weights_do_not_invalidate_the_cache(tmp_path: Path) -> None:
     how.cached(changed, gray_images(), [0])
     torch.nn.init.zeros_(changed.decoder.pred.weight)
     how.cached(changed, gray_images(), [0])
-    assert len(list((tmp_path / "features").iterdir())) == 1
+    assert len(list((tmp_path / ".features").iterdir())) == 1
 
 
 def cut(depth: int, block: int) -> MaskedAutoencoder:

@@ -361,7 +361,7 @@ def test_a_stopped_probe_resumes_to_the_same_weights(probed: Path, pretrained: P
 def test_a_probe_without_augmentation_reads_features_from_disk(pretrained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(["linprobe", *probing(pretrained, run, augment="false")]) == 0
-    stored = sorted((tmp_path / "cache" / "features").iterdir())
+    stored = sorted((tmp_path / "cache" / ".features").iterdir())
     assert {np.load(path, mmap_mode="r").shape for path in stored} == {(1438, 2, 48), (359, 2, 48)}  # all, shared
     times = [path.stat().st_mtime_ns for path in stored]
     assert main(["linprobe", *probing(pretrained, tmp_path / "again", augment="false", epochs=4)]) == 0
@@ -372,7 +372,7 @@ def test_a_probe_without_augmentation_reads_features_from_disk(pretrained: Path,
 def test_a_probe_can_be_stopped_while_features_are_computed(pretrained: Path, tmp_path: Path) -> None:
     changes = {"augment": "false", "time_limit": "00:00:04"}  # less than the margin before a limit
     assert main(["linprobe", *probing(pretrained, tmp_path / "run", **changes)]) == 75
-    assert list((tmp_path / "cache" / "features").iterdir()) == []
+    assert list((tmp_path / "cache" / ".features").iterdir()) == []
 
 
 def test_a_diverging_attentive_head_does_not_affect_others(pretrained: Path, tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ def test_few_shot_accuracies_by_block_end_with_those_of_the_last(
     assert results(tmp_path / "all")["by_block"] == [last["0"], last["1"]]
     assert last["all"] == last["1"]
     assert "chosen on the same images" in capsys.readouterr().out
-    assert len(list((tmp_path / "features").iterdir())) == 4  # training and validation images, each block once
+    assert len(list((tmp_path / ".features").iterdir())) == 4  # training and validation images, each block once
 
 
 def test_a_probe_of_all_blocks_saves_the_encoder_up_to_the_chosen_one(
