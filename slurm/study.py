@@ -38,13 +38,9 @@ def write_results(
         for place, (run, each) in enumerate(zip(groups[0], data, strict=True))
     ]
     facts = facts_of(data, command)
-    if shared:
-        facts["training time"] = [
-            "of runs that shared the machine, so it does not compare; `bench` measures the stages"
-        ]
     if missing:
         facts["not finished"] = [f"{missing} of {missing + len(runs)} runs"]
-    study = Study(name, facts, tuple(runs))
+    study = Study(name, facts, tuple(runs), shared)
     folder.mkdir(parents=True, exist_ok=True)
     write_study(study, folder / f"{name}.json")
     write_atomic(folder / f"{name}.md", format_study(study).encode())

@@ -4,7 +4,7 @@ A study compares variants of a pretraining with a baseline, over several seeds. 
 made from the JSON file alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import sqrt
 from pathlib import Path
@@ -26,7 +26,15 @@ CURVE_POINTS = 60
 """Points kept of a curve."""
 
 AXES = ("images", "flops", "train_seconds")
-"""What the curves of a study are drawn against."""
+"""What a run costs."""
+
+HEADS = {"images": "images", "flops": "FLOPs", "train_seconds": "training time"}
+
+FORMATS: dict[str, Callable[[float], str]] = {
+    "images": format_count,
+    "flops": format_flops,
+    "train_seconds": format_duration,
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,13 @@ class Study:
     facts: dict[str, list[str]]
     """Command, commit, hardware and software of its runs; several where they differ."""
     runs: tuple[StudyRun, ...]
+    shared: bool = False
+    """Whether runs shared a machine, so that their seconds do not compare."""
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Those of the `AXES` that compare."""
+        return tuple(axis for axis in AXES if not (self.shared and axis == "train_seconds"))
 
     @property
     def variants(self) -> dict[str, list[StudyRun]]:
@@ -81,7 +96,8 @@ def write_study(study: Study, path: Path) -> None:
 def read_study(path: Path) -> Study:
     """Read what `write_study` wrote."""
     content = read_json(path)
-    return Study(content["name"], content["facts"], tuple(StudyRun(**run) for run in content["runs"]))
+    runs = tuple(StudyRun(**run) for run in content["runs"])
+    return Study(content["name"], content["facts"], runs, content["shared"])
 
 
 def curves_of(run: RunData) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
@@ -113,7 +129,7 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 
 def format_study(study: Study) -> str:
     """Format a study as a section of Markdown: a table of its variants, and how it was made."""
-    head = ["variant", "seeds", *study.evaluations, "images", "FLOPs", "training time"]
+    head = ["variant", "seeds", *study.evaluations, *(HEADS[axis] for axis in study.axes)]
     rows = [head, ["---"] * len(head)]
     rows += [_row(study, variant, runs) for variant, runs in study.variants.items()]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -126,6 +142,8 @@ def format_study(study: Study) -> str:
     if untrained:
         share = format_percent(spread(untrained))
         note += f" kNN accuracy of untrained encoders, measured as during pretraining: {share}."
+    if study.shared:
+        note += " Runs shared the machine, so their seconds do not compare; `bench` measures the stages."
     return f"## {study.name}\n\n{table}\n\n{note}\n\n{facts}\n"
 
 
@@ -136,8 +154,7 @@ def _row(study: Study, variant: str, runs: Sequence[StudyRun]) -> list[str]:
         values, baseline_values = ({run.seed: run.accuracies[name] for run in each} for each in (runs, baseline))
         difference = "baseline" if variant == runs[0].baseline else _format_difference(values, baseline_values)
         cells.append(f"{format_percent(spread(list(values.values())))} ({difference})")
-    formats = zip(AXES, (format_count, format_flops, format_duration), strict=True)
-    return [*cells, *(form(fmean(run.costs[axis] for run in runs)) for axis, form in formats)]
+    return [*cells, *(FORMATS[axis](fmean(run.costs[axis] for run in runs)) for axis in study.axes)]
 
 
 def _format_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> str:

@@ -1,34 +1,56 @@
 """The plots of a study, as a PNG file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from mae_curriculum.report.figures import empty_figure, line_style, save
-from mae_curriculum.report.study import AXES, Study
+from mae_curriculum.report.study import Study, StudyRun
 
 TITLES = {"images": "images", "flops": "training FLOPs", "train_seconds": "seconds of training"}
 
 
 def draw_study(path: Path, study: Study) -> None:
-    """Draw kNN accuracy and loss of all runs against images, FLOPs and training seconds; a style for each variant."""
-    figure = empty_figure(12, 7)
-    figure.suptitle(f"{study.name}: each line is a run; runs of a variant look alike", fontsize=11)
-    axes = figure.subplots(2, len(AXES), sharey="row")
-    for column, axis in enumerate(AXES):
+    """Draw the kNN accuracy during pretraining, and the loss, against what they cost: means over the seeds."""
+    figure = empty_figure(6 * len(study.axes), 7.5)
+    figure.suptitle(f"{study.name}: means over the seeds, with the standard deviation", fontsize=11)
+    panels = figure.subplots(2, len(study.axes), sharey="row", squeeze=False)
+    for column, axis in enumerate(study.axes):
+        top, bottom = panels[:, column]
         for number, runs in enumerate(study.variants.values()):
-            style: dict[str, Any] = {**line_style(number), "linewidth": 1.2, "alpha": 0.8}
-            for run in runs:
-                top, bottom = axes[0][column], axes[1][column]
-                start = [] if run.untrained is None else [run.untrained]
-                accuracies = [100 * value for value in (*start, *run.evaluations["knn"])]
-                top.plot([0] * len(start) + run.evaluations[axis], accuracies, marker=".", **style)
-                bottom.plot(run.losses[axis], run.losses["loss"], **style)
-        axes[1][column].set_xlabel(TITLES[axis])
-        for row in axes:
-            row[column].grid(alpha=0.3)
-            row[column].set_xlim(0, None)
-    axes[0][0].set_ylabel("kNN accuracy, %")
-    axes[1][0].set_ylabel("loss (not comparable between sizes)")
-    lines = [axes[1][0].plot([], [], **line_style(number))[0] for number in range(len(study.variants))]
-    figure.legend(lines, list(study.variants), loc="outside lower center", ncols=2, fontsize=8)
+            style: dict[str, Any] = {**line_style(number), "linewidth": 1.3}
+            accuracies = 100 * np.array([_from_start(run) for run in runs])
+            costs = _mean([[0.0] * _has_start(run) + run.evaluations[axis] for run in runs])
+            top.errorbar(costs, accuracies.mean(axis=0), accuracies.std(axis=0, ddof=len(runs) > 1), capsize=2, **style)
+            places = runs[0].losses[axis]  # those of other runs may differ
+            bottom.plot(
+                places, _mean([np.interp(places, run.losses[axis], run.losses["loss"]) for run in runs]), **style
+            )
+        bottom.set(xlabel=TITLES[axis], yscale="log")
+        for panel in (top, bottom):
+            panel.grid(alpha=0.3)
+            panel.set_xlim(0, None)
+    panels[0][0].set_ylabel("kNN accuracy during pretraining, %")
+    panels[1][0].set_ylabel("loss (not comparable between sizes)")
+    lines = [panels[1][0].plot([], [], **line_style(number))[0] for number in range(len(study.variants))]
+    figure.legend(lines, list(study.variants), loc="outside lower center", ncols=3, fontsize=8)
     save(figure, path)
+
+
+def _has_start(run: StudyRun) -> bool:
+    return run.untrained is not None
+
+
+def _from_start(run: StudyRun) -> list[float]:
+    """Return the kNN accuracies of a run, that of the untrained encoder first if it was measured."""
+    start = [] if run.untrained is None else [run.untrained]
+    return [*start, *run.evaluations["knn"]]
+
+
+def _mean(curves: Sequence[ArrayLike]) -> NDArray[np.float64]:
+    """Return the mean of the curves of several seeds, which have the same steps."""
+    mean: NDArray[np.float64] = np.mean(np.asarray(curves, np.float64), axis=0)
+    return mean

@@ -1,6 +1,7 @@
 """What is published of a study."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,18 @@ def test_a_study_is_read_as_it_was_written_and_drawn_from_that(tmp_path: Path) -
     assert read_study(tmp_path / "small.json") == study()
     draw_study(tmp_path / "small.png", read_study(tmp_path / "small.json"))
     with Image.open(tmp_path / "small.png") as picture:
-        assert picture.size == (1440, 840)
+        assert picture.size == (2160, 900)
+
+
+def test_seconds_of_runs_that_shared_a_machine_are_not_published(tmp_path: Path) -> None:
+    shared = replace(study(), shared=True)
+    text = format_study(shared)
+    assert "| kNN | images | FLOPs |\n" in text
+    assert "90.0 s" not in text
+    assert "Runs shared the machine" in text
+    draw_study(tmp_path / "small.png", shared)
+    with Image.open(tmp_path / "small.png") as picture:
+        assert picture.size == (1440, 900)
 
 
 RESULTS = sorted((ROOT / "configs/experiments/results").glob("*.json"))
