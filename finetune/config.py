@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mae_curriculum.config import ConfigError, exempt
-from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Augmentation, Curriculum
+from mae_curriculum.curriculum.config import REFERENCE_SIZE, Augmentation, Curriculum
 from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
 from mae_curriculum.evaluation.config import Block, PlanOptions, VectorPool
 from mae_curriculum.precision import Precision

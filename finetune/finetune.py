@@ -21,7 +21,7 @@ from finetune.labeled import LabeledImages, open_labeled
 from finetune.mixing import layer_decay_groups, mix, position_seed
 from finetune.repeat import run_seeds
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import Clock, Moment, View
+from mae_curriculum.curriculum.clock import Clock, Moment, View
 from mae_curriculum.data.loader import Batch
 from mae_curriculum.data.preprocess import preprocess
 from mae_curriculum.data.sources import names_fingerprint

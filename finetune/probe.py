@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from finetune.config import LinprobeConfig
 from finetune.heads import View
-from mae_curriculum.curriculum.schedule import Moment
+from mae_curriculum.curriculum.clock import Moment
 from mae_curriculum.data.loader import Batch
 from mae_curriculum.data.preprocess import preprocess
 from mae_curriculum.data.requests import Request

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mae_curriculum.commands.plan import compute_plan as plan
     from mae_curriculum.config import ConfigError
+    from mae_curriculum.curriculum.clock import Clock
+    from mae_curriculum.curriculum.config import Augmentation, Curriculum, Stage
     from mae_curriculum.curriculum.low_frequency import low_frequency_crop
-    from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, Stage
     from mae_curriculum.data.config import DataConfig
     from mae_curriculum.evaluation.config import KnnConfig
     from mae_curriculum.evaluation.embedding import Embeddings, embed
@@ -58,10 +59,10 @@ __all__ = [
 ]
 
 _SOURCES = {
-    "Augmentation": "curriculum.schedule",
-    "Clock": "curriculum.schedule",
+    "Augmentation": "curriculum.config",
+    "Clock": "curriculum.clock",
     "ConfigError": "config",
-    "Curriculum": "curriculum.schedule",
+    "Curriculum": "curriculum.config",
     "DataConfig": "data.config",
     "Embeddings": "evaluation.embedding",
     "Encoder": "evaluation.encoder",
@@ -72,7 +73,7 @@ _SOURCES = {
     "PretrainConfig": "pretraining_config",
     "PretrainResult": "pretraining",
     "SavingConfig": "run.config",
-    "Stage": "curriculum.schedule",
+    "Stage": "curriculum.config",
     "TrackingConfig": "tracking.config",
     "__version__": "version",
     "embed": "evaluation.embedding",

@@ -6,7 +6,7 @@ from typing import TypeVar
 from torch import nn
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import Clock, Moment
+from mae_curriculum.curriculum.clock import Clock, Moment
 from mae_curriculum.distributed import World
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
 from mae_curriculum.pretraining_config import PretrainConfig

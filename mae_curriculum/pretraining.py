@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mae_curriculum.config import ConfigError, config_fingerprint
-from mae_curriculum.curriculum.schedule import View
+from mae_curriculum.curriculum.clock import View
 from mae_curriculum.data.contents import Contents
 from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages
 from mae_curriculum.data.sources import Images, names_fingerprint, open_together

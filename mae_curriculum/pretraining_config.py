@@ -6,7 +6,8 @@ from textwrap import wrap
 from typing import Any, TypeVar
 
 from mae_curriculum.config import ConfigError, exempt, leaves, load_file, plain
-from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Clock, Curriculum, Stage, stage_size
+from mae_curriculum.curriculum.clock import Clock, stage_size
+from mae_curriculum.curriculum.config import REFERENCE_SIZE, Curriculum, Stage
 from mae_curriculum.data.contents import Contents
 from mae_curriculum.evaluation.config import KnnConfig
 from mae_curriculum.model.config import ModelConfig

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, Stage
+from mae_curriculum.curriculum.clock import Clock
+from mae_curriculum.curriculum.config import Augmentation, Curriculum, Stage
 from mae_curriculum.data.requests import RequestSampler
 from mae_curriculum.model.config import ModelConfig
 

@@ -12,7 +12,7 @@ from mae_curriculum.cli import PACKAGES
 from mae_curriculum.commands.config import PlanConfig
 from mae_curriculum.config import load
 from mae_curriculum.config_help import format_help, list_settings, name_type, spell
-from mae_curriculum.curriculum.schedule import Stage
+from mae_curriculum.curriculum.config import Stage
 from mae_curriculum.pretraining_config import PretrainConfig
 from slurm.pipeline_config import PipelineConfig
 

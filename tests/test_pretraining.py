@@ -18,7 +18,8 @@ from PIL import Image
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.config import load
-from mae_curriculum.curriculum.schedule import Augmentation, View
+from mae_curriculum.curriculum.clock import View
+from mae_curriculum.curriculum.config import Augmentation
 from mae_curriculum.data.loader import TrainingImages
 from mae_curriculum.data.requests import Request
 from mae_curriculum.data.sources import open_images

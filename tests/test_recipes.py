@@ -12,7 +12,8 @@ import yaml
 from finetune.config import FinetuneConfig, LinprobeConfig
 from mae_curriculum.__main__ import COMMANDS as MAE_CURRICULUM
 from mae_curriculum.config import ConfigError, dump, load, load_file
-from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum
+from mae_curriculum.curriculum.clock import Clock
+from mae_curriculum.curriculum.config import Augmentation, Curriculum
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.recipes import FOLDERS, find_file, list_recipes
 from mae_curriculum.search.config import SearchConfig

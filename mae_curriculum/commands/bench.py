@@ -11,8 +11,8 @@ import torch
 
 from mae_curriculum.commands.config import BenchConfig
 from mae_curriculum.curriculum.batches import micro_batches
+from mae_curriculum.curriculum.clock import Clock
 from mae_curriculum.curriculum.low_frequency import RESIZE
-from mae_curriculum.curriculum.schedule import Clock
 from mae_curriculum.data.contents import format_contents, look_at
 from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.data.sources import ArrayImages, open_source

@@ -10,8 +10,8 @@ from torch import Tensor
 from mae_curriculum.commands.config import PlanConfig
 from mae_curriculum.commands.shapes import find_shape
 from mae_curriculum.config import ConfigError
+from mae_curriculum.curriculum.clock import Moment
 from mae_curriculum.curriculum.low_frequency import RESIZE
-from mae_curriculum.curriculum.schedule import Moment
 from mae_curriculum.data.requests import Request
 from mae_curriculum.data.sources import Images, open_images
 from mae_curriculum.model.shape import ModelShape

@@ -7,7 +7,7 @@ import torch
 
 from mae_curriculum.commands.config import ReconstructConfig
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import View
+from mae_curriculum.curriculum.clock import View
 from mae_curriculum.data.augment import resize_and_crop
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.contents import format_sizes, measure

@@ -19,7 +19,7 @@ from typing import Any
 
 from mae_curriculum.commands.search_budget import compute_budget, format_budget, full_size_cost, prepare
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import Curriculum
+from mae_curriculum.curriculum.config import Curriculum
 from mae_curriculum.data.contents import look_at
 from mae_curriculum.data.sources import open_together
 from mae_curriculum.distributed import World, connect

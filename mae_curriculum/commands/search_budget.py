@@ -7,7 +7,7 @@ from typing import Any
 from mae_curriculum.commands.plan import complete
 from mae_curriculum.commands.shapes import find_shape
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import REFERENCE_SIZE
+from mae_curriculum.curriculum.config import REFERENCE_SIZE
 from mae_curriculum.data.contents import Contents
 from mae_curriculum.model.shape import EncoderShape
 from mae_curriculum.pretraining_config import PretrainConfig, build_clock, format_choices, list_choices, with_choices

@@ -1,6 +1,6 @@
 """How a global batch is split into micro-batches. Pure Python."""
 
-from mae_curriculum.curriculum.schedule import Span
+from mae_curriculum.curriculum.clock import Span
 
 
 def micro_batches(span: Span, rank: int, world_size: int, micro_batch: int | None, pair_size: int = 1) -> list[range]:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from mae_curriculum.curriculum.schedule import Augmentation, View
+from mae_curriculum.curriculum.clock import View
+from mae_curriculum.curriculum.config import Augmentation
 from mae_curriculum.data.augment import augment, resize_and_crop
 from mae_curriculum.data.decode import BrokenImageError
 from mae_curriculum.data.replay_buffer import Origin, Replayed, take_missing_

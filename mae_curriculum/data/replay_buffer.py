@@ -13,7 +13,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from mae_curriculum.curriculum.schedule import ReplayBuffer, Span
+from mae_curriculum.curriculum.clock import Span
+from mae_curriculum.curriculum.config import ReplayBuffer
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from mae_curriculum.curriculum.batches import micro_batches
-from mae_curriculum.curriculum.schedule import Clock, Moment, Span, View
+from mae_curriculum.curriculum.clock import Clock, Moment, Span, View
 from mae_curriculum.data.replay_buffer import Origin, Replayed, ReplayedStage, take_missing_
 
 BLOCKS_IN_WINDOW = 16

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from mae_curriculum.curriculum.schedule import Span
+from mae_curriculum.curriculum.clock import Span
 from mae_curriculum.data.augment import augment, rand_augment
 from mae_curriculum.data.decode import BrokenImageError
 from mae_curriculum.data.loader import Batch, TrainingImages, receive, training_loader

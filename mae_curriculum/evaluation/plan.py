@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from mae_curriculum.config import ConfigError, plain
 from mae_curriculum.curriculum.batches import micro_batches
-from mae_curriculum.curriculum.schedule import Clock, Span
+from mae_curriculum.curriculum.clock import Clock, Span
 from mae_curriculum.data.replay_buffer import ReplayedStage
 from mae_curriculum.evaluation.scaling import ASSUMPTIONS, Hardware, StepTimes
 from mae_curriculum.evaluation.speedup import FlopsOfView, run_flops

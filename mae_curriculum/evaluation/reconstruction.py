@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from mae_curriculum.curriculum.clock import View
 from mae_curriculum.curriculum.low_frequency import RESIZE
-from mae_curriculum.curriculum.schedule import View
 from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.model.config import Target
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder

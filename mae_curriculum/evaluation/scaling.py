@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mae_curriculum.curriculum.schedule import Clock, Span, View
+from mae_curriculum.curriculum.clock import Clock, Span, View
 from mae_curriculum.evaluation.speedup import FlopsOfView
 
 ASSUMPTIONS = (

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from statistics import quantiles
 from typing import Any
 
-from mae_curriculum.curriculum.schedule import Clock, View
+from mae_curriculum.curriculum.clock import Clock, View
 from mae_curriculum.terminal import format_duration, format_or_dash
 from mae_curriculum.tracking.stopwatch import ACTIVITIES, Stopwatch
 

@@ -1,7 +1,7 @@
 """The evaluation before the first step of a run with `init`, and how later ones compare with it."""
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import Clock
+from mae_curriculum.curriculum.clock import Clock
 from mae_curriculum.tracking.journal import Journal
 
 METRICS = {"knn": "kNN accuracy", "val_loss": "loss", "effective_rank": "effective rank of the features"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mae_curriculum.curriculum.batches import micro_batches
-from mae_curriculum.curriculum.schedule import Clock, Span
+from mae_curriculum.curriculum.clock import Clock, Span
 from mae_curriculum.data.loader import Batch, TrainingImages
 from mae_curriculum.distributed import World
 from mae_curriculum.run.background_save import to_host

@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import View
+from mae_curriculum.curriculum.clock import View
 from mae_curriculum.model.config import TIMM_NAMES, ModelConfig
 from mae_curriculum.model.decoder import Decoder
 from mae_curriculum.model.masking import patchify, split_by_noise, take_patches

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import View
+from mae_curriculum.curriculum.clock import View
 from mae_curriculum.model.config import ModelConfig, check_width
 
 TRAINING_FACTOR = 3

@@ -17,7 +17,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae_curriculum.curriculum.schedule import Clock, Moment
+from mae_curriculum.curriculum.clock import Clock, Moment
 from mae_curriculum.evaluation.reconstruction import Reconstruction
 from mae_curriculum.evaluation.speedup import FlopsOfView
 from mae_curriculum.files import write_atomic

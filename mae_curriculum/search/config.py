@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from mae_curriculum.config import ConfigError, exempt
-from mae_curriculum.curriculum.schedule import REFERENCE_SIZE
+from mae_curriculum.curriculum.config import REFERENCE_SIZE
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.stop import parse_duration
 

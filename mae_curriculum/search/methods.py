@@ -11,7 +11,7 @@ from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Curriculum, Stage
+from mae_curriculum.curriculum.config import REFERENCE_SIZE, Curriculum, Stage
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.search.choice import better_half, is_accepted, rank
 from mae_curriculum.search.config import SearchConfig

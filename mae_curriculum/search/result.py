@@ -7,7 +7,7 @@ from statistics import median, stdev
 from typing import Any
 
 from mae_curriculum.config import config_fingerprint, dump, plain
-from mae_curriculum.curriculum.schedule import Curriculum
+from mae_curriculum.curriculum.config import Curriculum
 from mae_curriculum.evaluation.results import format_percent, spread
 from mae_curriculum.search.config import SearchConfig
 from mae_curriculum.search.methods import Candidate, Found

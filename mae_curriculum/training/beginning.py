@@ -4,7 +4,7 @@ import logging
 from itertools import pairwise
 from typing import Any
 
-from mae_curriculum.curriculum.schedule import Clock
+from mae_curriculum.curriculum.clock import Clock
 from mae_curriculum.terminal import format_duration, format_epochs, side
 from mae_curriculum.tracking.hardware import peak_flops
 from mae_curriculum.training.step import Training

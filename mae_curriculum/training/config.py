@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from mae_curriculum.config import ConfigError, exempt
-from mae_curriculum.curriculum.schedule import REFERENCE_SIZE, Clock, Curriculum, Stage
+from mae_curriculum.curriculum.clock import Clock
+from mae_curriculum.curriculum.config import REFERENCE_SIZE, Curriculum, Stage
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.precision import Precision
 from mae_curriculum.run.config import SavingConfig

@@ -5,8 +5,8 @@ from math import prod
 
 from torch import Tensor
 
+from mae_curriculum.curriculum.clock import Moment
 from mae_curriculum.curriculum.low_frequency import RESIZE
-from mae_curriculum.curriculum.schedule import Moment
 from mae_curriculum.data.loader import Batch, TrainingImages
 from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.data.sources import Images

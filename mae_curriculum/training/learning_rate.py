@@ -2,7 +2,7 @@
 
 import math
 
-from mae_curriculum.curriculum.schedule import Clock
+from mae_curriculum.curriculum.clock import Clock
 from mae_curriculum.training.config import OptimConfig
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from mae_curriculum.curriculum.schedule import Clock
+from mae_curriculum.curriculum.clock import Clock
 from mae_curriculum.data.loader import POLL_SECONDS, Batch, Delay
 from mae_curriculum.distributed import Agreement, World, job_end, launcher
 from mae_curriculum.run.stop import Stop, catch_signals, parse_duration

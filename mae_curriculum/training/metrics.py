@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mae_curriculum.curriculum.batches import micro_batches
-from mae_curriculum.curriculum.schedule import Clock, Moment
+from mae_curriculum.curriculum.clock import Clock, Moment
 from mae_curriculum.distributed import World
 from mae_curriculum.terminal import format_clock, side
 from mae_curriculum.tracking.hardware import EnergyMeter, memory_bytes, peak_flops

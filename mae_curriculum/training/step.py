@@ -16,7 +16,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 
-from mae_curriculum.curriculum.schedule import Clock, Moment, View
+from mae_curriculum.curriculum.clock import Clock, Moment, View
 from mae_curriculum.data.loader import Batch, Delay, receive, training_loader
 from mae_curriculum.data.requests import RequestSampler
 from mae_curriculum.data.sources import Images

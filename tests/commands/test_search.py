@@ -15,7 +15,7 @@ from PIL import Image
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.config import load_file
-from mae_curriculum.curriculum.schedule import Curriculum
+from mae_curriculum.curriculum.config import Curriculum
 from tests.processes import Process
 from tests.runs import TINY, as_flags, equal, picture_folder, rows, weights
 

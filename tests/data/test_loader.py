@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import Augmentation, View
+from mae_curriculum.curriculum.clock import View
+from mae_curriculum.curriculum.config import Augmentation
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.contents import look_at
 from mae_curriculum.data.loader import (
@@ -288,7 +289,8 @@ def test_a_loop_hears_that_a_loading_process_was_killed_and_code_in_between_is_n
 def test_workers_do_not_outlive_an_error_in_the_training_process() -> None:
     program = """
 import numpy, torch
-from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum
+from mae_curriculum.curriculum.clock import Clock
+from mae_curriculum.curriculum.config import Augmentation, Curriculum
 from mae_curriculum.data.loader import TrainingImages, training_loader
 from mae_curriculum.data.requests import RequestSampler
 from mae_curriculum.data.sources import ArrayImages

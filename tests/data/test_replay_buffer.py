@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, ReplayBuffer, Stage
+from mae_curriculum.curriculum.clock import Clock
+from mae_curriculum.curriculum.config import Augmentation, Curriculum, ReplayBuffer, Stage
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.loader import Batch, TrainingImages, receive, training_loader
 from mae_curriculum.data.replay_buffer import Origin, ReplayedStage, take_missing_

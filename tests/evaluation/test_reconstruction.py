@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mae_curriculum.curriculum.clock import View
 from mae_curriculum.curriculum.low_frequency import low_frequency_crop
-from mae_curriculum.curriculum.schedule import View
 from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.evaluation.reconstruction import (
     Reconstruction,

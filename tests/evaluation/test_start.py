@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import Clock, Curriculum, Stage
+from mae_curriculum.curriculum.clock import Clock
+from mae_curriculum.curriculum.config import Curriculum, Stage
 from mae_curriculum.evaluation.start import refuse_decline
 from mae_curriculum.tracking.journal import Journal
 

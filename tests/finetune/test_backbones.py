@@ -19,7 +19,7 @@ from finetune.export import model_card, write_timm
 from finetune.finetune import training_flops
 from finetune.mixing import layer_decay_groups
 from finetune.saved import describe
-from mae_curriculum.curriculum.schedule import View
+from mae_curriculum.curriculum.clock import View
 from mae_curriculum.model.positions import resample_positions
 from mae_curriculum.run.folder import RunFolder
 from tests.runs import as_flags, equal, picture_folder, weights

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from finetune.classifier import Classifier, build_classifier
 from finetune.config import ClassifierConfig
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import stage_size
+from mae_curriculum.curriculum.clock import stage_size
 from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masked_autoencoder import build_model
 from mae_curriculum.model.positions import resample_bias, resample_positions, sincos_positions
@@ -302,7 +302,7 @@ def test_a_network_without_drop_path_is_built() -> None:
 
 def test_flops_include_attention_on_every_device() -> None:
     from finetune.finetune import training_flops
-    from mae_curriculum.curriculum.schedule import View
+    from mae_curriculum.curriculum.clock import View
 
     classifier = build(DEIT)
     tokens, width, blocks = 65, 48, 2
@@ -313,7 +313,8 @@ def test_flops_include_attention_on_every_device() -> None:
 
 
 def test_a_skipped_step_does_not_change_batch_norm() -> None:
-    from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum
+    from mae_curriculum.curriculum.clock import Clock
+    from mae_curriculum.curriculum.config import Augmentation, Curriculum
     from mae_curriculum.data.config import DataConfig
     from mae_curriculum.data.loader import Batch, TrainingImages
     from mae_curriculum.data.sources import open_images

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import View
+from mae_curriculum.curriculum.clock import View
 from mae_curriculum.evaluation.reconstruction import unpatchify
 from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import View
+from mae_curriculum.curriculum.clock import View
 from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masked_autoencoder import build_model, timm_arguments
 from mae_curriculum.model.masking import mask_noise, split_by_noise

@@ -8,7 +8,8 @@ from math import nan
 import pytest
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, Stage
+from mae_curriculum.curriculum.clock import Clock
+from mae_curriculum.curriculum.config import Augmentation, Curriculum, Stage
 from mae_curriculum.search.methods import Candidate, Found, Method, follow, greedy, halving, sequential, with_sizes
 
 BASE = Curriculum(augmentation=Augmentation(flip=False), resize="lanczos")

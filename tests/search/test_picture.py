@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mae_curriculum.curriculum.schedule import Curriculum
+from mae_curriculum.curriculum.config import Curriculum
 from mae_curriculum.search.config import SearchConfig
 from mae_curriculum.search.methods import Method, follow, greedy, halving, sequential
 from mae_curriculum.search.picture import draw_search

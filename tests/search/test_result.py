@@ -3,7 +3,7 @@ from math import nan
 from pathlib import Path
 
 from mae_curriculum.config import load_file
-from mae_curriculum.curriculum.schedule import Augmentation, Curriculum
+from mae_curriculum.curriculum.config import Augmentation, Curriculum
 from mae_curriculum.search.config import SearchConfig
 from mae_curriculum.search.methods import follow, greedy, sequential
 from mae_curriculum.search.result import curriculum_file, describe_search, format_search

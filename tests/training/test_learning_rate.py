@@ -1,7 +1,8 @@
 import pytest
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.curriculum.schedule import Clock, Curriculum, Stage
+from mae_curriculum.curriculum.clock import Clock
+from mae_curriculum.curriculum.config import Curriculum, Stage
 from mae_curriculum.training.config import OptimConfig, TrainingConfig, build_training_clock
 from mae_curriculum.training.learning_rate import learning_rate, step_learning_rate, warmup_share
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from mae_curriculum.config import load
-from mae_curriculum.curriculum.schedule import Augmentation, Clock, Curriculum, Stage
+from mae_curriculum.curriculum.clock import Clock
+from mae_curriculum.curriculum.config import Augmentation, Curriculum, Stage
 from mae_curriculum.data.sources import open_images
 from mae_curriculum.distributed import World
 from mae_curriculum.pretraining import set_up

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mae_curriculum.curriculum.schedule import Augmentation, View
+from mae_curriculum.curriculum.clock import View
+from mae_curriculum.curriculum.config import Augmentation
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.loader import Batch, TrainingImages
 from mae_curriculum.data.preprocess import normalize, preprocess
