@@ -117,6 +117,8 @@ class Curriculum:
     resize: Resize = "fourier"
     """How images are resized to a stage's size: fourier is the papers' low-frequency crop, the others are cheaper
     approximations."""
+    reset_moments: bool = False
+    """Start each stage without the optimizer's moments of the one before, to find out what they are worth."""
 
     def __post_init__(self) -> None:
         shares = [stage.share for stage in self.stages]

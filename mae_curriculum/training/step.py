@@ -130,6 +130,8 @@ def run_steps_(
     batches = receive(loader)
     for step in range(first_step, clock.total_steps):
         moment = clock.moment(step)
+        if clock.curriculum.reset_moments and step == clock.span(step).first_step:
+            training.optimizer.state.clear()
         lr = step_learning_rate(clock, moment.progress, moment.batch_images, config.optim)
         reported = is_reported(clock, step + 1, every_steps=config.tracking.every_steps)
         with stopwatch(f"train/{moment.stage}"):

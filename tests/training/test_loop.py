@@ -121,6 +121,25 @@ def test_a_stop_is_saved_and_the_run_resumes_after_it(tmp_path: Path) -> None:
     assert train(training, stop, Hooks(lambda *_: {}, draw=ask_to_stop)) == (False, end)
 
 
+@pytest.mark.parametrize("reset", [False, True])
+def test_moments_are_kept_where_a_stage_ends_or_reset_whether_the_run_stops_there_or_not(
+    reset: bool, tmp_path: Path
+) -> None:
+    settings = {"curriculum__reset_moments": reset}
+    whole, stopped, resumed = (training_of(tmp_path / run, **settings) for run in ("whole", "stopped", "stopped"))
+    assert train(whole, Stop(), Hooks(lambda *_: {}))[0]
+    stop = Stop()
+
+    def ask_to_stop(_: int) -> None:
+        stop.signal_name = "SIGTERM"
+
+    assert train(stopped, stop, Hooks(lambda *_: {}, draw=ask_to_stop)) == (False, whole.clock.spans[0].end_step)
+    assert train(resumed, Stop(), Hooks(lambda *_: {}))[0]
+    ages = {int(state["step"]) for state in whole.optimizer.state.values()}
+    assert ages == {whole.clock.spans[-1].steps if reset else whole.clock.total_steps}
+    assert all(map(torch.equal, whole.model.parameters(), resumed.model.parameters()))
+
+
 class StopAfter(Stop):
     """A request to stop that is there after some questions: one before each step, one before each report."""
 
