@@ -14,6 +14,7 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.distributed import connect
 from mae_curriculum.evaluation.blocks import find_blocks, format_best
 from mae_curriculum.evaluation.features import Inference
+from mae_curriculum.evaluation.linear import linear_accuracy
 from mae_curriculum.evaluation.results import format_percent, record, spread
 from mae_curriculum.run.folder import RunFolder, check_checkpoint
 from mae_curriculum.terminal import format_table
@@ -68,8 +69,10 @@ def fewshot_accuracies(
     chosen           the training images of each seed, by number of labels.
     """
     (train, val), (train_labels, val_labels) = vectors, labels
-    given = partial(fewshot_accuracy, train, train_labels, val, val_labels, regularization=config.regularization)
-    return {shots: spread([given(ids=ids) for ids in choices]) for shots, choices in chosen.items()}
+    given = partial(linear_accuracy, queries=val, query_labels=val_labels, regularization=config.regularization)
+    return {
+        shots: spread([given(train[ids], train_labels[ids]) for ids in choices]) for shots, choices in chosen.items()
+    }
 
 
 def print_accuracies(blocks: Sequence[int], by_block: Sequence[dict[str, Any]]) -> None:
@@ -107,27 +110,3 @@ def choose(labels: NDArray[np.int64], classes: Sequence[str], *, shots: float, s
             raise ConfigError(f"shots: {count} images per class, but class {name} has only {len(own)} training images")
         chosen.append(generator.permutation(own)[:count])
     return np.concatenate(chosen)
-
-
-def fewshot_accuracy(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    queries: NDArray[np.float32],
-    query_labels: NDArray[np.int64],
-    *,
-    ids: NDArray[np.int64],
-    regularization: float,
-) -> float:
-    """Fit a classifier to the chosen features (n, d), standardized; returns its accuracy on the queries, 0 to 1.
-
-    Features of broken images, which are NaN, are left out.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    ids = ids[np.isfinite(features[ids, 0])]
-    readable = np.isfinite(queries[:, 0])
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=1 / regularization, max_iter=1000))
-    model.fit(features[ids], labels[ids])
-    return float(model.score(queries[readable], query_labels[readable]))

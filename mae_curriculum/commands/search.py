@@ -11,9 +11,11 @@ takes the same course.
 """
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from math import isnan
 from statistics import fmean
 from typing import Any
 
@@ -32,8 +34,8 @@ from mae_curriculum.run.stop import EXIT_RESUMABLE, Stop
 from mae_curriculum.search.config import SearchConfig
 from mae_curriculum.search.methods import Candidate, build_method, follow
 from mae_curriculum.search.picture import draw_search
-from mae_curriculum.search.result import curriculum_file, describe_search, format_search
-from mae_curriculum.search.runs import SearchStoppedError, prepare_run, score_run
+from mae_curriculum.search.result import SCORES, curriculum_file, describe_search, format_search
+from mae_curriculum.search.runs import SearchStoppedError, finish_run, linear_score, prepare_run
 from mae_curriculum.training.loop import watch_for_stop
 
 COMMAND = "search"
@@ -77,15 +79,19 @@ def search_in(stop: Stop, world: World, config: SearchConfig) -> dict[str, Any]:
     images, val, contents = open_together(config.pretrain.data, world)
     no_knn = why_no_knn(images, val, config.pretrain.knn)
     if no_knn:
-        raise ConfigError(f"pretrain.data: a search compares kNN accuracies, and there is none: {no_knn}")
+        raise ConfigError(f"pretrain.data: a search compares accuracies, and there is none: {no_knn}")
     pretrain, cost = prepare(config, contents, processes=world.world_size)
     budget = compute_budget(config, pretrain, cost)
     for line in f"{config.method} search: {format_budget(budget)}".splitlines():
         world.log(line)
     scores: dict[str, list[float]] = {}
 
+    def score_one(run: PretrainConfig) -> float:
+        knn = finish_run(stop, world, run)
+        return knn if config.score == "knn" or isnan(knn) else linear_score(world, run, images, val)
+
     def score(candidate: Candidate) -> float:
-        scores[candidate.name] = score_candidate(stop, world, config, pretrain, candidate)
+        scores[candidate.name] = score_candidate(world, config, pretrain, candidate, score_one)
         return fmean(scores[candidate.name])
 
     candidates, found = follow(build_method(config, pretrain), score)
@@ -97,14 +103,18 @@ def search_in(stop: Stop, world: World, config: SearchConfig) -> dict[str, Any]:
 
 
 def score_candidate(
-    stop: Stop, world: World, config: SearchConfig, pretrain: PretrainConfig, candidate: Candidate
+    world: World,
+    config: SearchConfig,
+    pretrain: PretrainConfig,
+    candidate: Candidate,
+    score_one: Callable[[PretrainConfig], float],
 ) -> list[float]:
     """Pretrain with each seed, and return the scores."""
     scores = []
     for seed in config.seeds:
         run = prepare_run(world, config.run, pretrain, candidate, seed)
-        scores.append(score_run(stop, world, run))
-        world.log(f"{run.run}: kNN accuracy {scores[-1]:.4f}")
+        scores.append(score_one(run))
+        world.log(f"{run.run}: {SCORES[config.score]} {scores[-1]:.4f}")
     return scores
 
 

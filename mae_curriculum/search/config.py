@@ -9,10 +9,13 @@ from mae_curriculum.curriculum.config import REFERENCE_SIZE
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.stop import parse_duration
 
+Score = Literal["knn", "linear"]
+"""What a candidate is judged by."""
+
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Search a curriculum by pretraining with candidates, scored by kNN accuracy."""
+    """Search a curriculum by pretraining with candidates, scored by the accuracy of their encoders."""
 
     run: Path = exempt(Path("runs/search"))
     """Folder of the search, with its pretrainings in `runs/`. Running the same command again resumes the search."""
@@ -23,6 +26,9 @@ class SearchConfig:
     pretrain: PretrainConfig = PretrainConfig()
     """Settings of the pretrainings, given inline or as a recipe; run, seed, epochs and the curriculum's sizes and pace
     are the search's."""
+    score: Score = "knn"
+    """Accuracy that decides: kNN, or linear, of logistic regression on the features. `pretrain.knn` sets the images and
+    the pool of both."""
     epochs: int | None = None
     """Equivalent epochs of a whole pretraining; sequential divides them among its stages, and its finish comes on top.
     null for those of `pretrain`."""

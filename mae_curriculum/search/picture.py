@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mae_curriculum.report.figures import drawable, empty_figure, save
-from mae_curriculum.search.result import describe_choice, format_accuracy
+from mae_curriculum.search.result import describe_choice, format_accuracy, score_name
 
 COLUMN_INCHES = 1.4  # fits "93.5 ± 0.4%" below a point
 ROW_INCHES = 0.65
@@ -63,8 +63,9 @@ def _unit(facts: Mapping[str, Any]) -> str:
 
 
 def _caption(facts: Mapping[str, Any]) -> str:
+    score = score_name(facts)
     if facts["method"] == "greedy":
-        return "kNN accuracy of whole pretrainings,\nat full size after the stage; hollow: needed no run"
+        return f"{score} of whole pretrainings,\nat full size after the stage; hollow: needed no run"
     if facts["method"] == "sequential":
-        return "kNN accuracy after the stage and a short finish,\nin forks of the best run of the stage before"
-    return "kNN accuracy; each round starts afresh,\nwith twice the epochs of the one before"
+        return f"{score} after the stage and a short finish,\nin forks of the best run of the stage before"
+    return f"{score}; each round starts afresh,\nwith twice the epochs of the one before"

@@ -9,10 +9,13 @@ from typing import Any
 from mae_curriculum.config import config_fingerprint, dump, plain
 from mae_curriculum.curriculum.config import Curriculum
 from mae_curriculum.evaluation.results import format_percent, spread
-from mae_curriculum.search.config import SearchConfig
+from mae_curriculum.search.config import Score, SearchConfig
 from mae_curriculum.search.methods import Candidate, Found
 from mae_curriculum.terminal import UNKNOWN, format_table
 from mae_curriculum.version import __version__, code_version
+
+SCORES: dict[Score, str] = {"knn": "kNN accuracy", "linear": "linear accuracy"}
+"""What the scores are called."""
 
 
 def describe_search(
@@ -32,6 +35,7 @@ def describe_search(
         "command": "search",
         "config_fingerprint": config_fingerprint(config),
         "method": config.method,
+        "score": config.score,
         "seeds": list(config.seeds),
         "tolerance": config.tolerance if config.method == "greedy" else None,
         "commit": code_version(),
@@ -60,7 +64,7 @@ def describe_scores(scores: Sequence[float]) -> dict[str, Any] | None:
 
 def format_search(facts: Mapping[str, Any]) -> str:
     """Format the result of a search as a table of candidates, and what was found."""
-    header = ["round", "candidate", "stages", "epochs", "compute", "kNN accuracy", "chosen"]
+    header = ["round", "candidate", "stages", "epochs", "compute", score_name(facts), "chosen"]
     table = format_table([header, *map(format_row, facts["candidates"])])
     curriculum = facts["curriculum"]
     found = f"found: {format_stages(curriculum['stages'])}, paced by {curriculum['pace']}"
@@ -83,7 +87,12 @@ def format_row(row: Mapping[str, Any]) -> list[str]:
 def describe_choice(facts: Mapping[str, Any]) -> str:
     """Return how a search chose, in one line."""
     tolerance = f", tolerance {facts['tolerance']:g}" if facts["method"] == "greedy" else ""
-    return f"{facts['method']} search by kNN accuracy{tolerance}; mean over the seeds {facts['seeds']}"
+    return f"{facts['method']} search by {score_name(facts)}{tolerance}; mean over the seeds {facts['seeds']}"
+
+
+def score_name(facts: Mapping[str, Any]) -> str:
+    """Return what texts and pictures call the score; files of old, without one, are of kNN."""
+    return SCORES[facts.get("score", "knn")]
 
 
 def format_accuracy(accuracy: dict[str, Any] | None) -> str:

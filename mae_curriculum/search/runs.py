@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mae_curriculum.config import ConfigError, load_file
+from mae_curriculum.data.sources import Images
 from mae_curriculum.distributed import World
-from mae_curriculum.files import rename_into_place, temporary_name
+from mae_curriculum.evaluation.features import Inference
+from mae_curriculum.evaluation.linear import linear_of_encoder
+from mae_curriculum.files import rename_into_place, temporary_name, write_json
 from mae_curriculum.pretraining import pretrain_until
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.checkpoint import steps_of
@@ -21,6 +24,7 @@ from mae_curriculum.run.stop import Stop
 from mae_curriculum.search.methods import Candidate
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.training.anomalies import DivergedError
+from mae_curriculum.weights.build import build_encoder, read_together
 from mae_curriculum.weights.read import find_kept
 
 
@@ -89,7 +93,7 @@ def is_within(steps: int, row: Mapping[str, Any]) -> bool:
     return bool(done < steps if row["event"] == "stage" else done <= steps)
 
 
-def score_run(stop: Stop, world: World, config: PretrainConfig) -> float:
+def finish_run(stop: Stop, world: World, config: PretrainConfig) -> float:
     """Return the kNN accuracy of a pretraining, which is read if it has finished, else run or resumed.
 
     A run that diverges has NaN.
@@ -110,6 +114,19 @@ def score_run(stop: Stop, world: World, config: PretrainConfig) -> float:
         raise SearchStoppedError
     assert result.accuracy is not None, "images without labels are refused before"
     return result.accuracy
+
+
+def linear_score(world: World, config: PretrainConfig, images: Images, val: Images | None) -> float:
+    """Return the linear accuracy of a finished pretraining's encoder; it is kept in the run folder as linear.json."""
+    kept = config.run / "linear.json"
+    facts = world.on_main(partial(read_facts, kept))
+    if not facts:
+        model = build_encoder(read_together(config.run, world), config.run).to(world.device)
+        inference = Inference(world, config.data, config.precision, config.knn.batch_images)
+        facts = {"accuracy": linear_of_encoder(model, images, val, config=config.knn, inference=inference)}
+        world.on_main(partial(write_json, kept, facts))
+    accuracy: float = facts["accuracy"]
+    return accuracy
 
 
 def read_accuracy(config: PretrainConfig) -> float | None:

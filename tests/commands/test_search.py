@@ -193,6 +193,26 @@ def test_a_search_that_is_killed_again_and_again_finds_the_same(searched: Path, 
         assert equal(weights(killed / "runs" / fork.name), weights(fork))
 
 
+def test_a_search_by_linear_accuracy_scores_each_encoder_once(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = [*small_search(run, images), "--method", "halving", "--curricula", "[none, efficienttrain]"]
+    flags += ["--score", "linear"]
+    assert main(["search", *flags]) == 0
+    assert "halving search by linear accuracy" in capsys.readouterr().out
+    (run / "results.json").unlink()
+    kept = [*run.glob("runs/*/linear.json")]
+    assert len(kept) == 2
+    for path in kept:
+        path.write_text('{"accuracy": 0.125}')
+    assert main(["search", *flags]) == 0
+    scores = [
+        row["accuracy"]["values"] for row in json.loads((tmp_path / "run/results.json").read_text())["candidates"]
+    ]
+    assert scores == [[0.125], [0.125]]
+
+
 def test_a_finished_search_prints_its_result_again(
     searched: Path, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,5 +265,5 @@ def test_a_run_that_diverges_has_no_score_and_loses(
 def test_images_without_labels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = picture_folder(tmp_path / "images", 1, 10)
     assert main(["search", *small_search(tmp_path / "run", images / "class0")]) == 2
-    assert "a search compares kNN accuracies, and there is none: " in capsys.readouterr().err
+    assert "a search compares accuracies, and there is none: " in capsys.readouterr().err
     assert not (tmp_path / "run" / "runs").exists()
