@@ -40,6 +40,8 @@ class SubmitConfig(ClusterConfig):
     segments: int = 1
     """Number of jobs for one run, each of which waits for the end of the one before and resumes the run: for clusters
     that do not requeue. Only the last is requeued."""
+    jobs: int = 1
+    """Number of jobs, an array, that work on one search side by side: its pretrainings are shared among them."""
     dry_run: bool = False
     """Print the script and, for pretraining, its estimated cost; submit nothing."""
     rate: float = 1000.0
@@ -56,8 +58,12 @@ class SubmitConfig(ClusterConfig):
             raise ConfigError(f"segments must be at least 1, got {self.segments}")
         if self.segments > 1 and "array" in self.sbatch:
             raise ConfigError("segments: a chain of arrays is not possible; leave `array` out of sbatch")
-        if self.local and (self.dry_run or self.segments > 1):
-            raise ConfigError("local: the command runs here, at once; leave out --dry_run and --segments")
+        if self.jobs < 1:
+            raise ConfigError(f"jobs must be at least 1, got {self.jobs}")
+        if self.jobs > 1 and self.segments > 1:
+            raise ConfigError("jobs: they are requeued, not followed by segments; leave out --segments")
+        if self.local and (self.dry_run or self.segments > 1 or self.jobs > 1):
+            raise ConfigError("local: the command runs here, at once; leave out --dry_run, --segments and --jobs")
 
 
 def submit(config: SubmitConfig) -> int:
@@ -68,12 +74,14 @@ def submit(config: SubmitConfig) -> int:
         return run_in_process(package, subcommand, arguments)
     if config.segments > 1 and not isinstance(settings, TrainingConfig | SearchConfig):
         raise ConfigError(f"segments: {subcommand} cannot be resumed; submit it as a single job")
+    if config.jobs > 1 and not isinstance(settings, SearchConfig):
+        raise ConfigError(f"jobs: only a search is shared among jobs, not {subcommand}; see `pipeline` for many runs")
     run = getattr(settings, "run", None)
     name = config.name or (run.name if run else subcommand)
     folder = new_job_folder(config, name)
     executor = make_executor(config, name, folder)  # which checks the request
     if config.dry_run:
-        print(job_script(executor))
+        print(job_script(executor, count=config.jobs))
         print(describe_resources(config))
         if config.segments > 1:
             print(f"# {config.segments} such jobs, each later one with --dependency=afterany:ID-OF-PREVIOUS")
@@ -85,14 +93,15 @@ def submit(config: SubmitConfig) -> int:
     frozen.write_text(dump(settings))
     job = Job(package, (subcommand, "--config", str(frozen)), config.requeues)
     ids = submit_segments(config, name, folder, job, run)
-    print(f"job {ids[0]}: {package} {subcommand}, run folder {run}; logs in {folder}")
+    job_ids = " ".join(ids) if config.jobs > 1 else ids[0]
+    print(f"job {job_ids}: {package} {subcommand}, run folder {run}; logs in {folder}")
     if config.segments > 1:
         print(f"{config.segments} segments, each after the one before; to cancel all: scancel {' '.join(ids)}")
     return 0
 
 
 def submit_segments(config: SubmitConfig, name: str, folder: Path, job: Job, run: Path | None) -> list[str]:
-    """Submit a job, or several of which each resumes the run after the one before; returns their ids.
+    """Submit a job, or several that share a run, or of which each resumes it after the one before; returns the ids.
 
     run  the run folder, if there is one.
     """
@@ -103,7 +112,7 @@ def submit_segments(config: SubmitConfig, name: str, folder: Path, job: Job, run
         request = after(config, f"afterany:{submitted[-1].job_id}") if submitted else config
         part = replace(job, continued=segment + 1 < config.segments, result=result if submitted else None)
         try:
-            submitted += submit_jobs(make_executor(request, name, folder), [part])
+            submitted += submit_jobs(make_executor(request, name, folder), [part] * config.jobs)
         except ConfigError as error:
             queued = f"; already in the queue: {' '.join(each.job_id for each in submitted)}" if submitted else ""
             raise ConfigError(f"{error}{queued}") from error

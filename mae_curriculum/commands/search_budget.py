@@ -66,7 +66,7 @@ def dearest_course(config: SearchConfig, pretrain: PretrainConfig, cost: CostOf)
             return cost(candidate).flops
         return min(largest, *(stage.size for stage in candidate.curriculum.stages))
 
-    return follow(build_method(config, pretrain), score)[0]
+    return follow(build_method(config, pretrain), lambda group: [*map(score, group)])[0]
 
 
 def full_size_cost(pretrain: PretrainConfig, cost: CostOf) -> Cost:

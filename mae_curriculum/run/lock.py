@@ -6,7 +6,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -20,6 +20,13 @@ SILENCE_SECONDS = 30.0
 """A holder on another machine without a heartbeat for this long is dead. Heartbeats are counted while waiting, not
 compared with the time of day, since the machines' clocks differ."""
 
+TURN_SECONDS = 0.2
+"""Time between two attempts to hold a lock in turn."""
+
+
+class InUseError(ConfigError):
+    """Another job is at work."""
+
 
 @contextmanager
 def hold(path: Path, *, on_takeover: Callable[[dict[str, Any]], object]) -> Iterator[Callable[[], None]]:
@@ -27,7 +34,7 @@ def hold(path: Path, *, on_takeover: Callable[[dict[str, Any]], object]) -> Iter
 
     on_takeover  called with the dead holder whose lock was taken over, and the time of its last heartbeat.
     Yields       a function that raises ConfigError once another job has taken the lock.
-    Raises       ConfigError while another job holds it.
+    Raises       InUseError while another job holds it.
     """
     own = {**_place(), "pid": os.getpid(), "start": _start_of_process(os.getpid()), "id": uuid.uuid4().hex}
     _acquire(path, own, on_takeover)
@@ -57,6 +64,24 @@ def hold(path: Path, *, on_takeover: Callable[[dict[str, Any]], object]) -> Iter
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def hold_in_turn(path: Path) -> Iterator[None]:
+    """Hold a lock file, for seconds at most, once those who hold it now are done."""
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(hold(path, on_takeover=lambda _: None))
+                break
+            except InUseError:
+                time.sleep(TURN_SECONDS)
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a living job holds a lock file; for one on another machine, wait for a heartbeat."""
+    return path.exists() and _is_alive(path, _read(path))
+
+
 def lock_holder(path: Path) -> dict[str, Any] | None:
     """Return the apparent holder of a lock file, or None, without the wait that taking it over needs."""
     try:
@@ -75,7 +100,7 @@ def _acquire(path: Path, own: dict[str, Any], on_takeover: Callable[[dict[str, A
         except FileExistsError:
             holder = _read(path)  # empty while it is being written
         if _is_alive(path, holder):
-            raise ConfigError(
+            raise InUseError(
                 f"{path.parent} is in use by process {holder.get('pid')} on {holder.get('host')}; wait for it, "
                 "stop it, or write elsewhere"
             )

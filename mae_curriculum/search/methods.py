@@ -91,14 +91,14 @@ def build_method(config: SearchConfig, pretrain: PretrainConfig) -> Method:
     return halving(curricula, epochs=epochs)
 
 
-def follow(method: Method, score: Callable[[Candidate], float]) -> tuple[list[Candidate], Found]:
-    """Score the candidates of a method, one after another; return them all, and what it found."""
+def follow(method: Method, score_all: Callable[[Sequence[Candidate]], list[float]]) -> tuple[list[Candidate], Found]:
+    """Score the candidates of a method, group by group; return them all, and what it found."""
     candidates: list[Candidate] = []
     try:
         group = next(method)
         while True:
             candidates += group
-            group = method.send([score(candidate) for candidate in group])
+            group = method.send(score_all(group))
     except StopIteration as end:
         return candidates, end.value
 

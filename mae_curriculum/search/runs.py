@@ -3,12 +3,14 @@
 import json
 import math
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mae_curriculum.config import ConfigError, load_file
 from mae_curriculum.data.sources import Images
@@ -20,12 +22,18 @@ from mae_curriculum.pretraining import pretrain_until
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.checkpoint import steps_of
 from mae_curriculum.run.folder import RunFolder, read_facts
+from mae_curriculum.run.lock import InUseError, hold_in_turn, is_held
 from mae_curriculum.run.stop import Stop
 from mae_curriculum.search.methods import Candidate
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.training.anomalies import DivergedError
 from mae_curriculum.weights.build import build_encoder, read_together
 from mae_curriculum.weights.read import find_kept
+
+T = TypeVar("T")
+
+WAIT_SECONDS = 5
+"""Time between two looks at what other jobs are at work on."""
 
 
 class SearchStoppedError(Exception):
@@ -45,7 +53,7 @@ def prepare_run(
     if candidate.previous:
         parent, epochs = RunFolder(run_folder(search, candidate.previous, seed)), candidate.previous.kept_epochs
         assert epochs is not None, "what others are forked from keeps a checkpoint"
-        world.on_main(partial(fork_run, parent, epochs, config))
+        world.on_main(partial(fork_once, search, parent, epochs, config))
     return config
 
 
@@ -63,8 +71,17 @@ def configure_run(search: Path, pretrain: PretrainConfig, candidate: Candidate, 
     return config
 
 
+def fork_once(search: Path, parent: RunFolder, epochs: int, config: PretrainConfig) -> None:
+    """Copy a run as `fork_run` does, unless this or another job has copied it before."""
+    if config.run.exists():
+        return
+    with hold_in_turn(RunFolder(search).lock):
+        if not config.run.exists():
+            fork_run(parent, epochs, config)
+
+
 def fork_run(parent: RunFolder, epochs: int, config: PretrainConfig) -> None:
-    """Copy a run as it was when it kept a checkpoint, to go on with another curriculum, unless it was copied before.
+    """Copy a run as it was when it kept a checkpoint, to go on with another curriculum.
 
     The curricula agree up to there, and schedules are functions of progress alone: the copy is what a run with the new
     curriculum would have become.
@@ -72,8 +89,6 @@ def fork_run(parent: RunFolder, epochs: int, config: PretrainConfig) -> None:
     epochs  equivalent epochs after which the checkpoint was kept.
     config  whose run folder and curriculum the copy has.
     """
-    if config.run.exists():
-        return
     checkpoint = find_kept(parent, epochs)
     step = steps_of(checkpoint)
     copy = RunFolder(temporary_name(config.run))
@@ -93,18 +108,50 @@ def is_within(steps: int, row: Mapping[str, Any]) -> bool:
     return bool(done < steps if row["event"] == "stage" else done <= steps)
 
 
+def share(tasks: Sequence[T], work: Callable[[T], float], *, wait: Callable[[], None]) -> dict[T, float]:
+    """Do each task, and come back to those that other jobs are at work on; returns the results.
+
+    work  returns the result of a task, at once if it is known; raises InUseError if another job is at work on it.
+    wait  called before coming back.
+    """
+    done: dict[T, float] = {}
+    while True:
+        for task in tasks:
+            if task not in done:
+                with suppress(InUseError):
+                    done[task] = work(task)
+        if len(done) == len(tasks):
+            return done
+        wait()
+
+
+def wait_for_others(stop: Stop, world: World) -> None:
+    """Wait a little for other jobs; raises SearchStoppedError if asked to stop."""
+    for _ in range(WAIT_SECONDS):
+        raise_if_stopped(stop, world)
+        time.sleep(1)
+
+
+def raise_if_stopped(stop: Stop, world: World) -> None:
+    """Raise SearchStoppedError on all ranks if one of them was asked to stop."""
+    if world.any(stop.reason(needed_seconds=0) is not None):
+        raise SearchStoppedError
+
+
 def finish_run(stop: Stop, world: World, config: PretrainConfig) -> float:
     """Return the kNN accuracy of a pretraining, which is read if it has finished, else run or resumed.
 
     A run that diverges has NaN.
 
-    Raises  SearchStoppedError if it was asked to stop.
+    Raises  SearchStoppedError if it was asked to stop, InUseError if another job is at work on the run.
     """
+    held = world.on_main(lambda: is_held(RunFolder(config.run).lock))  # first: it may finish at any moment
     accuracy = world.on_main(lambda: read_accuracy(config))
     if accuracy is not None:
         return accuracy
-    if world.any(stop.reason(needed_seconds=0) is not None):
-        raise SearchStoppedError
+    raise_if_stopped(stop, world)
+    if held:
+        raise InUseError(f"{config.run} is in use")
     try:
         result = pretrain_until(stop, world, config)
     except DivergedError as error:

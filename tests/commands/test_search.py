@@ -3,9 +3,12 @@
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from PIL import Image
 from mae_curriculum.__main__ import main
 from mae_curriculum.config import load_file
 from mae_curriculum.curriculum.config import Curriculum
+from mae_curriculum.run.lock import hold
 from tests.processes import Process
 from tests.runs import TINY, as_flags, equal, picture_folder, rows, weights
 
@@ -136,9 +140,7 @@ def stop_once_training(run: Path) -> threading.Thread:
     """Send SIGTERM to this process once a pretraining has reported a step."""
 
     def wait() -> None:
-        until = time.monotonic() + 60
-        while time.monotonic() < until and not ((run / "journal.jsonl").exists() and rows(run, "step")):
-            time.sleep(0.002)
+        wait_until(lambda: (run / "journal.jsonl").exists() and bool(rows(run, "step")))
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=wait)
@@ -191,6 +193,51 @@ def test_a_search_that_is_killed_again_and_again_finds_the_same(searched: Path, 
     assert len(forks) == 2
     for fork in forks:
         assert equal(weights(killed / "runs" / fork.name), weights(fork))
+
+
+def test_a_search_leaves_a_pretraining_to_the_job_that_is_at_work_on_it(
+    searched: Path, images: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "shared"
+    first = run / "runs" / "1-112-seed0"
+    first.mkdir(parents=True)
+    for name in ("run.json", "config.yaml"):  # with a pretraining, but without these, it is no search's folder
+        shutil.copy(searched / name, run)
+    with hold(first / "lock.json", on_takeover=print):
+        search = Process("mae_curriculum", "search", *small_search(run, images))
+        wait_until((run / "runs" / "1-224-seed0" / "summary.json").exists)
+        assert not (first / "journal.jsonl").exists()
+    _, errors = search.communicate()
+    assert search.returncode == 0, errors
+    assert (run / "results.json").read_bytes() == (searched / "results.json").read_bytes()
+
+
+def test_of_two_jobs_one_takes_over_what_the_other_leaves_when_it_is_killed(
+    searched: Path, images: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "shared"
+    killed, other = (Process("mae_curriculum", "search", *small_search(run, images)) for _ in range(2))
+    locks = [run / "runs" / f"1-{size}-seed0" / "lock.json" for size in ("112", "224")]
+    wait_until(lambda: killed.pid in [holder(lock) for lock in locks if lock.exists()])
+    killed.send(signal.SIGKILL)
+    killed.communicate()
+    _, errors = other.communicate()
+    assert other.returncode == 0, errors
+    assert (run / "results.json").read_bytes() == (searched / "results.json").read_bytes()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def holder(lock: Path) -> int:
+    """Return the process that holds a lock file; 0 while it is being written, or gone."""
+    with suppress(OSError):
+        return int(json.loads(lock.read_text() or '{"pid": 0}')["pid"])
+    return 0
 
 
 def test_a_search_by_linear_accuracy_scores_each_encoder_once(

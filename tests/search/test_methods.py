@@ -11,6 +11,7 @@ from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.clock import Clock
 from mae_curriculum.curriculum.config import Augmentation, Curriculum, Stage
 from mae_curriculum.search.methods import Candidate, Found, Method, follow, greedy, halving, sequential, with_sizes
+from tests.search.scores import each
 
 BASE = Curriculum(augmentation=Augmentation(flip=False), resize="lanczos")
 SIZES = (224, 96, 160)
@@ -18,7 +19,7 @@ SIZES = (224, 96, 160)
 
 def course(method: Method, table: Mapping[str, float]) -> tuple[list[str], Found]:
     """Return the names of the candidates, in order, and what was found; a score that is not in the table is 0.5."""
-    candidates, found = follow(method, lambda candidate: table.get(candidate.name, 0.5))
+    candidates, found = follow(method, each(lambda candidate: table.get(candidate.name, 0.5)))
     return [candidate.name for candidate in candidates], found
 
 
@@ -50,7 +51,7 @@ def test_greedy_finds_the_baseline_where_every_size_fails_or_diverges() -> None:
 
 
 def test_greedy_has_whole_pretrainings_at_full_size_after_the_stage() -> None:
-    candidates, _ = follow(greedy(SIZES, BASE, stages=5, tolerance=0, epochs=10), lambda _: 0.5)
+    candidates, _ = follow(greedy(SIZES, BASE, stages=5, tolerance=0, epochs=10), each(lambda _: 0.5))
     assert stages(candidates[1].curriculum) == [(0.2, 96), (0.8, 224)]
     assert stages(candidates[2].curriculum) == [(0.4, 96), (0.6, 224)]
     assert {(each.epochs, each.previous, each.kept_epochs) for each in candidates} == {(10, None, None)}
@@ -67,7 +68,7 @@ def test_greedy_refuses_a_baseline_that_diverged() -> None:
 def test_sequential_takes_the_best_size_of_each_stage_and_forks_its_run() -> None:
     method = sequential(SIZES, BASE, stages=3, epochs=9, finish_epochs=1)
     table = {"1-96": 0.5, "1-160": 0.7, "1-224": 0.6, "2-96": nan, "2-160": 0.4, "2-224": 0.4, "3-96": 0.9}
-    candidates, found = follow(method, lambda candidate: table.get(candidate.name, 0.0))
+    candidates, found = follow(method, each(lambda candidate: table.get(candidate.name, 0.0)))
     assert [each.name for each in candidates] == [f"{stage}-{size}" for stage in (1, 2, 3) for size in (96, 160, 224)]
     assert [each.previous.name if each.previous else None for each in candidates] == [
         *[None] * 3,
@@ -96,7 +97,7 @@ def clock_of(candidate: Candidate) -> Clock:
 
 
 def test_sequential_goes_through_the_rest_of_the_schedules_in_the_finish() -> None:
-    candidates, _ = follow(sequential((160, 224), BASE, stages=2, epochs=6, finish_epochs=1), lambda _: 0.5)
+    candidates, _ = follow(sequential((160, 224), BASE, stages=2, epochs=6, finish_epochs=1), each(lambda _: 0.5))
     first, _, second, _ = candidates
     assert stages(first.curriculum) == [(0.428572, 160), (0.571428, 224)]  # 3 of 7 epochs, and the rest
     assert [stage.images_factor for stage in first.curriculum.stages] == [1.0, 0.25]  # a fourth of 4 epochs
@@ -108,7 +109,7 @@ def test_sequential_goes_through_the_rest_of_the_schedules_in_the_finish() -> No
 
 
 def test_a_fork_has_the_course_of_its_parent_up_to_there() -> None:
-    candidates, _ = follow(sequential(SIZES, BASE, stages=3, epochs=6, finish_epochs=1), lambda _: 0.5)
+    candidates, _ = follow(sequential(SIZES, BASE, stages=3, epochs=6, finish_epochs=1), each(lambda _: 0.5))
     for candidate in candidates[3:]:
         assert candidate.previous is not None
         clock, before = clock_of(candidate), clock_of(candidate.previous)
@@ -126,7 +127,7 @@ def test_halving_keeps_the_better_half_and_doubles_the_epochs() -> None:
     names, found = course(halving(curricula, epochs=12), table)
     assert names == [*(f"1-{name}" for name in "abcde"), "2-b", "2-d", "2-e", "3-b", "3-e"]
     assert found == Found(curricula["b"], ((1, "b"), (2, "b"), (3, "b")))
-    candidates, _ = follow(halving(curricula, epochs=12), lambda candidate: table.get(candidate.name, 0.5))
+    candidates, _ = follow(halving(curricula, epochs=12), each(lambda candidate: table.get(candidate.name, 0.5)))
     assert {(each.round, each.epochs) for each in candidates} == {(1, 3), (2, 6), (3, 12)}
 
 

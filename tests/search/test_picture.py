@@ -11,6 +11,7 @@ from mae_curriculum.search.config import SearchConfig
 from mae_curriculum.search.methods import Method, follow, greedy, halving, sequential
 from mae_curriculum.search.picture import draw_search
 from mae_curriculum.search.result import describe_search
+from tests.search.scores import each
 
 BASE = Curriculum()
 
@@ -30,7 +31,7 @@ def test_a_tree_is_drawn_for_each_method_with_seeds_that_differ_and_runs_that_di
     config: SearchConfig, method: Method, tmp_path: Path
 ) -> None:
     table = {"0-224": 0.9, "1-96": nan, "1-160": 0.95}
-    candidates, found = follow(method, lambda candidate: table.get(candidate.name, 0.5))
+    candidates, found = follow(method, each(lambda candidate: table.get(candidate.name, 0.5)))
     scores = {each.name: [table.get(each.name, 0.5), 0.4] for each in candidates}
     relative_flops = dict.fromkeys(scores, 0.5)
     facts = describe_search(config, candidates, found, scores=scores, relative_flops=relative_flops)

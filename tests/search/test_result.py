@@ -7,13 +7,14 @@ from mae_curriculum.curriculum.config import Augmentation, Curriculum
 from mae_curriculum.search.config import SearchConfig
 from mae_curriculum.search.methods import follow, greedy, sequential
 from mae_curriculum.search.result import curriculum_file, describe_search, format_search
+from tests.search.scores import each
 
 BASE = Curriculum(augmentation=Augmentation(flip=False))
 
 
 def greedy_facts(scores: dict[str, Sequence[float]], seeds: tuple[int, ...]) -> tuple[dict[str, object], Curriculum]:
     method = greedy((96, 224), BASE, stages=3, tolerance=0.01, epochs=4)
-    candidates, found = follow(method, lambda candidate: sum(scores[candidate.name]) / len(seeds))
+    candidates, found = follow(method, each(lambda candidate: sum(scores[candidate.name]) / len(seeds)))
     config = SearchConfig(seeds=seeds, tolerance=0.01)
     relative_flops = {"0-224": 1.0, "1-96": 0.75, "2-96": 0.5}
     return describe_search(config, candidates, found, scores=scores, relative_flops=relative_flops), found.curriculum
@@ -34,7 +35,7 @@ def test_the_table_has_the_scores_their_noise_and_what_was_found() -> None:
 
 
 def test_a_row_of_sequential_has_what_the_candidate_trains_itself() -> None:
-    candidates, found = follow(sequential((96, 224), BASE, stages=2, epochs=6, finish_epochs=1), lambda _: 0.5)
+    candidates, found = follow(sequential((96, 224), BASE, stages=2, epochs=6, finish_epochs=1), each(lambda _: 0.5))
     names = [each.name for each in candidates]
     facts = describe_search(
         SearchConfig(method="sequential"),

@@ -1,5 +1,6 @@
 """Jobs on a real SLURM cluster of two nodes: preempted, out of time, on a node that fails; and what is refused."""
 
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.version import code_version
 from slurm.__main__ import main
 from tests.processes import ROOT, Ranks
-from tests.runs import equal, options, rows, weights
+from tests.runs import TINY, as_flags, equal, options, rows, weights
 from tests.slurm_cluster import Cluster
 
 
@@ -231,6 +232,19 @@ def test_segments_continue_a_run_whatever_the_end_of_the_one_before_and_end_at_o
     assert [states(cluster, job) for job in (first, second, third)] == [["COMPLETED"], ["CANCELLED+"], ["COMPLETED"]]
 
 
+def test_an_array_of_jobs_shares_a_search(cluster: Cluster, tmp_path: Path) -> None:
+    run, folder = tmp_path / "search", tmp_path / "jobs"
+    pretrain = {f"pretrain.{key}": value for key, value in TINY.items() if not key.startswith("curriculum")}
+    flags = as_flags(pretrain, run=run, method="sequential", sizes="[112, 224]", stages=2, epochs=20)
+    ids = submit(cluster, folder, "--jobs", 2, "--time", 5, "--", "mae_curriculum", "search", *flags)
+    array = ids.partition("_")[0]
+    wait_for(lambda: states(cluster, array) == ["COMPLETED"] * 2, folder)
+    candidates = json.loads((run / "results.json").read_text())["candidates"]
+    assert len(candidates) == 4
+    started = [row["job"] for folder in (run / "runs").iterdir() for row in rows(folder, "start")]
+    assert len({*started}) == 2
+
+
 def test_the_script_contains_what_was_requested(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +280,10 @@ MISTAKES = {
     "segments: a chain of arrays is not possible": ["--segments", "2", "--sbatch", "{array: 0-3}", *PRETRAIN],
     "segments: knn cannot be resumed": ["--segments", "2", "--", "mae_curriculum", "knn", "--checkpoint", "runs/a"],
     "local: the command runs here, at once": ["--segments", "2", "--local", *PRETRAIN],
-    "leave out --dry_run and --segments": ["--dry_run", "--local", *PRETRAIN],
+    "jobs must be at least 1, got 0": ["--jobs", "0", *PRETRAIN],
+    "jobs: only a search is shared among jobs, not pretrain": ["--jobs", "2", *PRETRAIN],
+    "jobs: they are requeued, not followed by segments": ["--jobs", "2", "--segments", "2", *PRETRAIN],
+    "leave out --dry_run, --segments and --jobs": ["--dry_run", "--local", *PRETRAIN],
     "did you mean 'partition'?": ["--partitoin", "gpu", "--", "mae_curriculum", "pretrain"],
 }
 
