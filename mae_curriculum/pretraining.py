@@ -1,5 +1,6 @@
 """Start here: pretraining, from the images to the summary. The loop itself is in `training/loop.py`."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -112,6 +113,8 @@ def settle(config: PretrainConfig, world: World, contents: Contents) -> Pretrain
     settled = with_choices(world.on_main(lambda: with_choices_of_run(config)), contents)
     for line in format_choices(list_choices(config, settled)):
         world.log(line)
+    if settled.curriculum.augmentation.randaug is not None:
+        world.log("RandAugment hurts MAE; --curriculum.augmentation.randaug null turns it off", logging.WARNING)
     return settled
 
 

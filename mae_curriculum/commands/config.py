@@ -79,7 +79,7 @@ class EvaluateConfig(EncoderHints):
     data: DataConfig = DataConfig(source=RUNS_IMAGES)
     """Labeled images; source `run` uses those of the checkpoint's run, with its normalization."""
     block: Block = -1
-    """The last block that is used, counted like an index of Python, the encoder's final norm follows it; or all, to
+    """The last block that is used, indexed as in Python, before the encoder's final norm; or all, to
     measure each block in one pass over the images."""
     knn: KnnConfig = KnnConfig()
     """Settings of the kNN classifier."""
@@ -105,8 +105,8 @@ class EmbedConfig(EncoderHints):
     """avg: mean of the patch tokens. token: (first) class token. class_avg: mean of several class tokens. tokens: all
     patch tokens."""
     block: int = -1
-    """The last block that is used, counted like an index of Python; the encoder's final norm follows it."""
-    neighbours: int | None = None
+    """The last block that is used, indexed as in Python, before the encoder's final norm."""
+    neighbors: int | None = None
     """Number of most similar images to add to each, with a contact sheet of a few; null for none."""
     batch_images: int = 256
     """Images per batch on each device; a batch is also what an interrupted process has to compute again."""
@@ -120,10 +120,10 @@ class EmbedConfig(EncoderHints):
             raise ConfigError(".parquet needs pyarrow: pip install 'mae-curriculum[parquet]', or choose .npz for out")
         if self.batch_images < 1:
             raise ConfigError(f"batch_images must be at least 1, got {self.batch_images}")
-        if self.neighbours is not None and self.neighbours < 1:
-            raise ConfigError(f"neighbours must be at least 1 or null, got {self.neighbours}")
-        if self.neighbours is not None and self.pool == "tokens":
-            raise ConfigError("neighbours need one vector per image, not pool tokens; choose avg or token")
+        if self.neighbors is not None and self.neighbors < 1:
+            raise ConfigError(f"neighbors must be at least 1 or null, got {self.neighbors}")
+        if self.neighbors is not None and self.pool == "tokens":
+            raise ConfigError("neighbors need one vector per image, not pool tokens; choose avg or token")
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Work:
             "precision": str(self.world.dtype(config.precision)).removeprefix("torch."),
             "pool": config.pool,
             "block": config.block,
-            "neighbours": config.neighbours,
+            "neighbors": config.neighbors,
             "batch_images": config.batch_images,
             "images": self.source.images.fingerprint()[:16],
         }
@@ -90,8 +90,8 @@ class Work:
 
     def refuse_few(self, count: int) -> None:
         """Raise ConfigError if a number of images is too small for so many neighbors of each."""
-        if self.config.neighbours is not None and self.config.neighbours >= count:
-            raise ConfigError(f"neighbours is {self.config.neighbours}, but there are only {count} images")
+        if self.config.neighbors is not None and self.config.neighbors >= count:
+            raise ConfigError(f"neighbors is {self.config.neighbors}, but there are only {count} images")
 
 
 def embed(config: EmbedConfig) -> int:
@@ -124,7 +124,7 @@ def start(work: Work, held: ExitStack) -> bool:
     """
     file, settings, folder = work.file, work.settings(), work.source.folder
     work.refuse_few(len(work.source.images))
-    if work.config.neighbours is not None and folder is not None and folder.resolve() in file.path.resolve().parents:
+    if work.config.neighbors is not None and folder is not None and folder.resolve() in file.path.resolve().parents:
         raise ConfigError(f"out: a contact sheet in {folder} would become one of its images; choose another folder")
     if file.is_finished(settings):
         return False
@@ -216,13 +216,13 @@ def finish(work: Work) -> None:
         world.log(f"{len(broken)} images cannot be read and are left out: {names}", logging.WARNING)
     columns: Columns = {**work.source.columns(ids)}
     shape = (len(ids), *vector_shape(work.encoder, config.pool))
-    if config.neighbours is not None:
-        similarity, nearest = nearest_others(file.load_normalized(shape, world.device), config.neighbours)
-        columns |= {"neighbours": nearest.cpu().numpy(), "similarity": similarity.cpu().numpy()}
+    if config.neighbors is not None:
+        similarity, nearest = nearest_others(file.load_normalized(shape, world.device), config.neighbors)
+        columns |= {"neighbors": nearest.cpu().numpy(), "similarity": similarity.cpu().numpy()}
         draw_neighbors(work, ids, columns)
     write_json(file.card, card(work, shape, broken))
     file.write(columns, shape)
-    beside = [file.card] if config.neighbours is None else [file.card, file.sheet]
+    beside = [file.card] if config.neighbors is None else [file.card, file.sheet]
     world.print(printable(f"{config.out}: vectors {list(shape)}; beside it: {' '.join(path.name for path in beside)}"))
 
 
@@ -251,7 +251,7 @@ def draw_neighbors(work: Work, ids: Sequence[int], columns: Columns) -> None:
 
     rows = []
     for query in choose_spread(len(ids), SHEET_ROWS):
-        nearest = zip(columns["neighbours"][query], columns["similarity"][query], strict=True)
+        nearest = zip(columns["neighbors"][query], columns["similarity"][query], strict=True)
         tiles = [tile(int(place), f"{similarity:.3f}") for place, similarity in islice(nearest, SHEET_NEIGHBORS)]
         rows.append([tile(query, ""), *tiles])
     title = f"most similar images by {config.pool} of block {config.block}, {config.checkpoint.name} ({work.origin})"

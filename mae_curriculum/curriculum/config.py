@@ -118,7 +118,7 @@ class Curriculum:
     """How images are resized to a stage's size: fourier is the papers' low-frequency crop, the others are cheaper
     approximations."""
     reset_moments: bool = False
-    """Start each stage without the optimizer's moments of the one before, to find out what they are worth."""
+    """Reset the optimizer's moments at the start of each stage; for ablations."""
 
     def __post_init__(self) -> None:
         shares = [stage.share for stage in self.stages]

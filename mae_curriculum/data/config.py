@@ -51,12 +51,12 @@ class DataConfig:
     deviation of 1: 0.13 and 0.04 with 1.25; 0.08 and 0 with 1.5. For lanczos and bicubic, images are loaded at the
     stage's size."""
     repeats: int = 1
-    """Crops that are taken in a row of an image once it is decoded, at least 1. An epoch has as many crops as there are
+    """Consecutive crops that are taken from each decoded image, at least 1. An epoch has as many crops as there are
     images, so that it takes `repeats` epochs to see all of them."""
     shuffle_window: int | None = None
-    """Shuffle only nearly, for network disks that are slow at random reads: blocks of a 16th of this many neighbors are
-    read in random order, and mixed within as many images. Images of a class should not be neighbors. null for a full
-    shuffle."""
+    """Shuffle approximately, for network disks that are slow at random reads: blocks of a 16th of this many neighbors
+    are read in random order, and mixed within as many images. Images of a class should not be neighbors. null for a
+    full shuffle."""
     workers: int = exempt(2)
     """Number of loader workers per process; 0 loads images in the training process."""
 

@@ -14,7 +14,7 @@ VectorPool = Literal["token", "avg", "class_avg"]
 """The poolings that give one vector per image."""
 
 Block = int | Literal["all"]
-"""A block of an encoder, counted like an index of Python, or each of them."""
+"""A block of an encoder, indexed as in Python, or each of them."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class KnnConfig:
     neighbors: int = 20
     """Number of nearest training images that vote, k."""
     images: int | None = None
-    """Maximum number of training images, and of validation images, spread evenly over each side; null for all, as in
+    """Maximum number of training images, and of validation images, evenly spaced within each; null for all, as in
     published figures. A pass over all of ImageNet-1k costs as much as 0.6 epochs of training a ViT-B."""
     pool: VectorPool = "avg"
     """Feature of an image: (first) class token, mean of the patch tokens, or mean of several class tokens."""

@@ -100,7 +100,7 @@ def load_encoder(
 
     path       run folder, RUN@EPOCHS, or a checkpoint of timm, Hugging Face or facebookresearch/mae. What has to be
                assumed about it is logged as a warning.
-    block      the last block that is used, counted like an index of Python; the final norm follows it.
+    block      the last block that is used, indexed as in Python; the final norm follows it.
     heads      attention heads, for a checkpoint that does not say so.
     image_size a side or (height, width), likewise.
     weights    which weights of a checkpoint with several, such as "model_ema" or "teacher".

@@ -125,8 +125,8 @@ def format_plan(facts: dict[str, Any]) -> str:
     )
     own, without = (format_duration(3600 * facts[key]) for key in ("hours", "baseline_hours"))
     times = (
-        f"at {facts['rate']:g} images/s at full size, if time goes with FLOPs: {own} of training instead of {without}; "
-        "loader: images/s that data loading must supply"
+        f"at {facts['rate']:g} images/s at full size, if time is proportional to FLOPs: {own} of training instead of "
+        f"{without}; loader: images/s that data loading must supply"
     )
     lines = [head, table, *format_own_settings(facts["stages"]), totals.format(**facts), times]
     return "\n".join(lines if facts["nodes"] is None else [*lines, *format_nodes(facts["nodes"], facts["stages"])])
@@ -172,7 +172,7 @@ def format_nodes(nodes: dict[str, Any], stages: Sequence[dict[str, Any]]) -> lis
     return [
         f"{nodes['count']} nodes: {milliseconds:.3g} ms a step to average {gigabytes:.3g} GB of gradients at "
         f"{nodes['bandwidth']:g} GB/s, after {compute} ms of compute",
-        f"speed-up in time, that included: {nodes['speedup']:.2f}x; "
+        f"speed-up in time, including this: {nodes['speedup']:.2f}x; "
         f"with batch_factor 1 in all stages {nodes['speedup_without_batch_factors']:.2f}x",
         ASSUMPTIONS,
     ]

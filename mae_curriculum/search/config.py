@@ -15,7 +15,7 @@ Score = Literal["knn", "linear"]
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Search a curriculum by pretraining with candidates, scored by the accuracy of their encoders."""
+    """Search a curriculum by pretraining with candidates, scored by accuracy."""
 
     run: Path = exempt(Path("runs/search"))
     """Folder of the search, with its pretrainings in `runs/`. Running the same command again resumes the search."""

@@ -111,15 +111,13 @@ def test_all_patch_tokens_can_be_kept(suffix: str, run: Path, photos: Path, tmp_
 
 
 def test_a_safetensors_file_is_the_one_that_the_library_writes(run: Path, photos: Path, tmp_path: Path) -> None:
-    assert main(words(run, photos, tmp_path / "a.safetensors", neighbours=2)) == 0
+    assert main(words(run, photos, tmp_path / "a.safetensors", neighbors=2)) == 0
     save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "theirs.safetensors")
     with (
         safe_open(tmp_path / "a.safetensors", "pt") as ours,
         safe_open(tmp_path / "theirs.safetensors", "pt") as theirs,
     ):
-        assert (
-            set(ours.keys()) == set(theirs.keys()) == {"name", "label", "split", "vector", "neighbours", "similarity"}
-        )
+        assert set(ours.keys()) == set(theirs.keys()) == {"name", "label", "split", "vector", "neighbors", "similarity"}
         assert all(torch.equal(ours.get_tensor(key), theirs.get_tensor(key)) for key in theirs.keys())  # noqa: SIM118
 
 
@@ -192,8 +190,8 @@ def test_an_embedding_that_another_job_works_on_is_refused(
 
 
 def test_two_processes_write_the_same_file_as_one(run: Path, photos: Path, tmp_path: Path) -> None:
-    assert main(words(run, photos, tmp_path / "one.npz", neighbours=2)) == 0
-    done = two_processes(*words(run, photos, tmp_path / "two.npz", neighbours=2))
+    assert main(words(run, photos, tmp_path / "one.npz", neighbors=2)) == 0
+    done = two_processes(*words(run, photos, tmp_path / "two.npz", neighbors=2))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
     assert done.stdout.count("two.npz: vectors [20, 48]") == 1
@@ -262,11 +260,11 @@ def test_images_that_cannot_be_read_are_listed_and_left_out(
 def test_neighbors_are_the_most_similar_other_images_and_shown(
     run: Path, photos: Path, expected: mc.Embeddings, tmp_path: Path
 ) -> None:
-    assert main(words(run, photos, tmp_path / "a.npz", neighbours=3)) == 0
+    assert main(words(run, photos, tmp_path / "a.npz", neighbors=3)) == 0
     found = read(tmp_path / "a.npz")
     similarity = torch.nn.functional.cosine_similarity(expected.vectors[:, None], expected.vectors[None], dim=2)
     order = similarity.fill_diagonal_(-1).argsort(dim=1, descending=True)[:, :3].numpy()
-    np.testing.assert_array_equal(found["neighbours"], order)
+    np.testing.assert_array_equal(found["neighbors"], order)
     np.testing.assert_allclose(found["similarity"], np.take_along_axis(similarity.numpy(), order, axis=1), atol=1e-5)
     with Image.open(tmp_path / "a.npz.png") as sheet:
         assert sheet.format == "PNG"
@@ -275,9 +273,9 @@ def test_neighbors_are_the_most_similar_other_images_and_shown(
 
 BAD_SETTINGS: dict[str, dict[str, Any]] = {
     "batch_images must be at least 1, got 0": {"batch_images": 0},
-    "neighbours must be at least 1 or null, got 0": {"neighbours": 0},
-    "neighbours is 20, but there are only 20 images": {"neighbours": 20},
-    "neighbours need one vector per image, not pool tokens; choose avg or token": {"neighbours": 2, "pool": "tokens"},
+    "neighbors must be at least 1 or null, got 0": {"neighbors": 0},
+    "neighbors is 20, but there are only 20 images": {"neighbors": 20},
+    "neighbors need one vector per image, not pool tokens; choose avg or token": {"neighbors": 2, "pool": "tokens"},
     "block must be in -2..1 for this encoder, got -3": {"block": -3},
 }
 
@@ -295,7 +293,7 @@ def test_bad_settings_are_refused_in_one_line(
 def test_a_contact_sheet_among_the_images_is_refused(
     run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words(run, photos, photos / "new" / "a.npz", neighbours=2)) == 2
+    assert main(words(run, photos, photos / "new" / "a.npz", neighbors=2)) == 2
     assert f"out: a contact sheet in {photos} would become one of its images" in capsys.readouterr().err
     assert not (photos / "new").exists()
 
