@@ -2,6 +2,7 @@
 
 import json
 import platform
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -48,7 +49,9 @@ def bench(config: BenchConfig) -> int:
         }
         if config.loading:
             images = open_source(resolved.data).train
-            results["loading"] = measure_loading(training, images, rounds=config.rounds)
+            original = open_source(replace(resolved.data, source=config.original)).train if config.original else images
+            results["loading"] = measure_loading(training, images, original, rounds=config.rounds)
+            results["original"] = config.original
         world.print(json.dumps(results, indent=2) if config.json else format_results(results))
     return 0
 
@@ -119,9 +122,10 @@ def format_loading(results: dict[str, Any]) -> list[str]:
         )
     rates = [1 / row["seconds_per_image"] for row in results["stages"][1:]]
     limits = describe_limits(results["loading"], rates)
+    compared_with = results["original"] or "the same images"
     return [
         "",
-        "loading images, one process; MAE's own transform of the same files in images/s:",
+        f"loading images, one process; MAE's own transform of {compared_with} in images/s:",
         format_table(table),
         *limits,
     ]

@@ -59,11 +59,16 @@ class BenchConfig(PretrainConfig):
     """Number of measurements of each stage, interleaved with the others; the median is reported."""
     loading: bool = False
     """Measure also how fast images are loaded for each stage, beside MAE's own transform, and what limits the run."""
+    original: str | None = None
+    """What `data.source` was packed from, a source too: MAE's own transform is then measured on these images; null for
+    those of `data.source`."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.original is not None and not self.loading:
+            raise ConfigError("original is compared with where loading is measured; add --loading true")
         if self.rounds < 1:
             raise ConfigError(f"rounds must be at least 1, got {self.rounds}")
 

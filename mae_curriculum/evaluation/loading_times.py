@@ -36,14 +36,15 @@ PARTS = ("read", "decode", "crop", "augment", "batch", "copy")
 """Parts of loading: bytes, pixels, crop with resizing and flip, RandAugment, joining to batches, copy to the device."""
 
 
-def measure_loading(training: Training[Any], images: Images, *, rounds: int) -> list[dict[str, Any]]:
-    """Return for each stage the seconds per image of each of `PARTS`, of the whole, and of MAE's own transform.
+def measure_loading(training: Training[Any], images: Images, original: Images, *, rounds: int) -> list[dict[str, Any]]:
+    """Return for each stage the seconds per crop of each of `PARTS`, of the whole, and of MAE's own transform.
 
-    Also the images/s of the run's worker processes, None without any, and the share of a batch that is loaded.
+    The transform is that of the original images, which may be others than those that are loaded. Also the images/s of
+    the run's worker processes, None without any, and the share of a batch that is loaded.
     """
     rows = []
     for span in training.clock.spans:
-        seconds = measure_parts(training, images, span, rounds=rounds)
+        seconds = measure_parts(training, images, original, span, rounds=rounds)
         buffer = training.clock.curriculum.stages[span.index].replay_buffer
         new = span.batch_images if buffer is None else ReplayedStage(span, buffer).new_in_step
         workers = training.config.data.workers
@@ -60,14 +61,21 @@ def measure_loading(training: Training[Any], images: Images, *, rounds: int) -> 
     return rows
 
 
-def measure_parts(training: Training[Any], images: Images, span: Span, *, rounds: int) -> dict[str, float | None]:
-    """Return the seconds per image of one stage, measured in turn; None for parts that there are not."""
+def measure_parts(
+    training: Training[Any], images: Images, original: Images, span: Span, *, rounds: int
+) -> dict[str, float | None]:
+    """Return the seconds per crop of one stage, measured in turn; None for parts that there are not.
+
+    With `data.repeats`, several crops share what it takes to read and decode an image.
+    """
     dataset, moment = dataset_of(training, images), training.clock.moment(span.first_step)
     channels = dataset.channels
     decoded = read_intact(images, choose_spread(len(images), SAMPLE), channels)
-    ids = list(decoded)
-    requests = [Request(0, index, moment.view, moment.magnitude, moment.min_area) for index in ids]
-    crops = [dataset[request][0] for request in requests]
+    ids, repeats = list(decoded), training.config.data.repeats
+    files = ids if original is images else list(read_intact(original, choose_spread(len(original), SAMPLE), channels))
+    request = partial(Request, 0, view=moment.view, magnitude=moment.magnitude, min_area=moment.min_area)
+    requests = [request(index, crop=number) for index in ids for number in range(repeats)]
+    crops = [dataset[request(index)][0] for index in ids]
     batch = torch.stack(crops)
 
     def crop(magnitude: float | None) -> list[Tensor]:
@@ -85,13 +93,15 @@ def measure_parts(training: Training[Any], images: Images, span: Span, *, rounds
     }
     if isinstance(images, EncodedImages):
         actions["read"] = lambda: [images.content(index) for index in ids]
-        if channels == 3:
-            transform = mae_transform(span.size, moment.min_area, moment.magnitude)
-            actions["pil"] = lambda: [transform_file(images.content(index), transform) for index in ids]
+    if isinstance(original, EncodedImages) and channels == 3:
+        transform = mae_transform(span.size, moment.min_area, moment.magnitude)
+        actions["pil"] = lambda: [transform_file(original.content(index), transform) for index in files]
     if moment.magnitude is not None:
         actions["augmented"] = partial(crop, moment.magnitude)
     measured = time_in_turn(list(actions.values()), training.world, rounds=rounds)
-    seconds = {name: median(each) / len(ids) for name, each in zip(actions, measured, strict=True)}
+    counts = dict.fromkeys(actions, len(ids)) | dict.fromkeys(("decoded", "read", "whole"), len(requests))
+    counts["pil"] = len(files)
+    seconds = {name: median(each) / counts[name] for name, each in zip(actions, measured, strict=True)}
     read = seconds.get("read")
     return {
         "read": read,

@@ -1,8 +1,13 @@
+import io
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.evaluation import loading_times
@@ -57,6 +62,44 @@ def test_loading_is_measured_part_by_part_beside_maes_transform(
     text = capsys.readouterr().out
     assert "MAE's transform" in text
     assert re.search(r"stage 3: 1 workers load [\d,]+ images/s, the model needs [\d,]+/s: ", text)
+
+
+def test_packed_images_are_compared_with_the_originals_and_repeats_share_their_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoded: list[str] = []
+
+    def transform(content: bytes, _: object) -> torch.Tensor:
+        decoded.append(Image.open(io.BytesIO(content)).format or "")
+        return torch.zeros(1)
+
+    def take_a_second(actions: Sequence[Callable[[], object]], *_: object, **__: object) -> list[list[float]]:
+        for action in actions:
+            action()
+        return [[1.0]] * len(actions)
+
+    monkeypatch.setattr(loading_times, "transform_file", transform)
+    monkeypatch.setattr(loading_times, "time_in_turn", take_a_second)
+    original, packed = tmp_path / "original", tmp_path / "packed"
+    picture_folder(original, classes=2, count=4)
+    for path in original.glob("*/*.png"):
+        place = packed / path.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(place / f"{path.stem}.jpg")
+    settings = {"data.source": packed, "data.mean": "null", "data.std": "null", "model.channels": 3, "epochs": 100}
+    settings |= {"batch_size": 8, "rounds": 1, "loading": "true"}
+
+    def measure(**changes: Any) -> dict[str, float]:
+        assert main(["bench", *as_flags(TINY | settings, **changes), "--json=true"]) == 0
+        seconds: dict[str, float] = json.loads(capsys.readouterr().out)["loading"][0]["seconds"]
+        return seconds
+
+    once = measure(original=original)
+    assert (once["whole"], once["pil"]) == (1 / 4, 1 / 4)
+    assert {*decoded} == {"PNG"}
+    four = measure(data__repeats=4)
+    assert (four["whole"], four["read"], four["crop"], four["pil"]) == (1 / 16, 1 / 16, 1 / 4, 1 / 4)
+    assert {*decoded} == {"PNG", "JPEG"}
 
 
 def test_the_limit_of_loading_is_named_with_what_helps() -> None:
