@@ -35,7 +35,7 @@ def write_index(folder: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping
     try:
         for name, array in arrays.items():
             write_temporary(temporary / f"{name}.bin", lambda stream, array=array: stream.write(array.data))  # type: ignore[misc]
-        write_json(temporary / ABOUT, about)
+        write_json(temporary / ABOUT, {**about, "bytes": {name: array.nbytes for name, array in arrays.items()}})
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except OSError:
@@ -44,7 +44,10 @@ def write_index(folder: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:
-    """Return what an index says of itself; None if there is no index."""
-    path = folder / ABOUT
-    about: dict[str, Any] | None = read_json(path) if path.exists() else None
-    return about
+    """Return what an index says of itself; None if there is no index, or one that is damaged."""
+    try:
+        about: dict[str, Any] = read_json(folder / ABOUT)
+        is_complete = all((folder / f"{name}.bin").stat().st_size == size for name, size in about["bytes"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return about if is_complete else None

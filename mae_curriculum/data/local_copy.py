@@ -58,8 +58,7 @@ def _copy(source: Path, target: Path) -> None:
         for tar in tars:
             _copy_tar(source / tar["name"], target / tar["name"], tar)
         for index in source.glob("*.index"):
-            with suppress(FileExistsError):
-                shutil.copytree(index, target / index.name)
+            _copy_index(index, target / index.name)
         shutil.copyfile(source / "manifest.json", target / "manifest.json")
     except OSError as error:
         size = sum(tar["bytes"] for tar in tars) / 1e9
@@ -81,6 +80,20 @@ def _copy_tar(source: Path, target: Path, facts: dict[str, Any]) -> None:
                 writer.write(block)
         if state.hexdigest() != facts["sha256"]:
             raise ConfigError(f"data.local_copy: {source} is not as its manifest says; pack the images again")
+        shutil.copystat(source, temporary)  # by its time, the index fits, and all nodes have the same images
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _copy_index(source: Path, target: Path) -> None:
+    """Copy the index of tars, which appears once it is complete, unless it is there."""
+    if target.is_dir():
+        return
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        shutil.copytree(source, temporary)
+        with suppress(OSError):  # another job was faster
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -83,9 +83,9 @@ def read_index(folder: Path, tars: Sequence[Path]) -> TarMembers:
 
 
 def fits(folder: Path, tars: Sequence[Path]) -> bool:
-    """Return whether there is an index of these tars, as far as their sizes and a few headers tell."""
+    """Return whether there is an index of these tars, as far as their sizes, their times and a few headers tell."""
     about = read_about(folder)
-    if about is None or about["format"] != FORMAT or about["tars"] != _sizes(tars):
+    if about is None or about["format"] != FORMAT or about["tars"] != _facts(tars):
         return False
     members = read_index(folder, tars).members
     places = np.linspace(0, len(members) - 1, CHECKED_MEMBERS).astype(int)
@@ -103,8 +103,8 @@ def _has_header(tar: Path, member: NDArray[Any]) -> bool:
     return header.size == member["size"]
 
 
-def _sizes(tars: Sequence[Path]) -> list[list[Any]]:
-    return [[tar.name, tar.stat().st_size] for tar in tars]
+def _facts(tars: Sequence[Path]) -> list[list[Any]]:
+    return [[tar.name, tar.stat().st_size, tar.stat().st_mtime_ns] for tar in tars]
 
 
 @dataclass
@@ -134,7 +134,7 @@ def make_index(folder: Path, tars: Sequence[Path]) -> None:
     members["name_end"] = np.cumsum(members["name_end"])
     letters = np.frombuffer(b"".join(found.names), np.uint8)
     classes = _name_classes(TarMembers(tars, members, letters, [], {}), found)
-    about = {"format": FORMAT, "tars": _sizes(tars), "classes": classes, "left_out": found.left_out}
+    about = {"format": FORMAT, "tars": _facts(tars), "classes": classes, "left_out": found.left_out}
     try:
         write_index(folder, {"members": members, "names": letters}, about)
     except OSError:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -100,7 +101,7 @@ class Inference:
         missing in one pass, and kept in `data.cache`/.features, which all processes must share: the main process
         writes, all read.
         """
-        stem = self._fingerprint(model, images)
+        stem = self.world.on_main(partial(self._fingerprint, model, images))  # local copies differ in their times
         paths = {block: self.data.cache / ".features" / f"{stem}-block-{block}.npy" for block in sorted(blocks)}
         missing = self.world.on_main(lambda: [block for block, path in paths.items() if not path.exists()])
         if missing:
@@ -110,7 +111,8 @@ class Inference:
     def _fill(self, model: MaskedAutoencoder, images: Images, paths: dict[int, Path]) -> None:
         """Write the features after each of some blocks; the files appear once they are complete."""
         world = self.world
-        temporary = [path.with_name(f".{path.stem}.{os.getpid()}.tmp") for path in paths.values()]  # two jobs may write
+        # another job may write the same
+        temporary = [path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp") for path in paths.values()]
         shape = (len(images), len(model.pools), model.encoder.embed_dim)
         world.on_main(lambda: _allocate(temporary, shape))
         stores = [np.load(path, mmap_mode="r+") for path in temporary if world.is_main]

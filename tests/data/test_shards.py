@@ -178,6 +178,29 @@ def test_the_index_is_made_once_and_again_when_a_tar_has_changed(tmp_path: Path)
     assert shades(opened(tar)[0]) == [3]
 
 
+def test_labels_that_change_without_moving_anything_are_read_again(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", ("1.png", picture(1)), ("1.cls", b"0"), ("2.png", picture(2)), ("2.cls", b"1"))
+    assert opened(tar)[0].labels == [0, 1]
+    write_tar(tar, ("1.png", picture(1)), ("1.cls", b"1"), ("2.png", picture(2)), ("2.cls", b"0"))
+    assert opened(tar)[0].labels == [1, 0]
+
+
+@pytest.mark.parametrize("file", ["members.bin", "names.bin", "about.json"])
+@pytest.mark.parametrize("left", [None, 0, 20])
+def test_a_damaged_index_is_made_again(left: int | None, file: str, tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", ("cat/1.png", picture(1)), ("dog/2.png", picture(2)))
+    opened(tar)
+    damaged = tmp_path / "a.tar.index" / file
+    if left is None:
+        damaged.unlink()
+    else:
+        os.truncate(damaged, min(left, damaged.stat().st_size - 1))
+    images, _ = opened(tar)
+    assert shades(images) == [1, 2]
+    assert images.labels == [0, 1]
+    assert images.name(1).endswith("dog/2.png")
+
+
 def test_the_index_is_in_the_cache_where_nothing_can_be_written_beside_the_tars(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
