@@ -38,6 +38,9 @@ from slurm.study import write_results
 
 logger = logging.getLogger(__name__)
 
+SHARED = "side-by-side"
+"""File that shows that runs of a pipeline have shared a machine, so that their seconds do not compare."""
+
 
 def pipeline(config: PipelineConfig) -> int:
     """Run or submit what has not finished, then print the table of results; returns the exit code."""
@@ -51,12 +54,14 @@ def pipeline(config: PipelineConfig) -> int:
         return 0
     config.folder.mkdir(parents=True, exist_ok=True)
     with hold(config.folder / "lock.json", on_takeover=lambda _: None):  # two at once would submit everything twice
+        if config.local and config.at_once is not None and config.at_once > 1:
+            (config.folder / SHARED).touch()
         code = run_here(groups, config.at_once) if config.local else submit_unfinished(config, groups, read_queue())
     queue = {} if config.local else read_queue()
     complete = keep_complete(groups)
     if config.results is not None and complete[0]:
         missing = len(groups[0]) - len(complete[0])
-        shared = config.local and config.at_once is not None and config.at_once > 1
+        shared = (config.folder / SHARED).exists()
         write_results(config.folder.name, complete, config.baseline, config.results, missing=missing, shared=shared)
         print(f"results: {config.results / config.folder.name}.json, .md, .png")
     print(format_result_table(groups, queue))

@@ -5,12 +5,15 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mae_curriculum.config import ConfigError
+from mae_curriculum.config import ConfigError, load_file
+from mae_curriculum.pretraining_config import PretrainConfig, with_choices_of_run
+from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.training.choices import MIN_EPOCHS
 from slurm.cluster import ClusterConfig
 from slurm.submit import resolve_settings, validate_command
@@ -171,7 +174,31 @@ def expand_runs(config: PipelineConfig) -> list[list[PipelineRun]]:
     for group in groups:
         for run in group:
             _ = run.settings  # every invalid setting is reported before anything starts
+            refuse_others(run)
     return groups
+
+
+def refuse_others(run: PipelineRun) -> None:
+    """Raise ConfigError for a run that is there with other settings, or that evaluated another pretraining."""
+    folder, settings, subcommand = RunFolder(run.folder), run.settings, run.task.command[1]
+    if folder.config.exists():
+        saved = load_file(type(settings), folder.config)
+        folder.refuse_others(with_resolved(settings, saved), command=subcommand)
+    if run.pretraining is not None and run.result.exists():
+        journal = RunFolder(run.pretraining).journal
+        if not journal.exists() or subcommand not in {row["event"] for row in Journal(journal).rows()}:
+            raise ConfigError(
+                f"{run.folder} is of another pretraining than the one in {run.pretraining}; remove it to evaluate it"
+            )
+
+
+def with_resolved(settings: Any, saved: Any) -> Any:
+    """Return settings with what a command has resolved for its run: what was null, and for evaluations the images."""
+    if isinstance(settings, PretrainConfig):
+        return with_choices_of_run(settings)
+    names = {each.name for each in fields(settings)} & {"data", "epochs", "batch_size"}
+    resolved = {name: getattr(saved, name) for name in names if name == "data" or getattr(settings, name) is None}
+    return replace(settings, **resolved)
 
 
 def expand_pretrainings(config: PipelineConfig) -> list[PipelineRun]:

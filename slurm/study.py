@@ -25,7 +25,7 @@ def write_results(
     """Write NAME.json, and NAME.md and NAME.png, which follow from it, into a folder.
 
     groups    finished runs.
-    baseline  the values of the variant that the others are compared with; they keep their other values.
+    baseline  the values of the variant that the others are compared with; they keep their other values. Empty for none.
     missing   number of pretrainings that have not finished yet, or lack an evaluation.
     shared    several ran on this machine at once.
     """
@@ -57,7 +57,7 @@ def collect(run: PipelineRun, data: RunData, evaluations: Sequence[PipelineRun],
     compared = {key: value for key, value in (run.variant | baseline).items() if key != "seed"}
     return StudyRun(
         variant=row_name(run),
-        baseline=variant_name(compared) or "-",
+        baseline=(variant_name(compared) or "-") if baseline else None,
         seed=run.settings.seed,
         costs={axis: summary[axis] for axis in AXES},
         accuracies=accuracies,

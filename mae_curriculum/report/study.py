@@ -17,7 +17,7 @@ from mae_curriculum.evaluation.results import format_percent, spread
 from mae_curriculum.files import read_json, write_json
 from mae_curriculum.report.curves import thin
 from mae_curriculum.report.runs import RunData
-from mae_curriculum.terminal import format_count, format_duration, format_flops
+from mae_curriculum.terminal import UNKNOWN, format_count, format_duration, format_flops
 
 CONFIDENCE = 0.95
 """Probability with which an interval covers the mean difference, if differences are normally distributed."""
@@ -43,8 +43,8 @@ class StudyRun:
 
     variant: str
     """Its combination of values without the seed, such as `curriculum=none`."""
-    baseline: str
-    """The variant that it is compared with, perhaps its own."""
+    baseline: str | None
+    """The variant that it is compared with, perhaps its own; None for no comparison."""
     seed: int
     costs: dict[str, float]
     """The `AXES` at its end."""
@@ -149,20 +149,27 @@ def format_study(study: Study) -> str:
 
 def _row(study: Study, variant: str, runs: Sequence[StudyRun]) -> list[str]:
     cells = [variant, str(len(runs))]
-    baseline = study.variants.get(runs[0].baseline, [])
+    baseline = runs[0].baseline
+    others = study.variants.get(baseline or "", [])
     for name in study.evaluations:
-        values, baseline_values = ({run.seed: run.accuracies[name] for run in each} for each in (runs, baseline))
-        difference = "baseline" if variant == runs[0].baseline else _format_difference(values, baseline_values)
-        cells.append(f"{format_percent(spread(list(values.values())))} ({difference})")
+        values, compared = (
+            {run.seed: run.accuracies[name] for run in each if name in run.accuracies} for each in (runs, others)
+        )
+        mean = format_percent(spread(list(values.values()))) if values else UNKNOWN
+        if baseline is None or not values:
+            cells.append(mean)
+        else:
+            cells.append(f"{mean} ({'baseline' if variant == baseline else _format_difference(values, compared)})")
     return [*cells, *(FORMATS[axis](fmean(run.costs[axis] for run in runs)) for axis in study.axes)]
 
 
 def _format_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> str:
-    found = paired_difference(values, baseline)
+    found, pairs = paired_difference(values, baseline), len(values.keys() & baseline.keys())
     if found is None:
-        return "one seed"
+        return "one seed" if pairs else "no baseline yet"
     mean, half = (100 * each for each in found)
-    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+    of_fewer = "" if pairs == len(values) else f" of {pairs} seeds"
+    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]{of_fewer}"
 
 
 def facts_of(runs: Sequence[RunData], command: str) -> dict[str, list[str]]:

@@ -63,6 +63,17 @@ def test_the_section_compares_each_variant_with_the_baseline() -> None:
     assert "- commit: abc; def" in lines
 
 
+def test_what_a_variant_is_compared_with_is_told_where_it_is_not_the_baseline_on_all_seeds() -> None:
+    first, second, *others = study().runs
+    fewer = replace(study(), runs=(first, second, *others, replace(others[0], seed=2)))
+    assert "(+3.0 [-9.7, +15.7] of 2 seeds)" in format_study(fewer)
+    assert "58.0 ± 8.5% (no baseline yet)" in format_study(replace(study(), runs=tuple(others)))
+    alone = format_study(replace(study(), runs=tuple(replace(run, baseline=None) for run in study().runs)))
+    assert "| none | 2 | 55.0 ± 7.1% | 1,000 |" in alone
+    lacking = format_study(replace(study(), runs=(first, second, *(replace(run, accuracies={}) for run in others))))
+    assert "| et | 2 | – | 1,000 |" in lacking
+
+
 def test_a_study_is_read_as_it_was_written_and_drawn_from_that(tmp_path: Path) -> None:
     write_study(study(), tmp_path / "small.json")
     assert read_study(tmp_path / "small.json") == study()
