@@ -31,13 +31,14 @@ PROBING = Published("linprobe", 16384, 90)
 C = TypeVar("C", FinetuneConfig, LinprobeConfig)
 
 
-def settle(config: C, images: int, world: World) -> C:
+def settle(config: C, images: int, world: World, *, resumes: bool = True) -> C:
     """Return settings that are complete: what they leave open is the run's choice, or is chosen now, and logged.
 
-    images  number of images to train on.
+    images   number of images to train on.
+    resumes  whether the choices of a run that is there hold.
     """
     published = FINETUNING if isinstance(config, FinetuneConfig) else PROBING
-    saved = world.on_main(lambda: read_saved(config, published.command))
+    saved = world.on_main(lambda: read_saved(config, published.command)) if resumes else config
     batch_size = config.batch_size or saved.batch_size or choose_batch_size(images, most=published.batch_size)
     epochs = config.epochs or saved.epochs
     epochs = epochs or choose_epochs(images, batch_size, steps=MIN_STEPS, least=published.epochs)

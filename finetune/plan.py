@@ -44,7 +44,7 @@ def describe_plan(config: PlanConfig) -> dict[str, Any]:
     model, _ = build_classifier(config.model, weights, class_count=classes, seed=config.seed)
     images = contents.train.images
     with connect() as world:
-        settled = settle(config, images, world)
+        settled = settle(config, images, world, resumes=False)
     baseline = replace(without_curriculum(settled), epochs=config.baseline_epochs or settled.epochs)
     build = partial(build_clock, model=model, images_per_epoch=images, processes=config.devices)
     model.make_ready_({span.size for span in build(settled).spans}, torch.device("cpu"))

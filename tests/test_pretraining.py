@@ -330,6 +330,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "did you mean 'curriculum.stages[].mask_ratio' or 'model.mask_ratio'": {"model__mask_ration": 0.5},
     "epochs: Expected one of int, NoneType. Got value: 1.5": {"epochs": 1.5},
     "data.std has 1 values, model.channels is 3": {"model__channels": 3, "data__mean": "null"},
+    "curriculum.augmentation.erasing is for classifiers": {"curriculum__augmentation__erasing": 0.25},
     "curriculum.augmentation.randaug needs 1 or 3 channels, not 4": {
         "model__channels": 4,
         "curriculum__augmentation__randaug": "[0, 9]",

@@ -32,6 +32,12 @@ from mae_curriculum.weights.read import find_kept
 
 T = TypeVar("T")
 
+LINEAR = "linear.json"
+"""File in a run folder with the linear accuracy of its encoder."""
+
+DIVERGED = "diverged.json"
+"""File in the folder of a run that diverged, so that no job tries it again."""
+
 WAIT_SECONDS = 5
 """Time between two looks at what other jobs are at work on."""
 
@@ -145,6 +151,8 @@ def finish_run(stop: Stop, world: World, config: PretrainConfig) -> float:
 
     Raises  SearchStoppedError if it was asked to stop, InUseError if another job is at work on the run.
     """
+    if world.on_main((config.run / DIVERGED).exists):
+        return math.nan
     held = world.on_main(lambda: is_held(RunFolder(config.run).lock))  # first: it may finish at any moment
     accuracy = world.on_main(lambda: read_accuracy(config))
     if accuracy is not None:
@@ -156,6 +164,7 @@ def finish_run(stop: Stop, world: World, config: PretrainConfig) -> float:
         result = pretrain_until(stop, world, config)
     except DivergedError as error:
         world.log(f"{config.run} has no score and loses: {error}")
+        world.on_main(partial(keep_fact, config, DIVERGED, {"error": str(error)}))
         return math.nan
     if not result.finished:
         raise SearchStoppedError
@@ -164,16 +173,22 @@ def finish_run(stop: Stop, world: World, config: PretrainConfig) -> float:
 
 
 def linear_score(world: World, config: PretrainConfig, images: Images, val: Images | None) -> float:
-    """Return the linear accuracy of a finished pretraining's encoder; it is kept in the run folder as linear.json."""
-    kept = config.run / "linear.json"
-    facts = world.on_main(partial(read_facts, kept))
+    """Return the linear accuracy of a finished pretraining's encoder; it is kept in the run folder."""
+    facts = world.on_main(partial(read_facts, config.run / LINEAR))
     if not facts:
         model = build_encoder(read_together(config.run, world), config.run).to(world.device)
         inference = Inference(world, config.data, config.precision, config.knn.batch_images)
         facts = {"accuracy": linear_of_encoder(model, images, val, config=config.knn, inference=inference)}
-        world.on_main(partial(write_json, kept, facts))
+        world.on_main(partial(keep_fact, config, LINEAR, facts))
     accuracy: float = facts["accuracy"]
     return accuracy
+
+
+def keep_fact(config: PretrainConfig, name: str, facts: Mapping[str, Any]) -> None:
+    """Write a file into a run folder, unless another job of the search has."""
+    with hold_in_turn(RunFolder(config.run).lock):
+        if not (config.run / name).exists():
+            write_json(config.run / name, facts)
 
 
 def read_accuracy(config: PretrainConfig) -> float | None:

@@ -1,14 +1,16 @@
 """Plans of fine-tuning: the computation columns of EfficientTrain's papers, without data."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from finetune.__main__ import main
-from finetune.config import PlanConfig
+from finetune.config import FinetuneConfig, PlanConfig
 from finetune.plan import describe_plan
 from mae_curriculum.config import ConfigError, load
 from mae_curriculum.recipes import CONFIGS
+from mae_curriculum.run.folder import RunFolder
 
 SMALL = ["--model.options", '{"layers": [1, 1, 1, 1]}']
 
@@ -41,6 +43,19 @@ def test_a_plan_is_printed_as_text_and_as_json(capsys: pytest.CaptureFixture[str
     assert "resnet50: 300 equivalent epochs (300.0 real) of 1,281,167 images" in text
     assert "speed-up 1.53x" in text
     assert "grid" not in text
+
+
+def test_a_plan_does_not_follow_another_run_in_the_default_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["plan", "--model.name", "resnet50", *SMALL, "--data.source", "digits", "--json"]
+    monkeypatch.chdir(tmp_path)
+    assert main(flags) == 0
+    alone = json.loads(capsys.readouterr().out)
+    other = FinetuneConfig(batch_size=2, epochs=1)
+    RunFolder(other.run).claim(other, command="finetune")
+    assert main(flags) == 0
+    assert json.loads(capsys.readouterr().out) == alone
 
 
 def test_plans_of_several_recipes_stand_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:

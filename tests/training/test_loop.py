@@ -15,7 +15,7 @@ from mae_curriculum.pretraining import set_up
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.stop import Stop
 from mae_curriculum.tracking.stopwatch import Stopwatch
-from mae_curriculum.training.config import build_training_clock
+from mae_curriculum.training.config import build_training_clock, without_curriculum
 from mae_curriculum.training.loop import Check, Due, Hooks, completes_epochs, due_after, run_missed_hooks, train_
 from mae_curriculum.training.session import open_session, resume_
 from mae_curriculum.training.step import Training
@@ -41,6 +41,18 @@ def due(steps_done: int, *, evaluate_every_epochs: int | None = None, **changes:
 
 def test_reports_fall_on_multiples_counted_from_the_start_and_on_ends_of_stages() -> None:
     assert [step for step in range(1, 68) if due(step, tracking__every_steps=20).report] == [20, 40, 54, 60, 67]
+
+
+def test_the_baseline_may_have_fewer_real_epochs_than_the_warm_up() -> None:
+    config = config_of(
+        curriculum="efficienttrain_pp",
+        curriculum__augmentation__randaug="null",
+        optim__warmup="null",
+        optim__warmup_epochs=3,
+    )
+    assert clock_of(config).real_epochs(clock_of(config).total_steps) > 3
+    baseline = clock_of(without_curriculum(config))
+    assert baseline.real_epochs(baseline.total_steps) <= 3
 
 
 def test_pictures_are_due_at_the_end_of_each_stage() -> None:
