@@ -71,7 +71,7 @@ def describe_costs(summary: dict[str, Any]) -> str:
         return costs
     return (
         f"{costs}\nwith this curriculum {summary['flops']:.3g} FLOPs instead of {flops:.3g} "
-        f"({summary['speedup_flops']:.2f}x fewer){_describe_seconds(summary)}"
+        f"({format_factor(summary['speedup_flops'], 'fewer', 'more')}){_describe_seconds(summary)}"
     )
 
 
@@ -81,4 +81,10 @@ def _describe_seconds(summary: dict[str, Any]) -> str:
         return ""
     speedup, (low, high) = summary["speedup_seconds"], summary["speedup_range"]
     measured = f"{low:.2f}x to {high:.2f}x by steps with and without it, timed in turn"
-    return f"; {'not measurable' if speedup is None else f'{speedup:.2f}x faster'} in seconds ({measured})"
+    factor = "not measurable" if speedup is None else format_factor(speedup, "faster", "slower")
+    return f"; {factor} in seconds ({measured})"
+
+
+def format_factor(factor: float, better: str, worse: str) -> str:
+    """Format a factor above or below 1: 1.50x fewer, 1.20x more."""
+    return f"{factor:.2f}x {better}" if factor >= 1 else f"{1 / factor:.2f}x {worse}"

@@ -10,7 +10,7 @@ from mae_curriculum.config import load
 from mae_curriculum.data.sources import open_images
 from mae_curriculum.distributed import connect
 from mae_curriculum.evaluation import step_times
-from mae_curriculum.evaluation.speedup import describe_costs, summarize_costs
+from mae_curriculum.evaluation.speedup import describe_costs, format_factor, summarize_costs
 from mae_curriculum.evaluation.step_times import measure_speedups, time_in_turn
 from mae_curriculum.pretraining import set_up
 from mae_curriculum.pretraining_config import PretrainConfig, build_clock
@@ -92,3 +92,8 @@ def test_actions_take_turns_and_short_ones_are_repeated() -> None:
         calls.clear()
         time_in_turn([lambda: calls.append("a")], world, rounds=1, repeated=True)
     assert len(calls) == 1 + step_times.MAX_REPEATS
+
+
+def test_a_curriculum_that_costs_more_is_told_so() -> None:
+    assert format_factor(1.0, "fewer", "more") == "1.00x fewer"
+    assert format_factor(0.8, "fewer", "more") == "1.25x more"
