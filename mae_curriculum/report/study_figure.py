@@ -34,7 +34,7 @@ def draw_study(path: Path, study: Study) -> None:
             panel.grid(alpha=0.3)
             panel.set_xlim(0, None)
     panels[0][0].set_ylabel("kNN accuracy during pretraining, %")
-    panels[1][0].set_ylabel("loss (not comparable between sizes)")
+    panels[1][0].set_ylabel("loss (not comparable between sizes or targets)")
     lines = [panels[1][0].plot([], [], **line_style(number))[0] for number in range(len(study.variants))]
     figure.legend(lines, list(study.variants), loc="outside lower center", ncols=3, fontsize=8)
     save(figure, path)
