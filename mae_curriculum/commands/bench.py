@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -19,6 +20,7 @@ from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.data.sources import ArrayImages, open_source
 from mae_curriculum.distributed import connect
 from mae_curriculum.evaluation.loading_times import PARTS, describe_limits, measure_loading
+from mae_curriculum.evaluation.speedup import format_factor
 from mae_curriculum.evaluation.step_times import make_steps, random_pixels, time_in_turn
 from mae_curriculum.initialization import resolve_init
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
@@ -41,10 +43,12 @@ def bench(config: BenchConfig) -> int:
         training = set_up(resolved, world, placeholders, weights)
         baseline = build_clock(without_curriculum(resolved), training.model.shape, images_per_epoch=len(placeholders))
         is_gpu = world.device.type == "cuda"
+        stages = measure_stages(training, baseline, rounds=config.rounds)
         results = {
             "device": torch.cuda.get_device_name(world.device) if is_gpu else f"CPU ({platform.machine()})",
             "threads": torch.get_num_threads(),
-            "stages": measure_stages(training, baseline, rounds=config.rounds),
+            "stages": stages,
+            "speedup": whole_speedup(stages, training.clock, baseline),
             "resize": measure_resizing(training, rounds=config.rounds),
         }
         if config.loading:
@@ -76,6 +80,13 @@ def measure_stages(training: Training[MaskedAutoencoder], baseline: Clock, *, ro
     ]
 
 
+def whole_speedup(stages: Sequence[dict[str, Any]], clock: Clock, baseline: Clock) -> float:
+    """Return how many times faster a run's steps are, all of them, than those of its baseline."""
+    full, *own = [row["seconds_per_image"] for row in stages]
+    seconds: float = sum(span.images * each for span, each in zip(clock.spans, own, strict=True))
+    return baseline.total_images * float(full) / seconds
+
+
 def measure_resizing(training: Training[MaskedAutoencoder], *, rounds: int) -> list[dict[str, Any]]:
     """Time each resizing method on a micro-batch of normalized images, for each size of the run."""
     mean, std = training.config.data.statistics(training.model.channels)
@@ -103,7 +114,8 @@ def format_results(results: dict[str, Any]) -> str:
         resizing.append([side(row["size"]), *times, f"{row['fourier'] / row['bicubic']:.2f}"])
     head = f"{results['device']}, {results['threads']} threads; training steps on random images:"
     resize_head = "resizing full-size images to the size of a stage:"
-    lines = [head, format_table(stages), "", resize_head, format_table(resizing)]
+    whole = f"the steps of the whole run: {format_factor(results['speedup'], 'faster', 'slower')} than at full size"
+    lines = [head, format_table(stages), whole, "", resize_head, format_table(resizing)]
     return "\n".join([*lines, *(format_loading(results) if "loading" in results else [])])
 
 

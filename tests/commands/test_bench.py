@@ -30,6 +30,8 @@ def test_stages_are_measured_relative_to_full_size(capsys: pytest.CaptureFixture
     assert [row["share_of_full_flops"] for row in facts["stages"]] == pytest.approx([1, 0.525, 0.756, 1], abs=0.001)
     assert all(row["seconds_per_image"] > 0 for row in facts["stages"])
     assert facts["stages"][0]["share_of_full_seconds"] == 1
+    shares = [row["share_of_full_seconds"] for row in facts["stages"][1:]]
+    assert facts["speedup"] == pytest.approx(1 / (0.6 * shares[0] + 0.2 * shares[1] + 0.2 * shares[2]), rel=0.01)
     assert [row["size"] for row in facts["resize"]] == [[20, 20], [24, 24]]
     assert all(row[method] > 0 for row in facts["resize"] for method in ("fourier", "lanczos", "bicubic"))
 
@@ -40,6 +42,7 @@ def test_text_output_has_both_tables(capsys: pytest.CaptureFixture[str]) -> None
     assert "training: 1,438 images" in captured.err
     text = captured.out
     assert "full size" in text
+    assert re.search(r"the steps of the whole run: \d\.\d\dx (faster|slower) than at full size", text)
     assert "fourier/bicubic" in text
 
 
