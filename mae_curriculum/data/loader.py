@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from mae_curriculum.curriculum.clock import View
 from mae_curriculum.curriculum.config import Augmentation
@@ -149,9 +149,8 @@ class MicroBatches(Dataset[Batch]):
         """Return the micro-batch of a request."""
         items = list(map(self._load, request.images))
         images, ids, broken = zip(*items, strict=True) if items else ((torch.empty(0),), (), ())
-        batch = torch.stack(images)
-        if get_worker_info() is not None:
-            batch.share_memory_()  # type: ignore[no-untyped-call]  # torch would do it later, where a lack of shared memory is lost in silence
+        # a worker joins them in shared memory: if torch moved them there later, a lack of it would be lost in silence
+        batch: Tensor = default_collate(list(images))
         _, places, is_last, replayed = request
         return Batch(batch, torch.tensor(ids), places, is_last, dict(ChainMap(*broken)), replayed)
 
