@@ -1,6 +1,7 @@
 """The plots of a study, as a PNG file."""
 
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 from mae_curriculum.report.figures import empty_figure, line_style, save
 from mae_curriculum.report.study import Study, StudyRun
 
+LEGEND_COLUMNS = 3
+
 TITLES = {"images": "images", "flops": "training FLOPs", "train_seconds": "seconds of training"}
 
 
 def draw_study(path: Path, study: Study) -> None:
     """Draw the kNN accuracy during pretraining, and the loss, against what they cost: means over the seeds."""
-    figure = empty_figure(6 * len(study.axes), 7.5)
+    legend_rows = ceil(len(study.variants) / LEGEND_COLUMNS)
+    figure = empty_figure(6 * len(study.axes), 7.3 + 0.2 * legend_rows)
     figure.suptitle(f"{study.name}: means over the seeds, with the standard deviation", fontsize=11)
     panels = figure.subplots(2, len(study.axes), sharey="row", squeeze=False)
     for column, axis in enumerate(study.axes):
@@ -33,10 +37,10 @@ def draw_study(path: Path, study: Study) -> None:
         for panel in (top, bottom):
             panel.grid(alpha=0.3)
             panel.set_xlim(0, None)
-    panels[0][0].set_ylabel("kNN accuracy during pretraining, %")
-    panels[1][0].set_ylabel("loss (not comparable between sizes or targets)")
+    panels[0][0].set_ylabel("kNN accuracy\nduring pretraining, %")
+    panels[1][0].set_ylabel("loss (not comparable\nbetween sizes or targets)")
     lines = [panels[1][0].plot([], [], **line_style(number))[0] for number in range(len(study.variants))]
-    figure.legend(lines, list(study.variants), loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(lines, list(study.variants), loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize=8)
     save(figure, path)
 
 
