@@ -171,7 +171,7 @@ class LinprobeConfig(LabeledConfig, TrainingConfig):
     `optim.betas`. attentive: attention over the patches with a learned query and a linear layer, trained with AdamW.
     ep: attention with several queries that are not projected (arXiv:2506.10178), likewise."""
     block: Block = -1
-    """The last block that is used, indexed as in Python, before the encoder's final norm; or all, for
+    """The last block that is used, indexed as in Python; the encoder's final norm follows it. Or all, for
     separate linear heads on each block."""
     grid: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
     """Learning rates as multiples of `optim.base_lr`: one head is trained with each, all on the same features. Batches
@@ -250,7 +250,7 @@ class FewshotConfig(LabeledConfig):
     checkpoint: Path = field(kw_only=True)
     """Pretraining run, or any ViT checkpoint that can be imported."""
     block: Block = -1
-    """The last block that is used, indexed as in Python, before the encoder's final norm; or all, to
+    """The last block that is used, indexed as in Python; the encoder's final norm follows it. Or all, to
     measure each block in one pass over the images."""
     shots: tuple[float, ...] = (1, 5, 10)
     """Labels to train on: 1 and above are images per class; below 1, such as 0.01, a fraction of all images."""

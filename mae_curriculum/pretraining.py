@@ -36,6 +36,7 @@ from mae_curriculum.pretraining_config import (
 )
 from mae_curriculum.reference import find_watch
 from mae_curriculum.report.figures import draw_reconstructions
+from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.run.stop import EXIT_RESUMABLE, Stop
 from mae_curriculum.terminal import format_epochs
 from mae_curriculum.tracking.stopwatch import Stopwatch
@@ -113,7 +114,13 @@ def settle(config: PretrainConfig, world: World, contents: Contents) -> Pretrain
     settled = with_choices(world.on_main(lambda: with_choices_of_run(config)), contents)
     for line in format_choices(list_choices(config, settled)):
         world.log(line)
-    if settled.curriculum.augmentation.randaug is not None:
+    augmentation = settled.curriculum.augmentation
+    if augmentation.erasing and not world.on_main(RunFolder(config.run).config.exists):  # earlier runs go on
+        raise ConfigError(
+            "curriculum.augmentation.erasing is for classifiers: MAE would have to reconstruct what is erased; set it "
+            f"to 0, got {augmentation.erasing}"
+        )
+    if augmentation.randaug is not None:
         world.log("RandAugment hurts MAE; --curriculum.augmentation.randaug null turns it off", logging.WARNING)
     return settled
 

@@ -54,11 +54,6 @@ class PretrainConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_channels(self, self.model.channels)
-        if self.curriculum.augmentation.erasing:
-            raise ConfigError(
-                "curriculum.augmentation.erasing is for classifiers: MAE would have to reconstruct what is erased; "
-                f"set it to 0, got {self.curriculum.augmentation.erasing}"
-            )
         if self.init_decoder_epochs < 0:
             raise ConfigError(f"init_decoder_epochs must be at least 0, got {self.init_decoder_epochs}")
         if self.stop_below_start and (self.init is None or self.knn.every_epochs is None):

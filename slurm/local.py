@@ -16,7 +16,11 @@ from slurm.submit import run_in_process
 POLL_SECONDS = 0.2
 
 
-def run_here(groups: Sequence[Sequence[PipelineRun]], at_once: int | None) -> int:
+SHARED = "side-by-side"
+"""File that shows that runs of a pipeline have shared a machine."""
+
+
+def run_here(groups: Sequence[Sequence[PipelineRun]], at_once: int | None, shared: Path) -> int:
     """Run what has not finished, each pretraining and then its evaluations; returns the exit code.
 
     Once a command fails or is stopped, no other is started, and its exit code is returned.
@@ -25,8 +29,11 @@ def run_here(groups: Sequence[Sequence[PipelineRun]], at_once: int | None) -> in
     at_once  number of pretrainings, each followed by its evaluations, that run side by side, in processes of their own
              that share the processor's cores and print to LABEL.log beside their run folders; None for one after
              another, in this process.
+    shared   file that is made if several run side by side.
     """
     chains = deque(unfinished for runs in zip(*groups, strict=True) if (unfinished := _unfinished(runs)))
+    if at_once and min(at_once, len(chains)) > 1:
+        shared.touch()
     return _run_side_by_side(chains, at_once) if at_once else _run_in_turn(chains)
 
 
@@ -39,6 +46,7 @@ def _run_in_turn(chains: Sequence[Sequence[PipelineRun]]) -> int:
         for run in chain:
             package, subcommand, *arguments = run.task.command
             print(f"{run.folder}: {package} {subcommand}", flush=True)
+            run.keep_settings()
             code = run_in_process(package, subcommand, [*arguments, *run.flags])
             if code:
                 return code
@@ -74,7 +82,7 @@ def _run_side_by_side(chains: deque[list[PipelineRun]], at_once: int) -> int:
 def _start(run: PipelineRun, threads: int) -> subprocess.Popen[bytes]:
     """Start the command of a run, in a process group of its own: Ctrl-C reaches it through this process alone."""
     print(f"{run.folder}: {' '.join(run.task.command[:2])}, output in {_log(run)}", flush=True)
-    _log(run).parent.mkdir(parents=True, exist_ok=True)
+    run.keep_settings()
     with _log(run).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", *run.task.command, *run.flags],

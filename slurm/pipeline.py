@@ -6,7 +6,9 @@ and prints the table of results.
     FOLDER/VARIANT/pretrain           run folders; without variants FOLDER/pretrain
     FOLDER/VARIANT/finetune@200       evaluation of the checkpoint of 200 equivalent epochs
                      .../submission.json   id and log of its job
+    FOLDER/VARIANT/pretrain.yaml      settings with which it was started
     FOLDER/jobs/                      logs, settings and code of the jobs
+    FOLDER/side-by-side               some runs have shared this machine, so that their seconds do not compare
 """
 
 import itertools
@@ -30,16 +32,13 @@ from slurm.cluster import (
     submitted_jobs,
 )
 from slurm.job import Job
-from slurm.local import run_here
+from slurm.local import SHARED, run_here
 from slurm.pipeline_config import PipelineConfig, PipelineRun, TaskSpec, expand_runs, variant_name
 from slurm.result_table import format_result_table
 from slurm.status import read_queue
 from slurm.study import write_results
 
 logger = logging.getLogger(__name__)
-
-SHARED = "side-by-side"
-"""File that shows that runs of a pipeline have shared a machine, so that their seconds do not compare."""
 
 
 def pipeline(config: PipelineConfig) -> int:
@@ -54,9 +53,10 @@ def pipeline(config: PipelineConfig) -> int:
         return 0
     config.folder.mkdir(parents=True, exist_ok=True)
     with hold(config.folder / "lock.json", on_takeover=lambda _: None):  # two at once would submit everything twice
-        if config.local and config.at_once is not None and config.at_once > 1:
-            (config.folder / SHARED).touch()
-        code = run_here(groups, config.at_once) if config.local else submit_unfinished(config, groups, read_queue())
+        if config.local:
+            code = run_here(groups, config.at_once, config.folder / SHARED)
+        else:
+            code = submit_unfinished(config, groups, read_queue())
     queue = {} if config.local else read_queue()
     complete = keep_complete(groups)
     if config.results is not None and complete[0]:
@@ -142,6 +142,7 @@ def submit_array(config: PipelineConfig, runs: Sequence[PipelineRun], dependency
         jobs.append(Job(package, (subcommand, "--config", str(frozen)), cluster.requeues))
     submitted = submit_jobs(executor, jobs)
     for run, job in zip(runs, submitted, strict=True):
+        run.keep_settings()
         record_submission(run.folder, [job])
     return [str(job.job_id) for job in submitted]
 

@@ -5,15 +5,13 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mae_curriculum.config import ConfigError, load_file
-from mae_curriculum.pretraining_config import PretrainConfig, with_choices_of_run
-from mae_curriculum.run.folder import RunFolder
-from mae_curriculum.tracking.journal import Journal
+from mae_curriculum.config import ConfigError, differences, dump, load_file
+from mae_curriculum.files import write_atomic
 from mae_curriculum.training.choices import MIN_EPOCHS
 from slurm.cluster import ClusterConfig
 from slurm.submit import resolve_settings, validate_command
@@ -146,6 +144,16 @@ class PipelineRun:
         return resolve_settings(package, subcommand, [*arguments, *self.flags])
 
     @property
+    def started_with(self) -> Path:
+        """File of the settings with which it was started."""
+        return self.folder.with_name(f"{self.folder.name}.yaml")
+
+    def keep_settings(self) -> None:
+        """Write the file of its settings, when it is started."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.started_with, dump(self.settings).encode())
+
+    @property
     def result(self) -> Path:
         """File with the result, which is there once the run has finished."""
         return self.folder / ("results.json" if self.pretraining else "summary.json")
@@ -179,26 +187,18 @@ def expand_runs(config: PipelineConfig) -> list[list[PipelineRun]]:
 
 
 def refuse_others(run: PipelineRun) -> None:
-    """Raise ConfigError for a run that is there with other settings, or that evaluated another pretraining."""
-    folder, settings, subcommand = RunFolder(run.folder), run.settings, run.task.command[1]
-    if folder.config.exists():
-        saved = load_file(type(settings), folder.config)
-        folder.refuse_others(with_resolved(settings, saved), command=subcommand)
-    if run.pretraining is not None and run.result.exists():
-        journal = RunFolder(run.pretraining).journal
-        if not journal.exists() or subcommand not in {row["event"] for row in Journal(journal).rows()}:
+    """Raise ConfigError for a finished run of other settings, or of a pretraining that is no longer there."""
+    if not run.result.exists():
+        return
+    if run.started_with.exists():
+        changed = differences(load_file(type(run.settings), run.started_with), run.settings)
+        if changed:
             raise ConfigError(
-                f"{run.folder} is of another pretraining than the one in {run.pretraining}; remove it to evaluate it"
+                f"{run.folder} has finished with other settings ({'; '.join(changed)}); restore them, choose another "
+                "`folder`, or remove it"
             )
-
-
-def with_resolved(settings: Any, saved: Any) -> Any:
-    """Return settings with what a command has resolved for its run: what was null, and for evaluations the images."""
-    if isinstance(settings, PretrainConfig):
-        return with_choices_of_run(settings)
-    names = {each.name for each in fields(settings)} & {"data", "epochs", "batch_size"}
-    resolved = {name: getattr(saved, name) for name in names if name == "data" or getattr(settings, name) is None}
-    return replace(settings, **resolved)
+    if run.pretraining is not None and not (run.pretraining / "summary.json").exists():
+        raise ConfigError(f"{run.folder} is of a pretraining that is no longer in {run.pretraining}; remove it too")
 
 
 def expand_pretrainings(config: PipelineConfig) -> list[PipelineRun]:

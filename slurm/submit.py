@@ -62,6 +62,8 @@ class SubmitConfig(ClusterConfig):
             raise ConfigError(f"jobs must be at least 1, got {self.jobs}")
         if self.jobs > 1 and self.segments > 1:
             raise ConfigError("jobs: they are requeued, not followed by segments; leave out --segments")
+        if self.jobs > 1 and "array" in self.sbatch:
+            raise ConfigError("jobs: they are an array already; leave `array` out of sbatch")
         if self.local and (self.dry_run or self.segments > 1 or self.jobs > 1):
             raise ConfigError("local: the command runs here, at once; leave out --dry_run, --segments and --jobs")
 

@@ -84,7 +84,7 @@ class EvaluateConfig(EncoderHints):
     data: DataConfig = DataConfig(source=RUNS_IMAGES)
     """Labeled images; source `run` uses those of the checkpoint's run, with its normalization."""
     block: Block = -1
-    """The last block that is used, indexed as in Python, before the encoder's final norm; or all, to
+    """The last block that is used, indexed as in Python; the encoder's final norm follows it. Or all, to
     measure each block in one pass over the images."""
     knn: KnnConfig = KnnConfig()
     """Settings of the kNN classifier."""
@@ -110,7 +110,7 @@ class EmbedConfig(EncoderHints):
     """avg: mean of the patch tokens. token: (first) class token. class_avg: mean of several class tokens. tokens: all
     patch tokens."""
     block: int = -1
-    """The last block that is used, indexed as in Python, before the encoder's final norm."""
+    """The last block that is used, indexed as in Python; the encoder's final norm follows it."""
     neighbors: int | None = None
     """Number of most similar images to add to each, with a contact sheet of a few; null for none."""
     batch_images: int = 256

@@ -105,7 +105,7 @@ def run_course(
         run = prepare_run(world, config.run, pretrain, *task)
         accuracy = finish_run(stop, world, run)
         if config.score == "linear" and not isnan(accuracy):
-            accuracy = linear_score(world, run, images, val)
+            accuracy = linear_score(stop, world, run, images, val)
         world.log(f"{run.run}: {SCORES[config.score]} {accuracy:.4f}")
         return accuracy
 

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import socket
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,12 @@ BLOCK = 2**22
 """Bytes that are copied at once."""
 
 
-def copy_to_node(config: DataConfig, world: World) -> DataConfig:
+def copy_to_node(config: DataConfig, world: World, prepare: Callable[[DataConfig], None]) -> DataConfig:
     """Copy the images to `local_copy` once on each node, if that is set; returns the settings with the copy as source.
 
     What is there with the right size is kept, as it was checked when it was copied, unless the manifest has changed.
 
+    prepare  makes the index of the copy if it lacks one that fits, on one rank of each node.
     Raises  ConfigError on all ranks for a source without a manifest, for tars that differ from it, and for a full disk.
     """
     if config.local_copy is None:
@@ -30,17 +32,19 @@ def copy_to_node(config: DataConfig, world: World) -> DataConfig:
     source = Path(config.source)
     name = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
     target = config.local_copy / f"{source.name}-{name}"
-    hosts, failure = world.gather(socket.gethostname()), ""
+    copied, failure = replace(config, source=str(target)), ""
+    hosts = world.gather(socket.gethostname())
     if hosts.index(socket.gethostname()) == world.rank:  # the first rank of its node
         try:
             _copy(source, target)
+            prepare(copied)
         except ConfigError as error:
             failure = str(error)
     failures = [each for each in world.gather(failure) if each]
     if failures:
         raise ConfigError(failures[0])
     world.log(f"copy of {source} on each node: {target}")
-    return replace(config, source=str(target))
+    return copied
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -69,8 +73,10 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _copy_tar(source: Path, target: Path, facts: dict[str, Any]) -> None:
-    """Copy a tar, which appears once it is complete and as the manifest says."""
+    """Copy a tar, which appears once it is complete and as the manifest says, with its time: that of the index."""
     if target.is_file() and target.stat().st_size == facts["bytes"]:
+        if source.is_file():
+            shutil.copystat(source, target)
         return
     temporary, state = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp"), hashlib.sha256()
     try:
@@ -80,7 +86,7 @@ def _copy_tar(source: Path, target: Path, facts: dict[str, Any]) -> None:
                 writer.write(block)
         if state.hexdigest() != facts["sha256"]:
             raise ConfigError(f"data.local_copy: {source} is not as its manifest says; pack the images again")
-        shutil.copystat(source, temporary)  # by its time, the index fits, and all nodes have the same images
+        shutil.copystat(source, temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

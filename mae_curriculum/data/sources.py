@@ -193,7 +193,7 @@ def open_alike(config: DataConfig, world: World, open_source: Callable[[DataConf
 
     Raises  ConfigError, also if ranks see other images: other names, another number, or other content of a few.
     """
-    config = copy_to_node(config, world)
+    config = copy_to_node(config, world, prepare)
     world.on_main(partial(prepare, config))
     opened, seen = None, ""
     try:

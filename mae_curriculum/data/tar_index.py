@@ -4,7 +4,7 @@
     train-000000.tar.index/      beside the first tar, or in `data.cache` where nothing can be written beside it
         members.bin              `MEMBER` of each image, in the order of the tars
         names.bin                their names
-        about.json               the tars with their sizes, the classes, what is left out
+        about.json               the tars with their sizes and times, the classes, what is left out
 
 All processes map these files into memory, so that even millions of images take it once.
 """

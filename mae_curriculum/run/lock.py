@@ -124,6 +124,8 @@ def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
     until = time.monotonic() + SILENCE_SECONDS
     while time.monotonic() < until:
         time.sleep(1)
+        if not path.exists():
+            return False
         if _read(path) != holder:
             return True
     return False

@@ -28,7 +28,7 @@ class SearchConfig:
     are the search's."""
     score: Score = "knn"
     """Accuracy that decides: kNN, or linear, of logistic regression on the features. `pretrain.knn` sets the images and
-    the pool of both."""
+    the pool of both; on large data, `pretrain.knn.images` limits what the regression takes."""
     epochs: int | None = None
     """Equivalent epochs of a whole pretraining; sequential divides them among its stages, and its finish comes on top.
     null for those of `pretrain`."""

@@ -151,10 +151,7 @@ def finish_run(stop: Stop, world: World, config: PretrainConfig) -> float:
 
     Raises  SearchStoppedError if it was asked to stop, InUseError if another job is at work on the run.
     """
-    if world.on_main((config.run / DIVERGED).exists):
-        return math.nan
-    held = world.on_main(lambda: is_held(RunFolder(config.run).lock))  # first: it may finish at any moment
-    accuracy = world.on_main(lambda: read_accuracy(config))
+    accuracy, held = world.on_main(partial(read_state, config))
     if accuracy is not None:
         return accuracy
     raise_if_stopped(stop, world)
@@ -172,37 +169,53 @@ def finish_run(stop: Stop, world: World, config: PretrainConfig) -> float:
     return result.accuracy
 
 
-def linear_score(world: World, config: PretrainConfig, images: Images, val: Images | None) -> float:
-    """Return the linear accuracy of a finished pretraining's encoder; it is kept in the run folder."""
+def read_state(config: PretrainConfig) -> tuple[float | None, bool]:
+    """Return what `read_accuracy` does, and whether another job is at work on a run that has no accuracy."""
+    accuracy = read_accuracy(config)
+    if accuracy is not None:
+        return accuracy, False
+    held = is_held(RunFolder(config.run).lock)
+    return read_accuracy(config), held  # again: it may have finished in between
+
+
+def linear_score(stop: Stop, world: World, config: PretrainConfig, images: Images, val: Images | None) -> float:
+    """Return the linear accuracy of a finished pretraining's encoder; the first job's is kept in the run folder.
+
+    Raises  SearchStoppedError if it was asked to stop.
+    """
     facts = world.on_main(partial(read_facts, config.run / LINEAR))
     if not facts:
         model = build_encoder(read_together(config.run, world), config.run).to(world.device)
-        inference = Inference(world, config.data, config.precision, config.knn.batch_images)
-        facts = {"accuracy": linear_of_encoder(model, images, val, config=config.knn, inference=inference)}
-        world.on_main(partial(keep_fact, config, LINEAR, facts))
+        check = partial(raise_if_stopped, stop, world)
+        check()
+        inference = Inference(world, config.data, config.precision, config.knn.batch_images, check=check)
+        measured = {"accuracy": linear_of_encoder(model, images, val, config=config.knn, inference=inference)}
+        facts = world.on_main(partial(keep_fact, config, LINEAR, measured))
     accuracy: float = facts["accuracy"]
     return accuracy
 
 
-def keep_fact(config: PretrainConfig, name: str, facts: Mapping[str, Any]) -> None:
-    """Write a file into a run folder, unless another job of the search has."""
+def keep_fact(config: PretrainConfig, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a file into a run folder, unless another job of the search has; returns what is in it."""
     with hold_in_turn(RunFolder(config.run).lock):
         if not (config.run / name).exists():
             write_json(config.run / name, facts)
+    return read_facts(config.run / name)
 
 
 def read_accuracy(config: PretrainConfig) -> float | None:
-    """Return the kNN accuracy of a finished pretraining; None if it has not finished.
+    """Return the kNN accuracy of a finished pretraining, NaN of one that diverged; None if it has not finished.
 
     Raises  ConfigError if it had another curriculum, whose file has changed since.
     """
     folder = RunFolder(config.run)
-    if not folder.summary.exists():
+    diverged = (folder.path / DIVERGED).exists()
+    if not folder.summary.exists() and not diverged:
         return None
     if load_file(PretrainConfig, folder.config).curriculum != config.curriculum:
         raise ConfigError(
             f"{config.run} was pretrained with another curriculum than the search has now; restore the curriculum's "
             "file, or choose another --run"
         )
-    accuracy: float | None = read_facts(folder.summary).get("knn")
+    accuracy: float | None = math.nan if diverged else read_facts(folder.summary).get("knn")
     return accuracy

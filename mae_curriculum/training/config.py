@@ -110,7 +110,7 @@ def check_channels(config: TrainingConfig, channels: int) -> None:
 def without_curriculum(config: C) -> C:
     """Return the settings of the baseline: the same run at full size from the start.
 
-    It is there to be costed, and has no warm-up of real epochs: with fewer of them than the run, it may be too short.
+    It is there to be costed, and has no warm-up of real epochs: the baseline may have fewer than the run's warm-up.
     """
     full = replace(config.curriculum, pace="images", stages=(Stage(share=1.0, size=REFERENCE_SIZE),))
     optim = replace(config.optim, warmup=config.optim.warmup or 0.0, warmup_epochs=None)

@@ -85,10 +85,13 @@ def test_a_local_pipeline_runs_only_what_has_not_finished(tmp_path: Path, capsys
 
     longer = {"command": ["mae_curriculum", "pretrain", *options(epochs=4, saving__keep=1)], "vary": {"seed": [0, 1]}}
     assert main(["pipeline", str(write_pipeline(tmp_path, pretrain=longer)), "--local"]) == 2
-    assert "seed=0/pretrain belongs to a run with other settings (epochs: 3 -> 4)" in capsys.readouterr().err
+    assert "seed=0/pretrain has finished with other settings (epochs: 3 -> 4); restore" in capsys.readouterr().err
+    near = [{"command": ["mae_curriculum", "knn", "--knn.neighbors", "3"], "at": [1, 2]}]
+    assert main(["pipeline", str(write_pipeline(tmp_path, evaluate=near)), "--local"]) == 2
+    assert "seed=0/knn@1 has finished with other settings (knn.neighbors: 20 -> 3)" in capsys.readouterr().err
     shutil.rmtree(study / "seed=0" / "pretrain")
     assert main(["pipeline", str(write_pipeline(tmp_path)), "--local"]) == 2
-    assert "seed=0/knn@1 is of another pretraining than the one in" in capsys.readouterr().err
+    assert "seed=0/knn@1 is of a pretraining that is no longer in" in capsys.readouterr().err
 
 
 def test_a_local_pipeline_ends_at_the_first_command_that_fails(

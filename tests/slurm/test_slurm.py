@@ -283,6 +283,7 @@ MISTAKES = {
     "jobs must be at least 1, got 0": ["--jobs", "0", *PRETRAIN],
     "jobs: only a search is shared among jobs, not pretrain": ["--jobs", "2", *PRETRAIN],
     "jobs: they are requeued, not followed by segments": ["--jobs", "2", "--segments", "2", *PRETRAIN],
+    "jobs: they are an array already": ["--jobs", "2", "--sbatch", "{array: 0-3}", *PRETRAIN],
     "leave out --dry_run, --segments and --jobs": ["--dry_run", "--local", *PRETRAIN],
     "did you mean 'partition'?": ["--partitoin", "gpu", "--", "mae_curriculum", "pretrain"],
 }
