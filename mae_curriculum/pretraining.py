@@ -121,7 +121,10 @@ def settle(config: PretrainConfig, world: World, contents: Contents) -> Pretrain
             f"to 0, got {augmentation.erasing}"
         )
     if augmentation.randaug is not None:
-        world.log("RandAugment hurts MAE; --curriculum.augmentation.randaug null turns it off", logging.WARNING)
+        world.log(
+            "RandAugment is on, which MAE's authors do without: --curriculum.augmentation.randaug null turns it off",
+            logging.WARNING,
+        )
     return settled
 
 

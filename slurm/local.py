@@ -15,7 +15,6 @@ from slurm.submit import run_in_process
 
 POLL_SECONDS = 0.2
 
-
 SHARED = "side-by-side"
 """File that shows that runs of a pipeline have shared a machine."""
 

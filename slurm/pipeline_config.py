@@ -191,11 +191,15 @@ def refuse_others(run: PipelineRun) -> None:
     if not run.result.exists():
         return
     if run.started_with.exists():
-        changed = differences(load_file(type(run.settings), run.started_with), run.settings)
+        before = load_file(type(run.settings), run.started_with)
+        changed = {*differences(before, run.settings)}
+        old, new = (getattr(each, "seeds", None) for each in (before, run.settings))
+        if old != new:  # a command alone may add seeds to its run
+            changed.add(f"seeds: {old} -> {new}")
         if changed:
             raise ConfigError(
-                f"{run.folder} has finished with other settings ({'; '.join(changed)}); restore them, choose another "
-                "`folder`, or remove it"
+                f"{run.folder} has finished with other settings ({'; '.join(sorted(changed))}); restore them, choose "
+                "another `folder`, or remove it"
             )
     if run.pretraining is not None and not (run.pretraining / "summary.json").exists():
         raise ConfigError(f"{run.folder} is of a pretraining that is no longer in {run.pretraining}; remove it too")

@@ -85,6 +85,8 @@ def submit(config: SubmitConfig) -> int:
     if config.dry_run:
         print(job_script(executor, count=config.jobs))
         print(describe_resources(config))
+        if config.jobs > 1:
+            print(f"# {config.jobs} such jobs, which share the search")
         if config.segments > 1:
             print(f"# {config.segments} such jobs, each later one with --dependency=afterany:ID-OF-PREVIOUS")
         print(describe_cost(settings, config) if subcommand == "pretrain" else f"# no cost estimate for {subcommand}")

@@ -1,6 +1,7 @@
 """A copy of packed images on a disk of each node, made before training and checked against their manifest."""
 
 import hashlib
+import os
 import shutil
 import socket
 import uuid
@@ -75,8 +76,8 @@ def _copy(source: Path, target: Path) -> None:
 def _copy_tar(source: Path, target: Path, facts: dict[str, Any]) -> None:
     """Copy a tar, which appears once it is complete and as the manifest says, with its time: that of the index."""
     if target.is_file() and target.stat().st_size == facts["bytes"]:
-        if source.is_file():
-            shutil.copystat(source, target)
+        if source.is_file() and target.stat().st_mtime_ns != source.stat().st_mtime_ns:
+            _copy_times(source, target)
         return
     temporary, state = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp"), hashlib.sha256()
     try:
@@ -86,10 +87,15 @@ def _copy_tar(source: Path, target: Path, facts: dict[str, Any]) -> None:
                 writer.write(block)
         if state.hexdigest() != facts["sha256"]:
             raise ConfigError(f"data.local_copy: {source} is not as its manifest says; pack the images again")
-        shutil.copystat(source, temporary)
+        _copy_times(source, temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _copy_times(source: Path, target: Path) -> None:
+    times = source.stat()
+    os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def _copy_index(source: Path, target: Path) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
-from mae_curriculum.config import load_file
+from mae_curriculum.config import ConfigError, load_file
 from mae_curriculum.files import read_json, write_json
 from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.tracking.journal import Journal
 from slurm.__main__ import main
 from slurm.pipeline import keep_complete
-from slurm.pipeline_config import PipelineConfig, expand_runs
+from slurm.pipeline_config import PipelineConfig, PipelineRun, expand_runs
 from slurm.result_table import row_name, unfinished_state
 from slurm.study import accuracies_of
 from tests.processes import ROOT, Process
@@ -187,6 +187,21 @@ def test_results_are_of_the_pretrainings_whose_evaluations_have_finished(tmp_pat
         run.folder.mkdir(parents=True, exist_ok=True)
         run.result.touch()
     assert keep_complete(groups) == [[group[1]] for group in groups]
+
+
+def test_a_finished_evaluation_of_other_seeds_is_refused(tmp_path: Path) -> None:
+    def first_runs(seeds: int) -> list[PipelineRun]:
+        evaluate = [{"command": ["finetune", "finetune", "--seeds", str(seeds)]}]
+        file = write_pipeline(tmp_path, pretrain=PRETRAIN, evaluate=evaluate)
+        return [group[0] for group in expand_runs(load_file(PipelineConfig, file))]
+
+    for run in first_runs(1):
+        run.keep_settings()
+        run.folder.mkdir()
+        run.result.touch()
+    first_runs(1)
+    with pytest.raises(ConfigError, match=r"finetune has finished with other settings \(seeds: 1 -> 3\)"):
+        first_runs(3)
 
 
 @pytest.mark.parametrize("blocks", [[], [0.3, 0.6, 0.5]])

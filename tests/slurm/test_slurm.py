@@ -269,6 +269,18 @@ def test_the_script_contains_what_was_requested(
     assert not folder.exists()  # a dry run leaves nothing
 
 
+def test_the_script_of_several_jobs_is_that_of_an_array(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    folder = str(tmp_path / "jobs")
+    command = ["--", "mae_curriculum", "search", "--config", "digits_sequential"]
+    assert main(["submit", "--dry_run=true", "--jobs", "3", "--folder", folder, *command]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("#SBATCH --array=0-2") for line in lines)
+    assert "# 3 such jobs, which share the search" in lines
+
+
 PRETRAIN = ["--", "mae_curriculum", "pretrain"]
 
 MISTAKES = {
