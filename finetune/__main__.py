@@ -7,6 +7,7 @@ from mae_curriculum.cli import run_command
 COMMANDS = {
     "finetune": ("finetune.config:FinetuneConfig", "finetune.finetune:finetune"),
     "plan": ("finetune.config:PlanConfig", "finetune.plan:plan"),
+    "search": ("finetune.search_config:SupervisedSearchConfig", "finetune.search:search"),
     "linprobe": ("finetune.config:LinprobeConfig", "finetune.linprobe:linprobe"),
     "fewshot": ("finetune.config:FewshotConfig", "finetune.fewshot:fewshot"),
     "predict": ("finetune.config:PredictConfig", "finetune.predict:predict"),

@@ -12,15 +12,13 @@ from finetune.choices import settle
 from finetune.classifier import build_classifier
 from finetune.config import PlanConfig
 from finetune.finetune import build_clock, training_flops
+from finetune.labeled import count_classes, count_training
 from mae_curriculum.data.contents import look_at
 from mae_curriculum.distributed import connect
 from mae_curriculum.evaluation.plan import describe_each, describe_run, format_plan, print_comparison
 from mae_curriculum.training.config import without_curriculum
 from mae_curriculum.weights.read import read_weights
 from mae_curriculum.weights.run_settings import resolve_source
-
-IMAGENET_CLASSES = 1000
-"""Number of classes where only `data.image_count` is known; a head of other ones changes the FLOPs by less than 1%."""
 
 
 def plan(plans: Mapping[str, PlanConfig]) -> int:
@@ -40,9 +38,9 @@ def describe_plan(config: PlanConfig) -> dict[str, Any]:
     """
     contents = look_at(resolve_source(config.data, config.checkpoint))
     weights = None if config.checkpoint is None else read_weights(config.checkpoint, **config.hints)
-    classes = len(contents.train.classes) or IMAGENET_CLASSES
+    classes = count_classes(contents)
     model, _ = build_classifier(config.model, weights, class_count=classes, seed=config.seed)
-    images = contents.train.images
+    images = count_training(contents)
     with connect() as world:
         settled = settle(config, images, world, resumes=False)
     baseline = replace(without_curriculum(settled), epochs=config.baseline_epochs or settled.epochs)

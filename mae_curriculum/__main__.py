@@ -15,7 +15,7 @@ COMMANDS = {
     "pack": (f"{FOLDER}.config:PackConfig", f"{FOLDER}.pack:pack"),
     "reconstruct": (f"{FOLDER}.config:ReconstructConfig", f"{FOLDER}.reconstruct:reconstruct"),
     "export": (f"{FOLDER}.config:ExportConfig", f"{FOLDER}.export:export"),
-    "search": ("mae_curriculum.search.config:SearchConfig", f"{FOLDER}.search:search"),
+    "search": (f"{FOLDER}.config:SearchConfig", f"{FOLDER}.search:search"),
     "report": (f"{FOLDER}.config:ReportConfig", f"{FOLDER}.report:report"),
     "plot": (f"{FOLDER}.config:PlotConfig", f"{FOLDER}.plot:plot"),
     "replay": (f"{FOLDER}.config:ReplayConfig", f"{FOLDER}.replay:replay"),

@@ -29,7 +29,6 @@ from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_mod
 from mae_curriculum.pretraining_config import (
     PretrainConfig,
     build_clock,
-    format_choices,
     list_choices,
     with_choices,
     with_choices_of_run,
@@ -40,6 +39,7 @@ from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.run.stop import EXIT_RESUMABLE, Stop
 from mae_curriculum.terminal import format_epochs
 from mae_curriculum.tracking.stopwatch import Stopwatch
+from mae_curriculum.training.choices import format_choices
 from mae_curriculum.training.config import without_curriculum
 from mae_curriculum.training.inputs import MaskedInputs, training_images
 from mae_curriculum.training.learning_rate import warmup_share

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from textwrap import wrap
 from typing import Any, TypeVar
 
 from mae_curriculum.config import ConfigError, exempt, leaves, load_file, plain
@@ -98,14 +97,6 @@ def list_choices(config: PretrainConfig, resolved: PretrainConfig) -> dict[str, 
     return {
         key: after[key] for key in [*keys, "batch_size", "epochs"] if before[key] is None and after[key] is not None
     }
-
-
-def format_choices(choices: dict[str, Any]) -> list[str]:
-    """Format what was chosen, for people: a few lines, or none."""
-    if not choices:
-        return []
-    settings = ", ".join(f"{key} {value}" for key, value in choices.items())
-    return wrap(f"chosen for these images, where not set: {settings}", 100, subsequent_indent="  ")
 
 
 def build_clock(config: PretrainConfig, shape: ModelShape, *, images_per_epoch: int, processes: int = 1) -> Clock:

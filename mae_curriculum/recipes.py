@@ -16,6 +16,7 @@ FOLDERS = {
     "ClusterConfig": "cluster",
     "PipelineConfig": "pipeline",
     "SearchConfig": "search",
+    "SupervisedSearchConfig": "supervised_search",
 }
 """Where the recipes of a settings class, and of those that extend it, are in `CONFIGS`."""
 

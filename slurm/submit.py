@@ -9,7 +9,7 @@ from typing import Any
 
 from mae_curriculum.config import ConfigError, dump, load
 from mae_curriculum.run.stop import parse_duration
-from mae_curriculum.search.config import SearchConfig
+from mae_curriculum.search.config import SearchOptions
 from mae_curriculum.terminal import format_duration
 from mae_curriculum.training.config import TrainingConfig
 from slurm.cluster import (
@@ -74,9 +74,9 @@ def submit(config: SubmitConfig) -> int:
     settings = resolve_settings(package, subcommand, arguments)
     if config.local:
         return run_in_process(package, subcommand, arguments)
-    if config.segments > 1 and not isinstance(settings, TrainingConfig | SearchConfig):
+    if config.segments > 1 and not isinstance(settings, TrainingConfig | SearchOptions):
         raise ConfigError(f"segments: {subcommand} cannot be resumed; submit it as a single job")
-    if config.jobs > 1 and not isinstance(settings, SearchConfig):
+    if config.jobs > 1 and not isinstance(settings, SearchOptions):
         raise ConfigError(f"jobs: only a search is shared among jobs, not {subcommand}; see `pipeline` for many runs")
     run = getattr(settings, "run", None)
     name = config.name or (run.name if run else subcommand)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -126,6 +127,16 @@ def picture_folder(folder: Path, classes: int, count: int) -> Path:
         place = folder / f"class{index % classes}"
         place.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (30, 30), (index % 256, 40 * (index % classes), 99)).save(place / f"{index:04}.png")
+    return folder
+
+
+def noise_folder(folder: Path) -> Path:
+    """Write 60 pictures of two classes that differ by chance only, so that the accuracy depends on every weight."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    for index, pixels in enumerate(noise):
+        place = folder / f"class{index % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{index:02}.png")
     return folder
 
 

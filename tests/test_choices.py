@@ -9,7 +9,8 @@ from mae_curriculum.__main__ import main
 from mae_curriculum.config import load, load_file
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.contents import look_at
-from mae_curriculum.pretraining_config import PretrainConfig, format_choices, list_choices, with_choices
+from mae_curriculum.pretraining_config import PretrainConfig, list_choices, with_choices
+from mae_curriculum.training.choices import format_choices
 from tests.runs import options, picture_folder, rows
 
 QUICK = ["--model.depth", "1", "--tracking.pictures", "0", "--data.workers", "0", "--epochs", "1"]

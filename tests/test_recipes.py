@@ -10,13 +10,14 @@ import pytest
 import yaml
 
 from finetune.config import FinetuneConfig, LinprobeConfig
+from finetune.search_config import SupervisedSearchConfig
 from mae_curriculum.__main__ import COMMANDS as MAE_CURRICULUM
+from mae_curriculum.commands.config import SearchConfig
 from mae_curriculum.config import ConfigError, dump, load, load_file
 from mae_curriculum.curriculum.clock import Clock
 from mae_curriculum.curriculum.config import Augmentation, Curriculum
 from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.recipes import FOLDERS, find_file, list_recipes
-from mae_curriculum.search.config import SearchConfig
 from slurm.__main__ import COMMANDS as SLURM
 from tests.processes import ROOT
 
@@ -121,14 +122,22 @@ def test_mae_recipes_follow_the_curriculum_files_except_for_randaugment(recipe: 
     assert ours.augmentation.randaug is None
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "search").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_recipe_of_a_search_loads_and_states_command_hardware_time_and_result(path: Path, tmp_path: Path) -> None:
-    config = load_file(SearchConfig, path)
+SEARCHES = {"search": (SearchConfig, "mae_curriculum"), "supervised_search": (SupervisedSearchConfig, "finetune")}
+
+
+@pytest.mark.parametrize(
+    ("folder", "path"), [(folder, path) for folder in SEARCHES for path in sorted((CONFIGS / folder).glob("*.yaml"))]
+)
+def test_a_recipe_of_a_search_loads_and_states_command_hardware_time_and_result(
+    folder: str, path: Path, tmp_path: Path
+) -> None:
+    config_class, package = SEARCHES[folder]
+    config: Any = load_file(config_class, path)
     (tmp_path / "again.yaml").write_text(dump(config))
-    assert load_file(SearchConfig, tmp_path / "again.yaml") == config
-    assert config.run == Path("runs") / f"search_{path.stem}"
+    assert load_file(config_class, tmp_path / "again.yaml") == config
+    assert config.run == Path("runs") / f"{folder}_{path.stem}"
     words = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
-    assert f"search --config {path.stem}" in words
+    assert f"python -m {package} search --config {path.stem}" in words
     assert all(word in words for word in ("Hardware:", "Time:", "Result:"))
 
 

@@ -25,8 +25,9 @@ from mae_curriculum.evaluation.step_times import make_steps, random_pixels, time
 from mae_curriculum.initialization import resolve_init
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.pretraining import set_up
-from mae_curriculum.pretraining_config import build_clock, format_choices, list_choices, with_choices
+from mae_curriculum.pretraining_config import build_clock, list_choices, with_choices
 from mae_curriculum.terminal import format_table, side
+from mae_curriculum.training.choices import format_choices
 from mae_curriculum.training.config import without_curriculum
 from mae_curriculum.training.step import Training
 

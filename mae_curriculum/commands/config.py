@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
@@ -11,6 +11,7 @@ from mae_curriculum.evaluation.config import Block, KnnConfig, PlanOptions, Pool
 from mae_curriculum.png import check_png
 from mae_curriculum.precision import Precision
 from mae_curriculum.pretraining_config import PretrainConfig
+from mae_curriculum.search.config import SearchOptions
 from mae_curriculum.tracking.config import MAX_IMAGES
 from mae_curriculum.weights.config import AutoencoderHints, EncoderHints
 
@@ -220,3 +221,22 @@ class ReplayConfig:
 
     run: Path
     """Run folder."""
+
+
+@dataclass(frozen=True)
+class SearchConfig(SearchOptions):
+    """Search a curriculum by pretraining with candidates, scored by accuracy."""
+
+    part: ClassVar = "pretrain"
+
+    pretrain: PretrainConfig = PretrainConfig()
+    """Settings of the pretrainings, given inline or as a recipe; run, seed, epochs and the curriculum's sizes and pace
+    are the search's."""
+    score: Literal["knn", "linear"] = "knn"
+    """Accuracy that decides: kNN, or linear, of logistic regression on the features. `pretrain.knn` sets the images and
+    the pool of both; on large data, `pretrain.knn.images` limits what the regression takes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pretrain.stop_below_start:
+            raise ConfigError("pretrain.stop_below_start would end the search with a run; set it to false")

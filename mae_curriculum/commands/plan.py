@@ -15,10 +15,10 @@ from mae_curriculum.evaluation.scaling import Hardware
 from mae_curriculum.pretraining_config import (
     PretrainConfig,
     build_clock,
-    format_choices,
     list_choices,
     with_choices,
 )
+from mae_curriculum.training.choices import format_choices
 from mae_curriculum.training.config import without_curriculum
 
 P = TypeVar("P", bound=PretrainConfig)

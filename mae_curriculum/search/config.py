@@ -1,39 +1,36 @@
-"""Settings of a search."""
+"""Settings that all searches share, whatever is trained."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum.config import REFERENCE_SIZE
-from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.stop import parse_duration
+from mae_curriculum.training.config import TrainingConfig
 
-Score = Literal["knn", "linear"]
-"""What a candidate is judged by."""
+Score = Literal["knn", "linear", "accuracy"]
+"""What a candidate is judged by; accuracy is that of a classifier on its validation images."""
 
 
 @dataclass(frozen=True)
-class SearchConfig:
-    """Search a curriculum by pretraining with candidates, scored by accuracy."""
+class SearchOptions:
+    """Settings of a search of a curriculum."""
+
+    part: ClassVar[str]
+    """The setting with those of the candidates' training: pretrain or finetune."""
 
     run: Path = exempt(Path("runs/search"))
-    """Folder of the search, with its pretrainings in `runs/`. Running the same command again resumes the search."""
+    """Folder of the search, with its training runs in `runs/`. Running the same command again resumes the search."""
     method: Literal["greedy", "sequential", "halving"] = "greedy"
-    """greedy (EfficientTrain): stage by stage, the smallest size with which a whole pretraining scores no less than the
+    """greedy (EfficientTrain): stage by stage, the smallest size with which a whole training scores no less than the
     baseline. sequential (EfficientTrain++): stage by stage, the size that scores best at equal compute, in forks of the
-    best run so far. halving: the better half of `curricula` goes on to a pretraining of twice the epochs."""
-    pretrain: PretrainConfig = PretrainConfig()
-    """Settings of the pretrainings, given inline or as a recipe; run, seed, epochs and the curriculum's sizes and pace
-    are the search's."""
-    score: Score = "knn"
-    """Accuracy that decides: kNN, or linear, of logistic regression on the features. `pretrain.knn` sets the images and
-    the pool of both; on large data, `pretrain.knn.images` limits what the regression takes."""
+    best run so far. halving: the better half of `curricula` goes on to a training of twice the epochs."""
     epochs: int | None = None
-    """Equivalent epochs of a whole pretraining; sequential divides them among its stages, and its finish comes on top.
-    null for those of `pretrain`."""
+    """Equivalent epochs of a whole training; sequential divides them among its stages, and its finish comes on top.
+    null for those of the training's settings."""
     seeds: tuple[int, ...] = (0,)
-    """Each candidate is pretrained with each seed; its score is the mean."""
+    """Each candidate is trained with each seed; its score is the mean."""
     sizes: tuple[int, ...] = (96, 128, 160, 192, 224)
     """Candidates of greedy and sequential, at a reference of 224; whole patches."""
     stages: int = 5
@@ -41,9 +38,9 @@ class SearchConfig:
     tolerance: float = 0.0
     """How far below the baseline a score of greedy may be, 0 to 1."""
     finish_epochs: int = 1
-    """Equivalent epochs at full size at the end of each pretraining of sequential, before it is scored."""
+    """Equivalent epochs at full size at the end of each training of sequential, before it is scored."""
     curricula: tuple[str, ...] = ()
-    """Candidates of halving: names or paths of curriculum files; augmentation and resizing are those of `pretrain`."""
+    """Candidates of halving: names or paths of curriculum files; augmentation and resizing are the training's own."""
     time_limit: str | None = exempt(None)
     """Time after which the search stops, so that it can be resumed: minutes, HH:MM:SS or D-HH:MM:SS; null for none."""
     dry_run: bool = exempt(False)
@@ -58,14 +55,12 @@ class SearchConfig:
             raise ConfigError(f"epochs must be at least 1 or null, got {self.epochs}")
         if self.time_limit is not None:
             parse_duration(self.time_limit)
-        if self.pretrain.time_limit is not None:
-            raise ConfigError("pretrain.time_limit: a search has one limit for all its runs, --time_limit")
-        if self.pretrain.stop_below_start:
-            raise ConfigError("pretrain.stop_below_start would end the search with a run; set it to false")
-        if self.method == "sequential" and self.pretrain.optim.warmup_epochs is not None:
+        if self.training.time_limit is not None:
+            raise ConfigError(f"{self.part}.time_limit: a search has one limit for all its runs, --time_limit")
+        if self.method == "sequential" and self.training.optim.warmup_epochs is not None:
             raise ConfigError(
-                "pretrain.optim.warmup_epochs: real epochs depend on the sizes, but the candidates of sequential share "
-                "their warm-up; set it to null, and pretrain.optim.warmup to a share of the run"
+                f"{self.part}.optim.warmup_epochs: real epochs depend on the sizes, but the candidates of sequential "
+                f"share their warm-up; set it to null, and {self.part}.optim.warmup to a share of the run"
             )
         if self.tolerance and self.method != "greedy":
             raise ConfigError(f"tolerance is for greedy, which compares with a baseline; leave it out of {self.method}")
@@ -75,6 +70,12 @@ class SearchConfig:
             self._check_curricula()
         else:
             self._check_sizes()
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Settings of the candidates' training."""
+        settings: TrainingConfig = getattr(self, self.part)
+        return settings
 
     def _check_curricula(self) -> None:
         names = [Path(name).stem for name in self.curricula]

@@ -2,40 +2,43 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median, stdev
 from typing import Any
 
 from mae_curriculum.config import config_fingerprint, dump, plain
 from mae_curriculum.curriculum.config import Curriculum
 from mae_curriculum.evaluation.results import format_percent, spread
-from mae_curriculum.search.config import Score, SearchConfig
+from mae_curriculum.search.config import Score, SearchOptions
 from mae_curriculum.search.methods import Candidate, Found
 from mae_curriculum.terminal import UNKNOWN, format_table
 from mae_curriculum.version import __version__, code_version
 
-SCORES: dict[Score, str] = {"knn": "kNN accuracy", "linear": "linear accuracy"}
+SCORES: dict[Score, str] = {"knn": "kNN accuracy", "linear": "linear accuracy", "accuracy": "validation accuracy"}
 """What the scores are called."""
+
+PROGRAMS = {"pretrain": "mae_curriculum", "finetune": "finetune"}
+"""Where the command that trains is: python -m PROGRAM COMMAND."""
 
 
 def describe_search(
-    config: SearchConfig,
+    config: SearchOptions,
     candidates: Sequence[Candidate],
     found: Found,
     *,
+    scored_by: Score,
     scores: Mapping[str, Sequence[float]],
     relative_flops: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the result of a search as it is written to results.json.
 
     scores          by the name of the candidate, one for each seed.
-    relative_flops  training FLOPs of what each trains itself, relative to a pretraining at full size.
+    relative_flops  training FLOPs of what each trains itself, relative to a whole training at full size.
     """
     return {
         "command": "search",
         "config_fingerprint": config_fingerprint(config),
         "method": config.method,
-        "score": config.score,
+        "score": scored_by,
         "seeds": list(config.seeds),
         "tolerance": config.tolerance if config.method == "greedy" else None,
         "commit": code_version(),
@@ -130,16 +133,14 @@ def format_stages(stages: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{share:.3g}% {stage['size']}" for share, stage in zip(shares, stages, strict=True))
 
 
-def curriculum_file(facts: Mapping[str, Any], curriculum: Curriculum, run: Path) -> str:
-    """Return the content of a curriculum file, with its provenance in comments.
-
-    run  folder of the search.
-    """
+def curriculum_file(config: SearchOptions, facts: Mapping[str, Any], curriculum: Curriculum) -> str:
+    """Return the content of a curriculum file, with its provenance in comments."""
+    program = f"python -m {PROGRAMS[config.part]}"
     lines = [
-        f"found by python -m mae_curriculum search --config {run / 'config.yaml'}",
+        f"found by {program} search --config {config.run / 'config.yaml'}",
         f"mae-curriculum {__version__}, commit {facts['commit'] or 'unknown'}",
         *format_search(facts).splitlines(),
         "use it:",
-        f"  python -m mae_curriculum pretrain --curriculum {run / 'curriculum.yaml'}",
+        f"  {program} {config.part} --curriculum {config.run / 'curriculum.yaml'}",
     ]
     return "".join(f"# {line}\n" for line in lines) + dump(curriculum)

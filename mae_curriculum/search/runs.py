@@ -1,7 +1,6 @@
-"""The pretrainings of a search: their settings, and the score of each."""
+"""The training runs of a search: their settings, how they are shared among jobs, and what each came to."""
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mae_curriculum.config import ConfigError, load_file
-from mae_curriculum.data.sources import Images
 from mae_curriculum.distributed import World
-from mae_curriculum.evaluation.features import Inference
-from mae_curriculum.evaluation.linear import linear_of_encoder
 from mae_curriculum.files import rename_into_place, temporary_name, write_json
-from mae_curriculum.pretraining import pretrain_until
-from mae_curriculum.pretraining_config import PretrainConfig
 from mae_curriculum.run.checkpoint import steps_of
 from mae_curriculum.run.folder import RunFolder, read_facts
 from mae_curriculum.run.lock import InUseError, hold_in_turn, is_held
@@ -27,13 +21,11 @@ from mae_curriculum.run.stop import Stop
 from mae_curriculum.search.methods import Candidate
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.training.anomalies import DivergedError
-from mae_curriculum.weights.build import build_encoder, read_together
+from mae_curriculum.training.config import TrainingConfig
 from mae_curriculum.weights.read import find_kept
 
 T = TypeVar("T")
-
-LINEAR = "linear.json"
-"""File in a run folder with the linear accuracy of its encoder."""
+C = TypeVar("C", bound=TrainingConfig)
 
 DIVERGED = "diverged.json"
 """File in the folder of a run that diverged, so that no job tries it again."""
@@ -47,26 +39,27 @@ class SearchStoppedError(Exception):
 
 
 def run_folder(search: Path, candidate: Candidate, seed: int) -> Path:
-    """Return the run folder of a candidate's pretraining."""
+    """Return the run folder of a candidate."""
     return search / "runs" / f"{candidate.name}-seed{seed}"
 
 
-def prepare_run(
-    world: World, search: Path, pretrain: PretrainConfig, candidate: Candidate, seed: int
-) -> PretrainConfig:
-    """Return the settings of a candidate's pretraining; its run folder is there if it is a fork."""
-    config = configure_run(search, pretrain, candidate, seed)
+def prepare_run(world: World, search: Path, training: C, candidate: Candidate, seed: int, *, command: str) -> C:
+    """Return the settings of a candidate's run; its folder is there if it is a fork.
+
+    command  that trains it: "pretrain" or "finetune".
+    """
+    config = configure_run(search, training, candidate, seed)
     if candidate.previous:
         parent, epochs = RunFolder(run_folder(search, candidate.previous, seed)), candidate.previous.kept_epochs
         assert epochs is not None, "what others are forked from keeps a checkpoint"
-        world.on_main(partial(fork_once, search, parent, epochs, config))
+        world.on_main(partial(fork_once, search, parent, epochs, config, command=command))
     return config
 
 
-def configure_run(search: Path, pretrain: PretrainConfig, candidate: Candidate, seed: int) -> PretrainConfig:
-    """Return the settings of a candidate's pretraining."""
+def configure_run(search: Path, training: C, candidate: Candidate, seed: int) -> C:
+    """Return the settings of a candidate's run."""
     config = replace(
-        pretrain,
+        training,
         run=run_folder(search, candidate, seed),
         seed=seed,
         curriculum=candidate.curriculum,
@@ -77,16 +70,16 @@ def configure_run(search: Path, pretrain: PretrainConfig, candidate: Candidate, 
     return config
 
 
-def fork_once(search: Path, parent: RunFolder, epochs: int, config: PretrainConfig) -> None:
+def fork_once(search: Path, parent: RunFolder, epochs: int, config: TrainingConfig, *, command: str) -> None:
     """Copy a run as `fork_run` does, unless this or another job has copied it before."""
     if config.run.exists():
         return
     with hold_in_turn(RunFolder(search).lock):
         if not config.run.exists():
-            fork_run(parent, epochs, config)
+            fork_run(parent, epochs, config, command=command)
 
 
-def fork_run(parent: RunFolder, epochs: int, config: PretrainConfig) -> None:
+def fork_run(parent: RunFolder, epochs: int, config: TrainingConfig, *, command: str) -> None:
     """Copy a run as it was when it kept a checkpoint, to go on with another curriculum.
 
     The curricula agree up to there, and schedules are functions of progress alone: the copy is what a run with the new
@@ -99,8 +92,8 @@ def fork_run(parent: RunFolder, epochs: int, config: PretrainConfig) -> None:
     step = steps_of(checkpoint)
     copy = RunFolder(temporary_name(config.run))
     shutil.rmtree(copy.path, ignore_errors=True)  # what a kill left
-    settings = replace(load_file(PretrainConfig, parent.config), run=config.run, curriculum=config.curriculum)
-    copy.claim(settings, command="pretrain")
+    settings = replace(load_file(type(config), parent.config), run=config.run, curriculum=config.curriculum)
+    copy.claim(settings, command=command)
     shutil.copy(checkpoint, copy.path / "checkpoints")
     rows = [*takewhile(partial(is_within, step), Journal(parent.journal).rows())]
     stop = {"event": "stop", "time": rows[-1]["time"], "steps_done": step, "reason": f"forked from {parent.path}"}
@@ -144,58 +137,40 @@ def raise_if_stopped(stop: Stop, world: World) -> None:
         raise SearchStoppedError
 
 
-def finish_run(stop: Stop, world: World, config: PretrainConfig) -> float:
-    """Return the kNN accuracy of a pretraining, which is read if it has finished, else run or resumed.
+def finish_run(
+    stop: Stop, world: World, config: C, train: Callable[[C], dict[str, Any] | None]
+) -> dict[str, Any] | None:
+    """Return the summary of a run, which is read if it has finished, else trained or resumed; None if it diverged.
 
-    A run that diverges has NaN.
-
+    train   trains a run or resumes it; returns its summary, None if it was asked to stop.
     Raises  SearchStoppedError if it was asked to stop, InUseError if another job is at work on the run.
     """
-    accuracy, held = world.on_main(partial(read_state, config))
-    if accuracy is not None:
-        return accuracy
-    raise_if_stopped(stop, world)
-    if held:
-        raise InUseError(f"{config.run} is in use")
-    try:
-        result = pretrain_until(stop, world, config)
-    except DivergedError as error:
-        world.log(f"{config.run} has no score and loses: {error}")
-        world.on_main(partial(keep_fact, config, DIVERGED, {"error": str(error)}))
-        return math.nan
-    if not result.finished:
+    known, held = world.on_main(partial(read_state, config))
+    facts: dict[str, Any] | None = known
+    if not known:
+        raise_if_stopped(stop, world)
+        if held:
+            raise InUseError(f"{config.run} is in use")
+        try:
+            facts = train(config)
+        except DivergedError as error:
+            world.log(f"{config.run} has no score and loses: {error}")
+            facts = world.on_main(partial(keep_fact, config, DIVERGED, {"error": str(error)}))
+    if facts is None:
         raise SearchStoppedError
-    assert result.accuracy is not None, "images without labels are refused before"
-    return result.accuracy
+    return None if "error" in facts else facts
 
 
-def read_state(config: PretrainConfig) -> tuple[float | None, bool]:
-    """Return what `read_accuracy` does, and whether another job is at work on a run that has no accuracy."""
-    accuracy = read_accuracy(config)
-    if accuracy is not None:
-        return accuracy, False
+def read_state(config: TrainingConfig) -> tuple[dict[str, Any], bool]:
+    """Return what `read_outcome` does, and whether another job is at work on a run that has no outcome."""
+    facts = read_outcome(config)
+    if facts:
+        return facts, False
     held = is_held(RunFolder(config.run).lock)
-    return read_accuracy(config), held  # again: it may have finished in between
+    return read_outcome(config), held  # again: it may have finished in between
 
 
-def linear_score(stop: Stop, world: World, config: PretrainConfig, images: Images, val: Images | None) -> float:
-    """Return the linear accuracy of a finished pretraining's encoder; the first job's is kept in the run folder.
-
-    Raises  SearchStoppedError if it was asked to stop.
-    """
-    facts = world.on_main(partial(read_facts, config.run / LINEAR))
-    if not facts:
-        model = build_encoder(read_together(config.run, world), config.run).to(world.device)
-        check = partial(raise_if_stopped, stop, world)
-        check()
-        inference = Inference(world, config.data, config.precision, config.knn.batch_images, check=check)
-        measured = {"accuracy": linear_of_encoder(model, images, val, config=config.knn, inference=inference)}
-        facts = world.on_main(partial(keep_fact, config, LINEAR, measured))
-    accuracy: float = facts["accuracy"]
-    return accuracy
-
-
-def keep_fact(config: PretrainConfig, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+def keep_fact(config: TrainingConfig, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write a file into a run folder, unless another job of the search has; returns what is in it."""
     with hold_in_turn(RunFolder(config.run).lock):
         if not (config.run / name).exists():
@@ -203,19 +178,16 @@ def keep_fact(config: PretrainConfig, name: str, facts: Mapping[str, Any]) -> di
     return read_facts(config.run / name)
 
 
-def read_accuracy(config: PretrainConfig) -> float | None:
-    """Return the kNN accuracy of a finished pretraining, NaN of one that diverged; None if it has not finished.
+def read_outcome(config: TrainingConfig) -> dict[str, Any]:
+    """Return the summary of a finished run, the "error" of one that diverged; nothing of one that has not finished.
 
     Raises  ConfigError if it had another curriculum, whose file has changed since.
     """
     folder = RunFolder(config.run)
-    diverged = (folder.path / DIVERGED).exists()
-    if not folder.summary.exists() and not diverged:
-        return None
-    if load_file(PretrainConfig, folder.config).curriculum != config.curriculum:
+    facts = read_facts(folder.path / DIVERGED) or read_facts(folder.summary)
+    if facts and load_file(type(config), folder.config).curriculum != config.curriculum:
         raise ConfigError(
-            f"{config.run} was pretrained with another curriculum than the search has now; restore the curriculum's "
+            f"{config.run} was trained with another curriculum than the search has now; restore the curriculum's "
             "file, or choose another --run"
         )
-    accuracy: float | None = math.nan if diverged else read_facts(folder.summary).get("knn")
-    return accuracy
+    return facts

@@ -4,6 +4,8 @@ The choice depends on the images alone, not on the machine, so that a run can be
 """
 
 from dataclasses import replace
+from textwrap import wrap
+from typing import Any
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.contents import Contents
@@ -70,3 +72,11 @@ def choose_epochs(images: int, batch_size: int, *, steps: int = MIN_STEPS, least
     """Return the epochs, in tens, that a number of steps takes, within `least` to 800."""
     tens = -(-steps * batch_size // (10 * images))
     return min(max(10 * tens, least), MAX_EPOCHS)
+
+
+def format_choices(choices: dict[str, Any]) -> list[str]:
+    """Format what was chosen, for people: a few lines, or none."""
+    if not choices:
+        return []
+    settings = ", ".join(f"{key} {value}" for key, value in choices.items())
+    return wrap(f"chosen for these images, where not set: {settings}", 100, subsequent_indent="  ")

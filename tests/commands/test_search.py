@@ -11,16 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.config import load_file
 from mae_curriculum.curriculum.config import Curriculum
 from mae_curriculum.run.lock import hold
 from tests.processes import Process
-from tests.runs import TINY, as_flags, equal, picture_folder, rows, weights
+from tests.runs import TINY, as_flags, equal, noise_folder, picture_folder, rows, weights
 
 BASE = {f"pretrain.{key}": value for key, value in TINY.items() if not key.startswith("curriculum")}
 
@@ -90,16 +88,6 @@ def test_what_cannot_run_is_refused_in_one_line_before_anything_runs(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
-
-
-def noise_folder(folder: Path) -> Path:
-    """Write 60 pictures of two classes that differ by chance only, so that the accuracy depends on every weight."""
-    noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
-    for index, pixels in enumerate(noise):
-        place = folder / f"class{index % 2}"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(place / f"{index:02}.png")
-    return folder
 
 
 def small_pretraining(images: Path) -> dict[str, Any]:

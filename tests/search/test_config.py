@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
+from mae_curriculum.commands.config import SearchConfig
 from mae_curriculum.config import ConfigError
 from mae_curriculum.pretraining_config import PretrainConfig
-from mae_curriculum.search.config import SearchConfig
 from mae_curriculum.training.config import OptimConfig
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mae_curriculum.commands.config import SearchConfig
 from mae_curriculum.curriculum.config import Curriculum
-from mae_curriculum.search.config import SearchConfig
 from mae_curriculum.search.methods import Method, follow, greedy, halving, sequential
 from mae_curriculum.search.picture import draw_search
 from mae_curriculum.search.result import describe_search
@@ -34,7 +34,7 @@ def test_a_tree_is_drawn_for_each_method_with_seeds_that_differ_and_runs_that_di
     candidates, found = follow(method, each(lambda candidate: table.get(candidate.name, 0.5)))
     scores = {each.name: [table.get(each.name, 0.5), 0.4] for each in candidates}
     relative_flops = dict.fromkeys(scores, 0.5)
-    facts = describe_search(config, candidates, found, scores=scores, relative_flops=relative_flops)
+    facts = describe_search(config, candidates, found, scored_by="knn", scores=scores, relative_flops=relative_flops)
     draw_search(tmp_path / "tree.png", facts)
     with Image.open(tmp_path / "tree.png") as image:
         assert image.format == "PNG"

@@ -2,9 +2,9 @@ from collections.abc import Sequence
 from math import nan
 from pathlib import Path
 
+from mae_curriculum.commands.config import SearchConfig
 from mae_curriculum.config import load_file
 from mae_curriculum.curriculum.config import Augmentation, Curriculum
-from mae_curriculum.search.config import SearchConfig
 from mae_curriculum.search.methods import follow, greedy, sequential
 from mae_curriculum.search.result import curriculum_file, describe_search, format_search
 from tests.search.scores import each
@@ -17,7 +17,9 @@ def greedy_facts(scores: dict[str, Sequence[float]], seeds: tuple[int, ...]) -> 
     candidates, found = follow(method, each(lambda candidate: sum(scores[candidate.name]) / len(seeds)))
     config = SearchConfig(seeds=seeds, tolerance=0.01)
     relative_flops = {"0-224": 1.0, "1-96": 0.75, "2-96": 0.5}
-    return describe_search(config, candidates, found, scores=scores, relative_flops=relative_flops), found.curriculum
+    return describe_search(
+        config, candidates, found, scored_by="knn", scores=scores, relative_flops=relative_flops
+    ), found.curriculum
 
 
 def test_the_table_has_the_scores_their_noise_and_what_was_found() -> None:
@@ -41,6 +43,7 @@ def test_a_row_of_sequential_has_what_the_candidate_trains_itself() -> None:
         SearchConfig(method="sequential"),
         candidates,
         found,
+        scored_by="knn",
         scores={name: [0.5] for name in names},
         relative_flops=dict.fromkeys(names, 1.0),
     )
@@ -60,7 +63,7 @@ def test_with_one_seed_the_noise_is_not_known() -> None:
 
 def test_the_curriculum_file_is_one_and_says_where_it_comes_from(tmp_path: Path) -> None:
     facts, curriculum = greedy_facts({"0-224": [0.9], "1-96": [0.9], "2-96": [0.1]}, (3,))
-    text = curriculum_file(facts, curriculum, Path("runs/mine"))
+    text = curriculum_file(SearchConfig(run=Path("runs/mine")), facts, curriculum)
     (tmp_path / "found.yaml").write_text(text)
     assert load_file(Curriculum, tmp_path / "found.yaml") == curriculum
     assert text.startswith("# found by python -m mae_curriculum search --config runs/mine/config.yaml\n")
