@@ -145,6 +145,9 @@ class PackConfig:
     untouched."""
     quality: int = 90
     """Quality of these JPEGs, 1 to 100."""
+    format: Literal["jpeg", "npy"] = "jpeg"
+    """jpeg: as above. npy: store the pixels of all images, which training then need not decode. They take about eight
+    times the space: for data sets that fit into memory, where all processes of a node share them, or on a fast disk."""
     images_per_tar: int = 10_000
     """Images in each tar; a tar is also what an interrupted command has to pack again."""
 

@@ -100,11 +100,12 @@ def claim(config: PackConfig, parts: Sequence[Packing]) -> None:
     settings = {
         "short_side": config.short_side,
         "quality": config.quality,
+        "format": config.format,
         "images_per_tar": config.images_per_tar,
         "images": {part.part: part.images.fingerprint() for part in parts},
     }
     if path.exists():
-        if read_json(path) != settings:
+        if {"format": "jpeg"} | read_json(path) != settings:  # earlier versions had one format
             raise ConfigError(f"out: {config.out} holds other images, or these packed otherwise; choose another folder")
     elif {file.name for file in config.out.iterdir()} - {"lock.json"}:
         raise ConfigError(f"out: {config.out} is not empty; choose another folder")
@@ -136,7 +137,7 @@ def pack_parts(parts: Sequence[Packing], stop: Stop) -> dict[str, Any]:
 def pack_tar(part: Packing, tar: Path, indices: range, names: Sequence[str], stop: Stop) -> dict[str, Any]:
     """Write a tar; returns what is known of it. Raises StoppedError if asked to stop."""
     images, config, broken = part.images, part.config, {}
-    encoder = Encoder(images, config.short_side, config.quality)
+    encoder = Encoder(images, config.short_side, config.quality, decoded=config.format == "npy")
 
     def members() -> Iterator[tuple[str, bytes, int | None]]:
         for encoded in encoder.encode(indices, config.data.workers):

@@ -6,11 +6,13 @@ them; transparency is dropped.
 """
 
 import io
+import math
 import struct
 import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,11 +99,28 @@ def to_channels(image: Tensor, channels: int) -> Tensor:
 
 def _decode(content: bytes, channels: int) -> Tensor:
     if content.startswith(NPY_SIGNATURE):
-        return to_channels(_from_array(np.load(io.BytesIO(content), allow_pickle=False)), channels)
+        return to_channels(_from_array(_read_array(content)), channels)
     if channels not in (1, 3):
         raise BrokenImageError(f"image files have 1 or 3 channels, model.channels is {channels}: store .npy arrays")
     with warnings.catch_warnings(action="ignore"):  # Pillow warns of odd metadata, which does not affect pixels
         return _from_array(_pixels(content, gray=channels == 1))
+
+
+def _read_array(content: bytes) -> NDArray[Any]:
+    """Return the array in a .npy file, as np.load does; but heads that many files share are parsed once."""
+    if content[6:8] != b"\1\0":  # another version of the format
+        array: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+        return array
+    start = 10 + int.from_bytes(content[8:10], "little")
+    shape, is_fortran, dtype = _parse_head(content[8:start])
+    pixels = np.frombuffer(content, dtype, math.prod(shape), start)
+    return pixels.reshape(shape, order="F" if is_fortran else "C")
+
+
+@lru_cache(maxsize=1024)
+def _parse_head(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether columns come first, and type, of the head of a .npy file without its first 8 bytes."""
+    return np.lib.format.read_array_header_1_0(io.BytesIO(head))
 
 
 def _pixels(content: bytes, *, gray: bool) -> NDArray[Any]:

@@ -43,6 +43,8 @@ class Encoder(Dataset[Encoded]):
     """Shorter side in pixels of larger images, which are stored as JPEG; others, and for None all, stay as they are."""
     quality: int
     """Of JPEG, 1 to 100."""
+    decoded: bool = False
+    """Store all images as pixels, .npy."""
 
     def __getitem__(self, index: int) -> Encoded:
         """Return an image as it is to be stored."""
@@ -54,15 +56,20 @@ class Encoder(Dataset[Encoded]):
 
     def _encode(self, index: int) -> tuple[bytes, str]:
         if isinstance(self.images, ArrayImages):
-            return encode_png(self.images.read(index, len(self.images.pixels[index]))), ".png"
+            image = self.images.read(index, len(self.images.pixels[index]))
+            return (encode_npy(image), ".npy") if self.decoded else (encode_png(image), ".png")
         content, suffix = self.images.content(index), PurePosixPath(self.images.name(index)).suffix.lower()
         if content.startswith(NPY_SIGNATURE):
             decode_image(lambda: content, _array_channels(content))
             return content, ".npy"
         image = decode_image(lambda: content, 3)
-        if self.short_side is None or min(image.shape[1:]) <= self.short_side:
-            return content, suffix
-        return encode_jpeg(reduce(image, self.short_side), self.quality), ".jpg"
+        side = min(image.shape[1:])
+        kept = side if self.short_side is None else min(side, self.short_side)
+        if kept < side:
+            image = reduce(image, kept)
+        if self.decoded:
+            return encode_npy(image), ".npy"
+        return (encode_jpeg(image, self.quality), ".jpg") if kept < side else (content, suffix)
 
     def encode(self, indices: Sequence[int], workers: int) -> Iterator[Encoded]:
         """Yield images in the order of their indices, encoded by worker processes, or here for 0 of them."""
@@ -94,6 +101,14 @@ def encode_jpeg(image: Tensor, quality: int) -> bytes:
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     content: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling="420")
     return content
+
+
+def encode_npy(image: Tensor) -> bytes:
+    """Store an image (1 or 3, h, w) uint8 as a .npy array (h, w, 3), or (h, w) if it is gray."""
+    is_gray = len(image) == 1 or bool((image == image[:1]).all())
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(image[0] if is_gray else image.permute(1, 2, 0)))
+    return stream.getvalue()
 
 
 def encode_png(image: Tensor) -> bytes:

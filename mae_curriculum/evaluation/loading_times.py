@@ -10,7 +10,6 @@ from math import ceil
 from statistics import median
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
@@ -18,7 +17,7 @@ from torchvision import transforms
 from mae_curriculum.curriculum.clock import Span
 from mae_curriculum.data.augment import augment, rand_augment
 from mae_curriculum.data.decode import BrokenImageError
-from mae_curriculum.data.loader import Batch, TrainingImages, receive, training_loader
+from mae_curriculum.data.loader import Batch, TrainingImages, join, receive, training_loader
 from mae_curriculum.data.replay_buffer import ReplayedStage
 from mae_curriculum.data.requests import Request, RequestSampler
 from mae_curriculum.data.sources import EncodedImages, Images
@@ -76,7 +75,7 @@ def measure_parts(
     request = partial(Request, 0, view=moment.view, magnitude=moment.magnitude, min_area=moment.min_area)
     requests = [request(index, crop=number) for index in ids for number in range(repeats)]
     crops = [dataset[request(index)][0] for index in ids]
-    batch = torch.stack(crops)
+    batch = join(crops)
 
     def crop(magnitude: float | None) -> list[Tensor]:
         size = dataset.loaded_size(span.view)
@@ -87,9 +86,9 @@ def measure_parts(
     actions: dict[str, Callable[[], object]] = {
         "decoded": lambda: [images.read(index, channels) for index in ids],
         "crop": partial(crop, None),
-        "batch": lambda: torch.stack(crops),
+        "batch": lambda: join(crops),
         "copy": lambda: training.world.to_device(batch),
-        "whole": lambda: torch.stack([dataset[request][0] for request in requests]),
+        "whole": lambda: join([dataset[request][0] for request in requests]),
     }
     if isinstance(images, EncodedImages):
         actions["read"] = lambda: [images.content(index) for index in ids]

@@ -39,8 +39,9 @@ def contents(images: Images) -> list[bytes]:
     return [images.content(index) for index in range(len(images))]
 
 
-def test_packed_digits_are_the_digits(tmp_path: Path) -> None:
-    assert pack("digits", tmp_path / "packed", "--images_per_tar", "1000") == 0
+@pytest.mark.parametrize("format_", ["jpeg", "npy"])
+def test_packed_digits_are_the_digits(format_: str, tmp_path: Path) -> None:
+    assert pack("digits", tmp_path / "packed", "--images_per_tar", "1000", "--format", format_) == 0
     assert list(tars(tmp_path / "packed")) == ["train-000000.tar", "train-000001.tar", "val-000000.tar"]
     for digits, packed in zip(opened("digits"), opened(tmp_path / "packed"), strict=True):
         assert digits is not None
@@ -75,6 +76,28 @@ def test_images_keep_name_order_and_class_and_larger_ones_are_reduced(
     manifest = read_json(tmp_path / "packed" / "manifest.json")
     assert manifest["train"]["classes"] == {"class0": 4, "class1": 5}
     assert manifest["train"]["broken"].keys() == {f"{source}/class0/broken.png", f"{source}/class1/cut.npy"}
+
+
+def test_decoded_images_have_the_pixels_of_their_files_and_gray_ones_are_stored_as_gray(tmp_path: Path) -> None:
+    source, size = tmp_path / "source", (40, 60, 3)
+    source.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    Image.fromarray(pixels).save(source / "a.jpg")
+    Image.fromarray(pixels[..., 0]).save(source / "b.jpg")
+    Image.fromarray(pixels).convert("P").save(source / "c.png")
+    np.save(source / "d.npy", pixels)
+    assert pack(source, tmp_path / "packed", "--format", "npy", "--short_side", "null") == 0
+    images, packed = opened(source)[0], opened(tmp_path / "packed")[0]
+    assert [Path(packed.name(index)).name for index in range(4)] == ["a.npy", "b.npy", "c.npy", "d.npy"]
+    assert all(torch.equal(packed.read(index, 3), images.read(index, 3)) for index in range(4))
+    assert torch.equal(packed.read(1, 1), images.read(1, 1))
+    assert len(packed.content(1)) < len(packed.content(0)) / 2
+    assert pack(source, tmp_path / "small", "--format", "npy", "--short_side", "20") == 0
+    assert pack(source, tmp_path / "jpeg", "--short_side", "20", "--quality", "100") == 0
+    small, jpeg = (opened(tmp_path / name)[0].read(0, 3).int() for name in ("small", "jpeg"))
+    assert small.shape == jpeg.shape == (3, 20, 30)
+    assert (small - jpeg).abs().float().mean() < 16  # noise, with colors at half the resolution
+    assert pack(source, tmp_path / "small", "--short_side", "20") == 2  # another format in the same folder
 
 
 def test_a_packed_list_keeps_its_labels(tmp_path: Path) -> None:
