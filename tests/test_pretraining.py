@@ -47,12 +47,13 @@ def test_knn_is_evaluated_during_a_run_only_if_asked_for(finished: Path, tmp_pat
 
 def test_a_run_has_the_same_bits_from_a_folder_from_tars_and_from_parquet(tmp_path: Path) -> None:
     folder = picture_folder(tmp_path / "folder", classes=2, count=48)
-    packing = ["--data.source", folder, "--short_side", "null", "--out", tmp_path / "tars", "--data.workers", "0"]
-    assert main(["pack", *map(str, packing)]) == 0
+    for name in ("jpeg", "npy"):
+        packing = ["--data.source", folder, "--out", tmp_path / name, "--format", name, "--data.workers", "0"]
+        assert main(["pack", "--short_side", "null", *map(str, packing)]) == 0
     paths = sorted(folder.rglob("*.png"))
     columns = {"image": [path.read_bytes() for path in paths], "label": [path.parent.name for path in paths]}
     pq.write_table(pa.table(columns), tmp_path / "train.parquet")
-    sources = (folder, tmp_path / "tars", tmp_path / "train.parquet")
+    sources = (folder, tmp_path / "jpeg", tmp_path / "npy", tmp_path / "train.parquet")
     runs = [tmp_path / f"run {number}" for number in range(len(sources))]
     for source, run in zip(sources, runs, strict=True):
         assert main(["pretrain", *options(run, **pictures(source, batch_size=16))]) == 0

@@ -191,7 +191,8 @@ def _describe_limit(row: dict[str, Any], model_rate: float) -> str:
 
 HINTS = {
     "read": "reading files: `pack` them, or copy them to a local disk",
-    "decode": "decoding: `pack` makes large images smaller; data.repeats or a replay_buffer decode fewer",
+    "decode": "decoding: `pack` makes large images smaller, and with --format npy decodes them beforehand; "
+    "data.repeats or a replay_buffer decode fewer",
     "crop": "cropping and resizing: data.oversample, or resize bicubic, make smaller crops",
     "augment": "RandAugment: MAE works better without it",
     "batch": "joining images to batches",
