@@ -1,1 +1,1 @@
-"""Search of a curriculum by pretraining: settings, methods, the choice from scores, the runs, what is shown."""
+"""Search of a curriculum: settings, methods, the choice from scores, the budget, the runs, what is shown."""
