@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.chromium import Page, chromium, why_no_chromium
-from tests.runs import command, options
+from tests.runs import command, noise_folder, options
 from tests.slurm_cluster import Cluster, slurm_cluster, why_no_cluster
 
 torch.set_num_threads(1)  # the models of the tests are too small for more
@@ -55,6 +55,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in order:
             item.add_marker("slow")
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of few pictures, whose classes nothing tells apart, for searches of seconds."""
+    return noise_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="session")

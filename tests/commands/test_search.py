@@ -18,7 +18,7 @@ from mae_curriculum.config import load_file
 from mae_curriculum.curriculum.config import Curriculum
 from mae_curriculum.run.lock import hold
 from tests.processes import Process
-from tests.runs import TINY, as_flags, equal, noise_folder, picture_folder, rows, weights
+from tests.runs import TINY, as_flags, equal, picture_folder, rows, weights
 
 BASE = {f"pretrain.{key}": value for key, value in TINY.items() if not key.startswith("curriculum")}
 
@@ -107,12 +107,6 @@ def small_search(run: Path, images: Path) -> list[str]:
     """Spell a sequential search on few pictures."""
     pretrain = {f"pretrain__{key}": value for key, value in small_pretraining(images).items()}
     return options(run=run, method="sequential", sizes="[112, 224]", stages=2, epochs=2, **pretrain)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of few pictures."""
-    return noise_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +280,7 @@ def test_a_run_that_diverges_has_no_score_and_loses(
     assert main(["search", *flags, "--sizes", "112", "224", *high_rate]) == 2
     error = capsys.readouterr().err
     assert "1-112-seed0 has no score and loses: loss or gradient was not finite in 5 steps in a row" in error
-    again = "error: search: all candidates of a round diverged; lower the optim.base_lr of its runs, in a new --run\n"
+    again = "error: search: all candidates of a round diverged; lower optim.base_lr of its runs, in a new --run\n"
     assert error.endswith(again)
     journal = (tmp_path / "run/runs/1-112-seed0/journal.jsonl").read_bytes()
     assert main(["search", *flags, "--sizes", "112", "224", *high_rate]) == 2

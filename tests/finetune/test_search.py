@@ -9,7 +9,7 @@ import pytest
 from finetune.__main__ import main
 from mae_curriculum.config import load_file
 from mae_curriculum.curriculum.config import Curriculum
-from tests.runs import as_flags, equal, noise_folder, stop_midway, weights
+from tests.runs import as_flags, equal, stop_midway, weights
 
 CLASSIFIER: dict[str, Any] = {
     "data.workers": 0,
@@ -30,12 +30,6 @@ def options(run: Path, images: Path, **changes: Any) -> list[str]:
     """Spell a search of seconds."""
     training = {f"finetune.{key}": value for key, value in (CLASSIFIER | {"data.source": images}).items()}
     return as_flags(SEARCH | training | {"run": run}, **changes)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of few pictures."""
-    return noise_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
