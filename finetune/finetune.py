@@ -64,7 +64,13 @@ def finetune(config: FinetuneConfig) -> int:
             weights = read_together(config.checkpoint, world, **config.hints)
             config = replace(config, data=with_normalization(config.data, weights, config.checkpoint, world.log))
         train, val = open_labeled(config.data, world)
-        once = partial(finetune_once, weights=weights, train=train, val=val, world=world, stop=stop)
+
+        def once(config: FinetuneConfig) -> dict[str, Any] | None:
+            summary = finetune_once(config, weights, train, val, world, stop)
+            if summary is not None:
+                world.print(describe_costs(summary))
+            return summary
+
         return run_seeds(config, world, once, conclude)
 
 
@@ -80,10 +86,7 @@ def finetune_once(
     config = settle(config, len(train.images), world)
     training, notes = set_up(config, weights, train, world)
     hooks = partial(build_hooks, training, config, val, notes)
-    summary = run_training(training, command="finetune", stop=stop, build_hooks=hooks)
-    if summary is not None:
-        world.print(describe_costs(summary))
-    return summary
+    return run_training(training, command="finetune", stop=stop, build_hooks=hooks)
 
 
 def build_hooks(

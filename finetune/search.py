@@ -11,13 +11,14 @@ from finetune.config import FinetuneConfig
 from finetune.finetune import build_clock, finetune_once, training_flops
 from finetune.labeled import count_classes, count_training, open_labeled
 from finetune.search_config import SupervisedSearchConfig
+from mae_curriculum.curriculum.clock import View
 from mae_curriculum.data.contents import look_at
 from mae_curriculum.distributed import World
 from mae_curriculum.run.folder import check_checkpoint
 from mae_curriculum.run.stop import Stop
 from mae_curriculum.search.budget import Cost, Subject, refuse_fractions, trained_cost
 from mae_curriculum.search.course import Contest, print_budget, run_search
-from mae_curriculum.search.methods import Candidate, build_method
+from mae_curriculum.search.methods import Candidate
 from mae_curriculum.weights.build import read_together
 from mae_curriculum.weights.normalization import with_normalization
 from mae_curriculum.weights.read import Weights, read_weights
@@ -28,7 +29,7 @@ def search(config: SupervisedSearchConfig) -> int:
     """Search a curriculum, or resume the search; returns the exit code: 75 if it was asked to stop."""
     given = config.finetune
     if given.checkpoint is not None:
-        check_checkpoint(given.checkpoint)
+        check_checkpoint(given.checkpoint, "finetune.checkpoint")
     config = replace(config, finetune=replace(given, data=resolve_source(given.data, given.checkpoint)))
     if config.dry_run:
         weights = None if given.checkpoint is None else read_weights(given.checkpoint, **given.hints)
@@ -48,16 +49,18 @@ def prepare(
     """
     given = replace(config.finetune, epochs=config.epochs or config.finetune.epochs)
     training = with_choices(given, images)
-    next(build_method(config, training))  # refuses too few epochs
     model, _ = build_classifier(training.model, weights, class_count=classes, seed=training.seed)
     if config.method != "halving":
         refuse_fractions(config.sizes, model.image_size, model.cell)
-    flops = cache(partial(training_flops, model))
+
+    @cache
+    def flops(view: View) -> int:
+        model.make_ready_({view.size}, torch.device("cpu"))
+        return training_flops(model, view)
 
     def cost(candidate: Candidate) -> Cost:
         run = replace(training, curriculum=candidate.curriculum, epochs=candidate.epochs)
         clock = build_clock(run, model, images, processes=processes)
-        model.make_ready_({span.size for span in clock.spans}, torch.device("cpu"))
         return trained_cost(candidate, clock, flops)
 
     return Subject(training, cost, list_choices(given, training))
@@ -73,4 +76,4 @@ def set_up(config: SupervisedSearchConfig, world: World, stop: Stop) -> Contest[
     train, val = open_labeled(config.finetune.data, world)
     subject = prepare(config, weights, images=len(train.images), classes=len(train.classes), processes=world.world_size)
     once = partial(finetune_once, weights=weights, train=train, val=val, world=world, stop=stop)
-    return Contest(subject, once, lambda _, summary: summary["accuracy"], "accuracy")  # its end's, not the best
+    return Contest(subject, once, lambda _, summary: summary["accuracy"], "accuracy")  # at the end, not the best

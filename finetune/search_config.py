@@ -13,13 +13,14 @@ from mae_curriculum.search.config import SearchOptions
 class SupervisedSearchConfig(SearchOptions):
     """Search a curriculum by training classifiers, scored by validation accuracy."""
 
+    command: ClassVar = "finetune search"
     part: ClassVar = "finetune"
 
     run: Path = exempt(Path("runs/supervised_search"))
     """Folder of the search, with its training runs in `runs/`. Running the same command again resumes the search."""
     finetune: FinetuneConfig = FinetuneConfig()
-    """Settings of the training, given inline or as a recipe; run, seed, epochs and the curriculum's sizes and pace are
-    the search's. Without validation images, every fifth image is held out: test images should not choose."""
+    """Training settings, given inline or as a recipe; run, seed, epochs and the curriculum's sizes and pace are the
+    search's. Validation images decide, so use none that you test on; without any, every fifth image is held out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,7 +41,7 @@ class SubmitConfig(ClusterConfig):
     """Number of jobs for one run, each of which waits for the end of the one before and resumes the run: for clusters
     that do not requeue. Only the last is requeued."""
     jobs: int = 1
-    """Number of jobs, an array, that work on one search side by side: its pretrainings are shared among them."""
+    """Number of jobs, an array, that work on one search side by side: its training runs are shared among them."""
     dry_run: bool = False
     """Print the script and, for pretraining, its estimated cost; submit nothing."""
     rate: float = 1000.0

@@ -141,13 +141,13 @@ class PackConfig:
     data: DataConfig = field(kw_only=True)
     """Images, training and validation."""
     short_side: int | None = 256
-    """Shorter side in pixels to which larger images are reduced, as JPEG; smaller ones stay untouched. null leaves all
-    untouched."""
+    """Larger images are reduced to this shorter side, pixels; null for no reduction."""
     quality: int = 90
-    """Quality of these JPEGs, 1 to 100."""
+    """Quality of JPEGs of reduced images, 1 to 100."""
     format: Literal["jpeg", "npy"] = "jpeg"
-    """jpeg: as above. npy: store the pixels of all images, which training then need not decode. They take about eight
-    times the space: for data sets that fit into memory, where all processes of a node share them, or on a fast disk."""
+    """jpeg: store reduced images as JPEG, and the others as they are. npy: store the pixels of every image, which
+    training need not decode; about eight times as large, for data that fit into memory, or onto a fast disk. Files that
+    are .npy already stay as they are."""
     images_per_tar: int = 10_000
     """Images in each tar; a tar is also what an interrupted command has to pack again."""
 

@@ -1,7 +1,7 @@
 """Pack the images of any source into tars, with an index and a manifest.
 
     packed/
-        train-000000.tar, ...          members CLASS/NAME.jpg and CLASS/NAME.cls
+        train-000000.tar, ...          members CLASS/NAME.jpg (or .npy) and CLASS/NAME.cls
         train-000000.tar.index/        where each image lies
         val-000000.tar, ...
         pack.json, lock.json           settings; who is packing
@@ -99,7 +99,7 @@ def claim(config: PackConfig, parts: Sequence[Packing]) -> None:
     path = config.out / "pack.json"
     settings = {
         "short_side": config.short_side,
-        "quality": config.quality,
+        "quality": config.quality if config.format == "jpeg" else None,
         "format": config.format,
         "images_per_tar": config.images_per_tar,
         "images": {part.part: part.images.fingerprint() for part in parts},

@@ -43,8 +43,8 @@ class Batch:
     """A micro-batch: what one pass of the model takes."""
 
     images: Tensor
-    """(b, c, h, w) uint8, of the `loaded_size` of the view, channels last in memory; of a probe, features (b, p, d)
-    float32."""
+    """(b, c, h, w) uint8, of the `loaded_size` of the view, channels last in memory if there are several; of a
+    probe, features (b, k, p, d) float32 of k blocks."""
     ids: Tensor
     """(b,) indices of the images in the data set, int64."""
     places: range
@@ -138,12 +138,12 @@ class TrainingImages(Dataset[tuple[Tensor, int, dict[str, str]]]):
 
 
 def join(images: Sequence[Tensor]) -> Tensor:
-    """Return tensors of one shape as a batch; images (c, h, w) stay channels last in memory, as resizing leaves them,
-    which takes a fifth of the time.
+    """Return tensors of one shape as a batch; images (c, h, w) uint8 of several channels stay channels last in memory,
+    as resizing leaves them: copying them is then several times as fast.
 
     A worker joins them in shared memory: if torch moved them there later, a lack of it would be lost in silence.
     """
-    if images[0].ndim != 3:
+    if images[0].dtype != torch.uint8 or len(images[0]) == 1:
         rows: Tensor = default_collate(list(images))
         return rows
     pixels: Tensor = default_collate([image.permute(1, 2, 0) for image in images])

@@ -40,11 +40,11 @@ class Encoder(Dataset[Encoded]):
 
     images: Images
     short_side: int | None
-    """Shorter side in pixels of larger images, which are stored as JPEG; others, and for None all, stay as they are."""
+    """Shorter side in pixels to which larger images are reduced, and stored as JPEG; None for no reduction."""
     quality: int
     """Of JPEG, 1 to 100."""
     decoded: bool = False
-    """Store all images as pixels, .npy."""
+    """Store every image as its pixels, .npy, instead of JPEG or the file as it is."""
 
     def __getitem__(self, index: int) -> Encoded:
         """Return an image as it is to be stored."""

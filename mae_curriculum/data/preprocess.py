@@ -23,7 +23,7 @@ def preprocess(
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return images (b, c, h, w) uint8 with `mean` subtracted and divided by `std`, both on a scale of 0 to 1."""
-    planes = images.contiguous()  # a batch comes channels last
+    planes = images.contiguous()  # `join` leaves them channels last
     return (planes - _for_channels(tuple(mean), images.device)) / _for_channels(tuple(std), images.device)
 
 

@@ -34,7 +34,7 @@ class Subject(Generic[C]):
     """What a search trains."""
 
     training: C
-    """Settings of a whole training, complete."""
+    """Settings of a full training run, complete."""
     cost: CostOf
     chosen: dict[str, Any]
     """Settings that were left open, and what was chosen for the images."""
@@ -67,7 +67,7 @@ def dearest_course(config: SearchOptions, subject: Subject[Any]) -> list[Candida
 
 
 def full_size_cost(subject: Subject[Any]) -> Cost:
-    """Return what a whole training at full size costs."""
+    """Return what a full training run at full size costs."""
     training = subject.training
     assert training.epochs is not None, "choices come first"
     return subject.cost(Candidate(0, str(REFERENCE_SIZE), without_curriculum(training).curriculum, training.epochs))
@@ -111,6 +111,6 @@ def format_budget(budget: dict[str, Any]) -> str:
     """Format the budget of a search, for people."""
     total = (
         "at most {candidates} candidates x {seeds} seeds = {runs} training runs: {images:,} images, {flops:.3g} "
-        "training FLOPs, as many as {full_runs:.1f} whole ones at full size"
+        "training FLOPs, equal to {full_runs:.1f} full training runs at full size"
     )
     return "\n".join([*format_choices(budget["chosen"]), total.format(**budget)])

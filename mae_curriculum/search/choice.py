@@ -21,7 +21,7 @@ def rank(scores: Sequence[float]) -> list[int]:
     """
     places = [place for place, score in enumerate(scores) if not math.isnan(score)]
     if not places:
-        raise ConfigError("search: all candidates of a round diverged; lower optim.base_lr of its runs, in a new --run")
+        raise ConfigError("search: all candidates of a round diverged; lower the runs' optim.base_lr, in a new --run")
     return sorted(places, key=lambda place: -scores[place])
 
 

@@ -17,18 +17,20 @@ Score = Literal["knn", "linear", "accuracy"]
 class SearchOptions:
     """Settings of a search of a curriculum."""
 
+    command: ClassVar[str] = "search"
+    """What the folder of the search is claimed as."""
     part: ClassVar[str]
-    """The setting with those of the candidates' training: pretrain or finetune."""
+    """Name of the field with the training settings, and command that trains: pretrain or finetune."""
 
     run: Path = exempt(Path("runs/search"))
     """Folder of the search, with its training runs in `runs/`. Running the same command again resumes the search."""
     method: Literal["greedy", "sequential", "halving"] = "greedy"
-    """greedy (EfficientTrain): stage by stage, the smallest size with which a whole training scores no less than the
+    """greedy (EfficientTrain): stage by stage, the smallest size with which a full training run scores no less than the
     baseline. sequential (EfficientTrain++): stage by stage, the size that scores best at equal compute, in forks of the
-    best run so far. halving: the better half of `curricula` goes on to a training of twice the epochs."""
+    best run so far. halving: the better half of `curricula` goes on to runs of twice the epochs."""
     epochs: int | None = None
-    """Equivalent epochs of a whole training; sequential divides them among its stages, and its finish comes on top.
-    null for those of the training's settings."""
+    """Equivalent epochs of a full training run; sequential divides them among its stages, and its finish comes on top.
+    null for those of the training settings."""
     seeds: tuple[int, ...] = (0,)
     """Each candidate is trained with each seed; its score is the mean."""
     sizes: tuple[int, ...] = (96, 128, 160, 192, 224)
@@ -38,9 +40,10 @@ class SearchOptions:
     tolerance: float = 0.0
     """How far below the baseline a score of greedy may be, 0 to 1."""
     finish_epochs: int = 1
-    """Equivalent epochs at full size at the end of each training of sequential, before it is scored."""
+    """Equivalent epochs at full size at the end of each run of sequential, before it is scored."""
     curricula: tuple[str, ...] = ()
-    """Candidates of halving: names or paths of curriculum files; augmentation and resizing are the training's own."""
+    """Candidates of halving: names or paths of curriculum files, without their augmentation and resizing, which are
+    those of the training settings."""
     time_limit: str | None = exempt(None)
     """Time after which the search stops, so that it can be resumed: minutes, HH:MM:SS or D-HH:MM:SS; null for none."""
     dry_run: bool = exempt(False)
@@ -73,7 +76,7 @@ class SearchOptions:
 
     @property
     def training(self) -> TrainingConfig:
-        """Settings of the candidates' training."""
+        """The training settings."""
         settings: TrainingConfig = getattr(self, self.part)
         return settings
 

@@ -68,10 +68,10 @@ def run_search(config: SearchOptions, set_up: Callable[[World, Stop], Contest[C]
 
 def claim(folder: RunFolder, config: SearchOptions) -> None:
     """Create the folder of the search; raises ConfigError if it is another's."""
-    folder.refuse_others(config, command="search")
+    folder.refuse_others(config, command=config.command)
     folder.path.mkdir(parents=True, exist_ok=True)
     with hold_in_turn(folder.lock):
-        folder.claim(config, command="search")
+        folder.claim(config, command=config.command)
 
 
 def search_in(

@@ -19,7 +19,7 @@ from mae_curriculum.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class Candidate:
-    """A training that is to be scored."""
+    """A training run that is to be scored."""
 
     round: int
     """The stage that is searched, or the round of halving; 0 for the baseline of greedy."""
@@ -70,7 +70,7 @@ Method = Generator[list[Candidate], list[float], Found]
 def build_method(config: SearchOptions, training: TrainingConfig) -> Method:
     """Return the method of a search; raises ConfigError for too few epochs.
 
-    training  settings of a whole training; the candidates have its augmentation and resizing.
+    training  settings of a full training run; the candidates have its augmentation and resizing.
     """
     base, epochs = training.curriculum, training.epochs
     assert epochs is not None, "choices come first"
@@ -107,7 +107,7 @@ def greedy(sizes: Sequence[int], base: Curriculum, *, stages: int, tolerance: fl
     """Search as EfficientTrain (arXiv:2211.09703): from the first stage to the last but one, take the smallest size
     with which the final score is at most `tolerance` below that of the baseline.
 
-    Each candidate is a whole training, paced by images, at full size after the stage that is searched. Sizes never
+    Each candidate is a full training run, paced by images, at full size after the stage that is searched. Sizes never
     fall from one stage to the next, so a size that failed is not tried again; full size needs no run. The last stage
     has full size.
 
@@ -142,7 +142,7 @@ def sequential(sizes: Sequence[int], base: Curriculum, *, stages: int, epochs: i
     its weights, optimizer and clock at the end of that stage, before its finish. It trains for a stage's share of
     `epochs`, paced by compute, then for `finish_epochs` at full size, and is scored. All candidates have the learning
     rate of the whole search, one warm-up and one cosine, of which each finish, early or late, goes through all that is
-    left. So the candidates of the last stage are what plain trainings with their curricula would be, and the best of
+    left. So the candidates of the last stage are what plain runs with their curricula would be, and the best of
     them is what is found. Sizes may fall from one stage to the next.
 
     base  whose augmentation and resizing the candidates have.

@@ -65,7 +65,7 @@ def _unit(facts: Mapping[str, Any]) -> str:
 def _caption(facts: Mapping[str, Any]) -> str:
     score = score_name(facts)
     if facts["method"] == "greedy":
-        return f"{score} of whole training runs,\nat full size after the stage; hollow: needed no run"
+        return f"{score} of full training runs,\nat full size after the stage; hollow: needed no run"
     if facts["method"] == "sequential":
         return f"{score} after the stage and a short finish,\nin forks of the best run of the stage before"
     return f"{score}; each round starts afresh,\nwith twice the epochs of the one before"

@@ -32,7 +32,7 @@ def describe_search(
     """Return the result of a search as it is written to results.json.
 
     scores          by the name of the candidate, one for each seed.
-    relative_flops  training FLOPs of what each trains itself, relative to a whole training at full size.
+    relative_flops  training FLOPs of what each trains itself, relative to a full training run at full size.
     """
     return {
         "command": "search",

@@ -83,7 +83,7 @@ def fork_run(parent: RunFolder, epochs: int, config: TrainingConfig, *, command:
     """Copy a run as it was when it kept a checkpoint, to go on with another curriculum.
 
     The curricula agree up to there, and schedules are functions of progress alone: the copy is what a run with the new
-    curriculum would have become.
+    curriculum would have become. Only what a run keeps besides, such as a classifier's best weights, starts anew.
 
     epochs  equivalent epochs after which the checkpoint was kept.
     config  whose run folder and curriculum the copy has.
@@ -145,9 +145,9 @@ def finish_run(
     train   trains a run or resumes it; returns its summary, None if it was asked to stop.
     Raises  SearchStoppedError if it was asked to stop, InUseError if another job is at work on the run.
     """
-    known, held = world.on_main(partial(read_state, config))
-    facts: dict[str, Any] | None = known
-    if not known:
+    facts: dict[str, Any] | None
+    facts, held = world.on_main(partial(read_state, config))
+    if not facts:
         raise_if_stopped(stop, world)
         if held:
             raise InUseError(f"{config.run} is in use")

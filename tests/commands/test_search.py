@@ -280,7 +280,7 @@ def test_a_run_that_diverges_has_no_score_and_loses(
     assert main(["search", *flags, "--sizes", "112", "224", *high_rate]) == 2
     error = capsys.readouterr().err
     assert "1-112-seed0 has no score and loses: loss or gradient was not finite in 5 steps in a row" in error
-    again = "error: search: all candidates of a round diverged; lower optim.base_lr of its runs, in a new --run\n"
+    again = "error: search: all candidates of a round diverged; lower the runs' optim.base_lr, in a new --run\n"
     assert error.endswith(again)
     journal = (tmp_path / "run/runs/1-112-seed0/journal.jsonl").read_bytes()
     assert main(["search", *flags, "--sizes", "112", "224", *high_rate]) == 2

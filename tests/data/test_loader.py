@@ -26,6 +26,7 @@ from mae_curriculum.data.loader import (
     Delay,
     EvaluationImages,
     TrainingImages,
+    join,
     receive,
     training_loader,
 )
@@ -133,6 +134,17 @@ def test_normalized_pixels_have_mean_zero_and_variance_one() -> None:
     pixels = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(1, 3, 1, 2)
     images = normalize(pixels, (0.5, 0.5, 0.0), (0.5, 0.25, 1.0))
     assert images[0, :, 0].tolist() == [[-1, 1], [-2, 2], [0, 1]]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_joined_images_are_the_same_and_normalizing_leaves_whole_channels_in_memory(channels: int) -> None:
+    images = list(torch.randint(256, (4, channels, 6, 8), dtype=torch.uint8))
+    batch = join(images)
+    assert torch.equal(batch, torch.stack(images))
+    zero, one = (0.0,) * channels, (1 / 255,) * channels
+    normalized = normalize(batch, zero, one)
+    assert normalized.stride() == (channels * 48, 48, 8, 1)  # convolutions give other bits for other strides
+    assert torch.equal(normalized, torch.stack(images).float())
 
 
 def test_a_loader_can_be_sent_to_workers_that_are_not_forked() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune.__main__ import main
+from mae_curriculum.__main__ import main as mae_curriculum
 from mae_curriculum.config import load_file
 from mae_curriculum.curriculum.config import Curriculum
 from tests.runs import as_flags, equal, stop_midway, weights
@@ -55,11 +56,15 @@ def test_what_is_found_was_scored_by_the_very_training_with_it(searched: Path, i
     assert "# sequential search by validation accuracy" in found
 
 
-def test_a_search_that_was_stopped_resumes_to_the_same_result(searched: Path, images: Path, tmp_path: Path) -> None:
+def test_a_search_that_was_stopped_resumes_to_the_same_result(
+    searched: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "stopped"
     stop_midway(run / "runs" / "1-224-seed0", "search", *options(run, images), package="finetune")
     assert not (run / "results.json").exists()
-    assert main(["search", *options(run, images)]) == 0
+    capsys.readouterr()
+    assert main(["search", *options(run, images), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((searched / "results.json").read_text())
     assert (run / "results.json").read_bytes() == (searched / "results.json").read_bytes()
     assert load_file(Curriculum, run / "curriculum.yaml") == load_file(Curriculum, searched / "curriculum.yaml")
 
@@ -81,7 +86,7 @@ def test_the_budget_counts_what_is_trained_on(images: Path, tmp_path: Path, caps
         ({"finetune__seeds": 2}, "finetune.seeds: a search has seeds of its own for all its runs, --seeds; leave it 1"),
         ({"finetune__time_limit": "1:00:00"}, "finetune.time_limit: a search has one limit for all its runs"),
         ({"epochs": 3}, "epochs: 3 do not divide into 2 stages"),
-        ({"finetune__checkpoint": "absent"}, "absent does not exist"),
+        ({"finetune__checkpoint": "absent"}, "finetune.checkpoint: absent does not exist"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(
@@ -91,3 +96,8 @@ def test_what_cannot_run_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_the_folder_of_another_kind_of_search_is_refused(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mae_curriculum(["search", "--run", str(searched)]) == 2
+    assert f"{searched} was created by `finetune search`; choose another --run" in capsys.readouterr().err
