@@ -30,7 +30,8 @@ def search(config: SupervisedSearchConfig) -> int:
     given = config.finetune
     if given.checkpoint is not None:
         check_checkpoint(given.checkpoint, "finetune.checkpoint")
-    config = replace(config, finetune=replace(given, data=resolve_source(given.data, given.checkpoint)))
+    data = resolve_source(given.data, given.checkpoint, "finetune.data")
+    config = replace(config, finetune=replace(given, data=data))
     if config.dry_run:
         weights = None if given.checkpoint is None else read_weights(given.checkpoint, **given.hints)
         contents = look_at(config.finetune.data)

@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.curriculum.clock import Clock, View
 from mae_curriculum.curriculum.config import REFERENCE_SIZE
-from mae_curriculum.search.config import SearchOptions
+from mae_curriculum.search.config import C, SearchOptions
 from mae_curriculum.search.methods import Candidate, build_method, follow
 from mae_curriculum.terminal import side
 from mae_curriculum.training.choices import format_choices
-from mae_curriculum.training.config import TrainingConfig, without_curriculum
-
-C = TypeVar("C", bound=TrainingConfig)
+from mae_curriculum.training.config import without_curriculum
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum.config import REFERENCE_SIZE
 from mae_curriculum.run.stop import parse_duration
 from mae_curriculum.training.config import TrainingConfig
+
+C = TypeVar("C", bound=TrainingConfig)
+"""Training settings."""
 
 Score = Literal["knn", "linear", "accuracy"]
 """What a candidate is judged by; accuracy is that of a classifier on its validation images."""

@@ -25,11 +25,11 @@ from mae_curriculum.run.folder import RunFolder, read_facts
 from mae_curriculum.run.lock import hold_in_turn
 from mae_curriculum.run.stop import EXIT_RESUMABLE, Stop
 from mae_curriculum.search.budget import Subject, compute_budget, format_budget, full_size_cost
-from mae_curriculum.search.config import Score, SearchOptions
+from mae_curriculum.search.config import C, Score, SearchOptions
 from mae_curriculum.search.methods import Candidate, Found, build_method, follow
 from mae_curriculum.search.picture import draw_search
 from mae_curriculum.search.result import SCORES, curriculum_file, describe_search, format_search
-from mae_curriculum.search.runs import C, SearchStoppedError, finish_run, prepare_run, share, wait_for_others
+from mae_curriculum.search.runs import SearchStoppedError, finish_run, prepare_run, share, wait_for_others
 from mae_curriculum.training.loop import watch_for_stop
 
 

@@ -18,6 +18,7 @@ from mae_curriculum.run.checkpoint import steps_of
 from mae_curriculum.run.folder import RunFolder, read_facts
 from mae_curriculum.run.lock import InUseError, hold_in_turn, is_held
 from mae_curriculum.run.stop import Stop
+from mae_curriculum.search.config import C
 from mae_curriculum.search.methods import Candidate
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.training.anomalies import DivergedError
@@ -25,7 +26,6 @@ from mae_curriculum.training.config import TrainingConfig
 from mae_curriculum.weights.read import find_kept
 
 T = TypeVar("T")
-C = TypeVar("C", bound=TrainingConfig)
 
 DIVERGED = "diverged.json"
 """File in the folder of a run that diverged, so that no job tries it again."""

@@ -11,16 +11,20 @@ from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
 from mae_curriculum.run.folder import run_and_epochs
 
 
-def resolve_source(data: DataConfig, checkpoint: Path | None) -> DataConfig:
-    """Replace the source `run` by the images that the checkpoint's run was trained on; raises ConfigError if none."""
+def resolve_source(data: DataConfig, checkpoint: Path | None, key: str = "data") -> DataConfig:
+    """Replace the source `run` by the images that the checkpoint's run was trained on; raises ConfigError if none.
+
+    key  the setting that `data` is.
+    """
     if data.source != RUNS_IMAGES:
         return data
     settings = run_settings(checkpoint) if checkpoint is not None else {}
     if "data" not in settings:
-        raise ConfigError(f"data.source: {checkpoint} is not a run with its own images; choose some with --data.source")
+        why = "there is no checkpoint" if checkpoint is None else f"{checkpoint} is not a run with its own images"
+        raise ConfigError(f"{key}.source: {why}; choose images with --{key}.source")
     ignored = differences(DataConfig(source=RUNS_IMAGES), data)
     if ignored:
-        raise ConfigError(f"data: source `run` uses the run's settings, not {'; '.join(ignored)}; set --data.source")
+        raise ConfigError(f"{key}: source `run` uses the run's settings, not {'; '.join(ignored)}; set --{key}.source")
     own = load_part(DataConfig, settings["data"])
     cache = own.cache if data.cache == DataConfig.cache else data.cache
     return replace(own, workers=data.workers, cache=cache)

@@ -86,6 +86,10 @@ def test_the_budget_counts_what_is_trained_on(images: Path, tmp_path: Path, caps
         ({"finetune__seeds": 2}, "finetune.seeds: a search has seeds of its own for all its runs, --seeds; leave it 1"),
         ({"finetune__time_limit": "1:00:00"}, "finetune.time_limit: a search has one limit for all its runs"),
         ({"epochs": 3}, "epochs: 3 do not divide into 2 stages"),
+        (
+            {"finetune__data__source": "run"},
+            "finetune.data.source: there is no checkpoint; choose images with --finetune.data.source",
+        ),
         ({"finetune__checkpoint": "absent"}, "finetune.checkpoint: absent does not exist"),
     ],
 )
