@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.random import mtrand
 from PIL import Image
 from timm.data.auto_augment import RandAugment, rand_augment_transform
 from torch import Tensor
@@ -14,6 +15,9 @@ from torchvision.transforms import RandomErasing
 from torchvision.transforms.v2 import functional as F
 
 from mae_curriculum.data.config import GRAY_MEAN, GRAY_STD
+
+FOR_TIMM = np.random.MT19937(0)
+"""Takes the place of numpy's global generator during RandAugment; to save and restore that one's state takes longer."""
 
 
 def augment(
@@ -121,14 +125,15 @@ def _erase(image: Tensor, generator: np.random.Generator) -> Tensor:
 def _rand_augment(image: Tensor, magnitude: float, generator: np.random.Generator) -> Tensor:
     policy = rand_augment(magnitude)
     picture = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # timm draws from these global states
+    python_state, numpy_generator = random.getstate(), mtrand.get_bit_generator()  # timm draws from these
     random.seed(_seed(generator))
+    mtrand.set_bit_generator(FOR_TIMM)
     np.random.seed(_seed(generator))
     try:
         augmented = torch.from_numpy(np.array(policy(picture))).permute(2, 0, 1)
     finally:
         random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        mtrand.set_bit_generator(numpy_generator)
     result: Tensor = augmented if len(image) == 3 else F.rgb_to_grayscale(augmented)
     return result
 

@@ -87,9 +87,9 @@ def test_arrays_may_have_any_number_of_channels(dtype: type, tmp_path: Path) -> 
     assert torch.equal(image, torch.arange(5 * 6 * 7, dtype=torch.uint8).view(5, 6, 7).permute(2, 0, 1))
 
 
-def encoded(ending: str) -> bytes:
+def encoded(ending: str, pixels: NDArray[np.uint8] | None = None) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(gradient(200, 200)).save(buffer, ending)
+    Image.fromarray(gradient(200, 200) if pixels is None else pixels).save(buffer, ending)
     return buffer.getvalue()
 
 
@@ -150,6 +150,21 @@ def test_rotation_holds_beside_odd_tags(kind: str, tmp_path: Path) -> None:
     data = exif((0x112, 3, 1, struct.pack("<H", 6)), ODD_TAGS[kind])
     path = write(tmp_path / "a.jpg", Image.fromarray(gradient()), exif=data, quality=95)
     assert close_to(read_image(path, 3), np.rot90(gradient(), k=-1), within=3)
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    """A segment of a JPEG file's head."""
+    return struct.pack(">BBH", 0xFF, marker, 2 + len(data)) + data
+
+
+XMP = segment(0xE1, b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta tiff:Orientation="6"/>')
+
+
+@pytest.mark.parametrize("before", [b"", segment(0xE2, b"\xff\xda"), b"\xff"], ids=["none", "a marker", "a fill byte"])
+def test_rotation_by_xmp_is_applied_whatever_stands_before_it(before: bytes, tmp_path: Path) -> None:
+    content = encoded("JPEG", gradient())
+    (tmp_path / "a.jpg").write_bytes(content[:2] + before + XMP + content[2:])
+    assert close_to(read_image(tmp_path / "a.jpg", 3), np.rot90(gradient(), k=-1), within=3)
 
 
 def test_a_jpeg_with_stray_bytes_is_read_as_viewers_do(tmp_path: Path) -> None:
@@ -220,6 +235,7 @@ def test_an_image_above_the_limit_is_refused_before_it_takes_memory(tmp_path: Pa
     content = path.read_bytes()
     place = content.index(b"IDAT") - 4
     (tmp_path / "b.png").write_bytes(content[:place] + EXTRA_CHUNKS["a large comment"] + content[place:])
-    for name in ("a.png", "b.png"):
+    write(tmp_path / "c.jpg", Image.new("L", (side, side)))
+    for name in ("a.png", "b.png", "c.jpg"):
         with pytest.raises(BrokenImageError, match=f"{side}x{side} is above the limit of 89,478,485 pixels"):
             read_image(tmp_path / name, 3)
