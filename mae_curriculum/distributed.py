@@ -58,7 +58,8 @@ class World:
         """The device, for people."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        return f"CPU ({platform.machine()}, {threads} thread{'s' * (threads > 1)})"
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks."""
