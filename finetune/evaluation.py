@@ -48,7 +48,8 @@ def measure(training: Training[Classifier], val: LabeledImages, inference: Infer
     confusion = torch.zeros(count, count, dtype=torch.int64, device=device)
     loss = torch.zeros((), device=device)
     model.eval()
-    for logits, ids in inference.run(model.logits, val.images, size=model.image_size, channels=model.channels):
+    size, channels = model.image_size, model.channels
+    for logits, ids in inference.run(lambda pixels, _: model.logits(pixels), val.images, size=size, channels=channels):
         labels = val.labels[ids.cpu()].to(device)
         confusion += torch.bincount(labels * count + logits.argmax(dim=1), minlength=count**2).view(count, count)
         loss += nn.functional.cross_entropy(logits, labels, reduction="sum")

@@ -254,7 +254,7 @@ def classify(
     """Yield the classes that each head predicts, (m, heads), and the indices of their images (m,)."""
     encoder = probe.encoder
 
-    def predict(pixels: Tensor) -> Tensor:
+    def predict(pixels: Tensor, _: Tensor) -> Tensor:
         return model.logits(probe(pixels)).argmax(dim=2)
 
     if probe.config.augment:

@@ -76,7 +76,7 @@ def open_to_classify(config: DataConfig) -> Opened:
 def classify(net: Any, description: Description, images: Images, inference: Inference) -> Iterator[list[Row]]:
     """Yield the rows of the file, in the order of the images, the same on all ranks."""
 
-    def probabilities(pixels: Tensor) -> Tensor:
+    def probabilities(pixels: Tensor, _: Tensor) -> Tensor:
         scores: Tensor = net(pixels).float().softmax(dim=1)
         return scores
 
@@ -123,6 +123,9 @@ def write_rows(blocks: Iterator[list[Row]], path: Path, world: World) -> int:
             for rows in blocks:
                 world.on_main(partial(writer.writerows, rows))
                 broken += sum(row[-1] != "" for row in rows)
+            if world.is_main:
+                stream.flush()
+                os.fsync(stream.fileno())
         world.on_main(partial(rename_into_place, temporary, path))
     finally:
         if world.is_main:

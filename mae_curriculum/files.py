@@ -3,11 +3,16 @@
 import errno
 import json
 import os
+import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
+
+DAY_SECONDS = 86_400
 
 USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 """No space, quota exceeded, no permission, read-only file system: what a user can fix."""
@@ -49,7 +54,7 @@ def write_temporary(temporary: Path, write: Callable[[IO[bytes]], T]) -> T:
             result = write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return result
@@ -63,6 +68,14 @@ def rename_into_place(temporary: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files and folders that killed processes have left in a folder: those older than a day."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):  # another process removes them too
+            if time.time() - path.stat().st_mtime > DAY_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def temporary_name(path: Path) -> Path:

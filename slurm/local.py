@@ -53,7 +53,7 @@ def _run_in_turn(chains: Sequence[Sequence[PipelineRun]]) -> int:
 
 
 def _run_side_by_side(chains: deque[list[PipelineRun]], at_once: int) -> int:
-    threads = max(1, (os.cpu_count() or 1) // at_once)
+    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
     running: dict[subprocess.Popen[bytes], list[PipelineRun]] = {}
     code = 0
     with catch_signals() as stop:

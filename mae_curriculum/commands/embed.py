@@ -189,7 +189,7 @@ def embed_batches(work: Work, numbers: Sequence[int], stop: Stop) -> None:
     ids = torch.tensor([index for number in numbers for index in work.batch(number)])
     alone = replace(work.world, rank=0, world_size=1)
     rows = Inference(alone, encoder.data, config.precision, config.batch_images).run(
-        partial(encoder.describe, pool=config.pool),
+        lambda pixels, _: encoder.describe(pixels, pool=config.pool),
         Subset(work.source.images, ids.tolist()),
         size=encoder.model.image_size,
         channels=encoder.model.channels,

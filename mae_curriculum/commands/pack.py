@@ -46,8 +46,8 @@ class Packing:
     part: str
     """`train` or `val`."""
     images: Images
-    folder: Path | None
-    """Where they lie; None for a source in memory."""
+    folders: Sequence[Path]
+    """Where they lie; none for a source in memory."""
 
     @property
     def tars(self) -> dict[Path, range]:
@@ -64,7 +64,7 @@ def pack(config: PackConfig) -> int:
         train, val, contents = open_together(config.data, world)
         sides = {"train": (train, contents.train), "val": (val, contents.val)}
         parts = [
-            Packing(config, name, images, folder_of(side))
+            Packing(config, name, images, folders_of(side))
             for name, (images, side) in sides.items()
             if images is not None and side is not None
         ]
@@ -88,10 +88,10 @@ def pack(config: PackConfig) -> int:
     return 0
 
 
-def folder_of(side: Side) -> Path | None:
-    """Return the folder of some images; that of the list, if they are listed; None for a source in memory."""
-    path = None if side.folder is None else Path(side.folder)
-    return path.parent if path is not None and path.is_file() else path
+def folders_of(side: Side) -> list[Path]:
+    """Return the folders of some images; that of the list, if they are listed; none for a source in memory."""
+    paths = [] if side.folder is None else [Path(folder) for folder in side.folder.split(",")]
+    return [path.parent if path.is_file() else path for path in paths]
 
 
 def claim(config: PackConfig, parts: Sequence[Packing]) -> None:
@@ -120,7 +120,7 @@ def pack_parts(parts: Sequence[Packing], stop: Stop) -> dict[str, Any]:
     done, found = 0, {}
     try:
         for part in parts:
-            names, tars = name_members(part.images, part.folder), []
+            names, tars = name_members(part.images, part.folders), []
             for tar, indices in part.tars.items():
                 facts = tar.with_name(f"{tar.name}.json")
                 if not facts.exists():
@@ -160,6 +160,8 @@ def describe(part: Packing, tars: Sequence[dict[str, Any]]) -> dict[str, Any]:
         name, reason = next(iter(broken.items()))
         raise ConfigError(f"data.source: none of the {part.part} images can be read, such as {name}: {reason}")
     stored = open_tars(list(part.tars), part.config.data.cache)
+    if len(stored) != (packed := sum(tar["images"] for tar in tars)):
+        raise RuntimeError(f"{packed} {part.part} images were packed, but {len(stored)} can be read")
     counts = Counter(stored.members["label"].tolist())
     return {
         "images": len(stored),

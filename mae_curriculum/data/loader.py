@@ -54,7 +54,8 @@ class Batch:
     broken: dict[str, str]
     """Names of broken images that others replace, with reasons."""
     replayed: Replayed | None = None
-    """What the micro-batch consists of if there is a replay buffer; `images` and `ids` are what the buffer lacked."""
+    """What the micro-batch consists of if `images` and `ids` are only what the replay buffer lacked; None once they
+    are complete."""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory; the loader calls this where a GPU is used."""
@@ -236,7 +237,7 @@ def complete_(batch: Batch, buffer: dict[Origin, tuple[Tensor, Tensor]]) -> Batc
     loaded = zip(own_memory[: len(batch.ids)], batch.ids, strict=True)
     buffer |= zip(take_missing_(buffer, batch.replayed), loaded, strict=True)
     images, ids = zip(*(buffer[origin] for origin in batch.replayed.origins), strict=True)
-    whole = replace(batch, images=join(images), ids=torch.stack(ids))
+    whole = replace(batch, images=join(images), ids=torch.stack(ids), replayed=None)
     return whole.pin_memory() if batch.images.is_pinned() else whole
 
 

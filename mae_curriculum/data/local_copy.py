@@ -13,8 +13,8 @@ from typing import Any
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
-from mae_curriculum.distributed import World
-from mae_curriculum.files import read_json
+from mae_curriculum.distributed import World, picklable
+from mae_curriculum.files import read_json, remove_stale, write_json
 
 BLOCK = 2**22
 """Bytes that are copied at once."""
@@ -33,17 +33,16 @@ def copy_to_node(config: DataConfig, world: World, prepare: Callable[[DataConfig
     source = Path(config.source)
     name = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
     target = config.local_copy / f"{source.name}-{name}"
-    copied, failure = replace(config, source=str(target)), ""
+    copied, failure = replace(config, source=str(target)), None
     hosts = world.gather(socket.gethostname())
     if hosts.index(socket.gethostname()) == world.rank:  # the first rank of its node
         try:
             _copy(source, target)
             prepare(copied)
-        except ConfigError as error:
-            failure = str(error)
-    failures = [each for each in world.gather(failure) if each]
-    if failures:
-        raise ConfigError(failures[0])
+        except Exception as error:  # or the other ranks would wait for this one
+            failure = picklable(error)
+    if failures := [each for each in world.gather(failure) if each is not None]:
+        raise failures[0]
     world.log(f"copy of {source} on each node: {target}")
     return copied
 
@@ -57,20 +56,29 @@ def _copy(source: Path, target: Path) -> None:
             f"data.local_copy: {source} has no manifest.json of `pack`: pack the images first, or set it to null"
         ) from error
     try:
-        if (target / "manifest.json").is_file() and read_json(target / "manifest.json") != manifest:
+        if target.exists() and _manifest_of(target) != manifest:
             shutil.rmtree(target)
         target.mkdir(parents=True, exist_ok=True)
+        write_json(target / "manifest.json", manifest)  # first: what follows belongs to it, also after a kill
+        remove_stale(target)
         for tar in tars:
             _copy_tar(source / tar["name"], target / tar["name"], tar)
         for index in source.glob("*.index"):
             _copy_index(index, target / index.name)
-        shutil.copyfile(source / "manifest.json", target / "manifest.json")
     except OSError as error:
         size = sum(tar["bytes"] for tar in tars) / 1e9
         raise ConfigError(
             f"data.local_copy: {source}, {size:.3g} GB, cannot be copied to {target} on {socket.gethostname()} "
             f"({error.strerror})"
         ) from error
+
+
+def _manifest_of(folder: Path) -> Any:
+    """Return the manifest of a copy; None if it is missing or damaged."""
+    try:
+        return read_json(folder / "manifest.json")
+    except (OSError, ValueError):
+        return None
 
 
 def _copy_tar(source: Path, target: Path, facts: dict[str, Any]) -> None:

@@ -15,12 +15,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from mae_curriculum.config import ConfigError
 from mae_curriculum.data.decode import NPY_SIGNATURE, BrokenImageError, decode_image
 from mae_curriculum.data.loader import ignore_signals, kill_workers_at_exit, start_loading
 from mae_curriculum.data.sources import ArrayImages, Images
-from mae_curriculum.data.stored import read_array_head
+from mae_curriculum.data.stored import EXTENSIONS, is_visible, read_array_head
 from mae_curriculum.data.tar_index import LABEL
 from mae_curriculum.files import rename_into_place, temporary_name, write_temporary
+
+SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
+"""Suffixes of image files by their first bytes."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,11 @@ class Encoder(Dataset[Encoded]):
             image = reduce(image, kept)
         if self.decoded:
             return encode_npy(image), ".npy"
-        return (encode_jpeg(image, self.quality), ".jpg") if kept < side else (content, suffix)
+        if kept < side:
+            return encode_jpeg(image, self.quality), ".jpg"
+        if suffix not in EXTENSIONS:  # a row of a table, or a file that a list names
+            suffix = next((each for start, each in SUFFIXES.items() if content.startswith(start)), "")
+        return (content, suffix) if suffix else (encode_png(image), ".png")
 
     def encode(self, indices: Sequence[int], workers: int) -> Iterator[Encoded]:
         """Yield images in the order of their indices, encoded by worker processes, or here for 0 of them."""
@@ -118,28 +126,34 @@ def encode_png(image: Tensor) -> bytes:
     return stream.getvalue()
 
 
-def name_members(images: Images, folder: Path | None) -> list[str]:
+def name_members(images: Images, folders: Sequence[Path]) -> list[str]:
     """Return a name without suffix for each image, unique, in a folder of its class if there are classes.
 
-    folder  where the images lie; None for a source in memory.
+    folders  where the images lie; an image that is in none of them is named by its number.
+    Raises   ConfigError for a class whose name cannot be that of a folder.
     """
+    if odd := next((name for name in images.classes if "/" in name or not (name and is_visible(name))), None):
+        raise ConfigError(f"data.source: the class {odd!r} cannot be a folder of a tar; rename it without / and .")
     names, seen, labels = [], set[str](), images.labels
     for index in range(len(images)):
-        path = PurePosixPath(f"{index:07}") if folder is None else _path_in(PurePosixPath(images.name(index)), folder)
+        path = _path_in(PurePosixPath(images.name(index)), folders) or PurePosixPath(f"{index:07}")
         stem = path.with_suffix("").as_posix()
         if labels is not None and path.parts[:1] != (images.classes[labels[index]],):
             stem = f"{images.classes[labels[index]]}/{stem}"
         if stem in seen:
             stem = f"{stem}-{path.suffix.removeprefix('.')}"
+        while stem in seen:
+            stem = f"{stem}-{index}"
         seen.add(stem)
         names.append(stem)
     return names
 
 
-def _path_in(path: PurePosixPath, folder: Path) -> PurePosixPath:
-    """Return a path relative to a folder, if it is in it, and without the tar, if it is in one."""
-    within = path.relative_to(folder) if path.is_relative_to(folder) else path.relative_to(path.anchor)
-    return _inside_tar(within)
+def _path_in(path: PurePosixPath, folders: Sequence[Path]) -> PurePosixPath | None:
+    """Return a path relative to the folder that it is in, and without the tar, if it is in one; None if it is in none,
+    or in a hidden one."""
+    inside = next((_inside_tar(path.relative_to(folder)) for folder in folders if path.is_relative_to(folder)), None)
+    return inside if inside is not None and all(map(is_visible, inside.parts)) else None
 
 
 def _inside_tar(path: PurePosixPath) -> PurePosixPath:

@@ -195,14 +195,14 @@ def open_alike(config: DataConfig, world: World, open_source: Callable[[DataConf
     """
     config = copy_to_node(config, world, prepare)
     world.on_main(partial(prepare, config))
-    opened, seen = None, ""
+    opened, seen, failure = None, "", None
     try:
         opened = open_source(config)
         if world.world_size > 1:
             both = (opened.train, opened.val)
             seen = " and ".join(describe_images(images) for images in both if images is not None)
-    except ConfigError as error:
-        seen = str(error)
+    except Exception as error:  # or the other ranks would wait for this one
+        seen, failure = str(error), error
     views = world.gather((socket.gethostname(), seen))
     for rank, (host, other) in enumerate(views):
         if other != views[0][1]:
@@ -210,8 +210,9 @@ def open_alike(config: DataConfig, world: World, open_source: Callable[[DataConf
                 f"data.source: rank 0 on {views[0][0]} sees {views[0][1]}, rank {rank} on {host} sees {other}; "
                 f"put the same files in {config.source} on every host"
             )
-    if opened is None:
-        raise ConfigError(seen)
+    if failure is not None:
+        raise failure
+    assert opened is not None
     return opened
 
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.stored import Records
 
@@ -109,14 +107,16 @@ def _open_table(title: str, table: Any, datasets: Any) -> Records:
     typed = next((name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)), None)
     if typed is not None:
         names = [*features[typed].names, "no class"]  # -1 stands for none
-        return Records(rows, [names[number] for number in _values(table, typed)], tuple(names[:-1]))
+        return Records(rows, [names[number] for number in _values(title, table, typed)], tuple(names[:-1]))
     named = next((name for name in LABELS if name in features), None)
-    return Records(rows, None if named is None else [str(value) for value in _values(table, named)], None)
+    return Records(rows, None if named is None else [str(value) for value in _values(title, table, named)], None)
 
 
-def _values(table: Any, column: str) -> list[Any]:
-    """Return a column's values."""
-    values: list[Any] = np.asarray(table.with_format("numpy")[column][:]).tolist()
+def _values(title: str, table: Any, column: str) -> list[Any]:
+    """Return a column's values; raises ConfigError if one is missing."""
+    values: list[Any] = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    if None in values:
+        raise ConfigError(f"data.source: row {values.index(None)} of {title} has no {column}; remove such rows")
     return values
 
 

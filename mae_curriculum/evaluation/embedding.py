@@ -4,7 +4,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -89,10 +88,13 @@ def embed(
     check_pool(encoder, pool)
     opened = open_source(data, world)
     inference = Inference(world, data, "float32", batch_images)
-    model, function = encoder.model, partial(encoder.describe, pool=pool)
+    size, channels = encoder.model.image_size, encoder.model.channels
     vectors = torch.empty(len(opened.images), *vector_shape(encoder, pool))
     found: list[int] = []
-    for rows, ids in inference.run(function, opened.images, size=model.image_size, channels=model.channels):
+    rows_and_ids = inference.run(
+        lambda pixels, _: encoder.describe(pixels, pool=pool), opened.images, size=size, channels=channels
+    )
+    for rows, ids in rows_and_ids:
         vectors[len(found) : len(found) + len(ids)] = rows
         found += ids.tolist()
     broken = opened.others(found)

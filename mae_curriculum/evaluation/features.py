@@ -28,6 +28,7 @@ from mae_curriculum.data.loader import (
 from mae_curriculum.data.preprocess import normalize
 from mae_curriculum.data.sources import Images
 from mae_curriculum.distributed import World
+from mae_curriculum.files import remove_stale
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.precision import Precision
 from mae_curriculum.weights.names import fingerprint
@@ -49,7 +50,7 @@ class Inference:
 
     def run(
         self,
-        function: Callable[[Tensor], Tensor],
+        function: Callable[[Tensor, Tensor], Tensor],
         images: Images,
         *,
         size: tuple[int, int],
@@ -57,7 +58,8 @@ class Inference:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Apply a function to all images, each rank to its share of every block.
 
-        function  maps normalized images (b, c, h, w) of this size (height, width) to rows (b, ...).
+        function  maps normalized images (b, c, h, w) of this size (height, width), and their indices (b,), to rows
+                  (b, ...); the index of a broken image is `NO_IMAGE`.
         Yields    rows (m, ...) float32 and the indices of their images (m,), in order, the same on all ranks; broken
                   images are left out.
         """
@@ -81,7 +83,7 @@ class Inference:
         for pixels, index in start_loading(loader):
             self.check()
             with torch.inference_mode(), world.autocast(self.precision):
-                rows = function(normalize(world.to_device(pixels), mean, std)).float()
+                rows = function(normalize(world.to_device(pixels), mean, std), index).float()
             index = index.to(world.device)
             usable = index != NO_IMAGE
             yield world.gather_rows(rows[usable]), world.gather_rows(index[usable])
@@ -89,7 +91,8 @@ class Inference:
     def encode(self, model: MaskedAutoencoder, images: Images) -> tuple[Tensor, Tensor]:
         """Return the features (n, p, d) of all images, one per pooling, and the indices (n,) of their images."""
         model.eval()
-        parts = list(self.run(model.features, images, size=model.image_size, channels=model.channels))
+        size, channels = model.image_size, model.channels
+        parts = list(self.run(lambda pixels, _: model.features(pixels), images, size=size, channels=channels))
         model.train()
         rows, indices = zip(*parts, strict=True)
         return torch.cat(rows), torch.cat(indices)
@@ -117,7 +120,10 @@ class Inference:
         world.on_main(lambda: _allocate(temporary, shape))
         stores = [np.load(path, mmap_mode="r+") for path in temporary if world.is_main]
         model.eval()
-        features = partial(model.features_by_block, blocks=list(paths))
+
+        def features(pixels: Tensor, _: Tensor) -> Tensor:
+            return model.features_by_block(pixels, blocks=list(paths))
+
         try:
             for rows, indices in self.run(features, images, size=model.image_size, channels=model.channels):
                 for number, store in enumerate(stores):
@@ -152,6 +158,7 @@ class Inference:
 def _allocate(paths: Sequence[Path], shape: tuple[int, ...]) -> None:
     """Create arrays full of NaN on disk; raises OSError now, not at their use, if there is not enough space."""
     paths[0].parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(paths[0].parent)
     try:
         for path in paths:
             store = np.lib.format.open_memmap(path, "w+", np.float32, shape)

@@ -35,7 +35,8 @@ def knn_accuracy(
     for part, labels in zip(torch.split(queries, chunk), torch.split(query_labels, chunk), strict=True):
         similarity, nearest = (part @ bank.T).topk(neighbors, dim=1)
         votes = torch.zeros(len(part), classes, device=bank.device)
-        votes.scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
+        relative = (similarity - similarity[:, :1]) / temperature  # at most 0, so that no weight is infinite
+        votes.scatter_add_(1, bank_labels[nearest], relative.exp())
         correct += int((votes.argmax(dim=1) == labels).sum())
     return correct / len(queries)
 

@@ -46,15 +46,15 @@ def measure_loading(training: Training[Any], images: Images, original: Images, *
         seconds = measure_parts(training, images, original, span, rounds=rounds)
         buffer = training.clock.curriculum.stages[span.index].replay_buffer
         new = span.batch_images if buffer is None else ReplayedStage(span, buffer).new_in_step
-        workers = training.config.data.workers
+        workers, loaded_share = training.config.data.workers, new / span.batch_images
         rows.append(
             {
                 "stage": span.index + 1,
                 "size": list(span.size),
-                "loaded_share": new / span.batch_images,
+                "loaded_share": loaded_share,
                 "seconds": seconds,
                 "workers": workers,
-                "worker_images_per_second": measure_workers(training, images, span) if workers else None,
+                "worker_images_per_second": loaded_share * measure_workers(training, images, span) if workers else None,
             }
         )
     return rows
@@ -149,7 +149,7 @@ def transform_file(content: bytes, transform: Callable[[Image.Image], Tensor]) -
 
 
 def measure_workers(training: Training[Any], images: Images, span: Span) -> float:
-    """Return the images/s that the run's worker processes load in a stage."""
+    """Return the images/s that the run gets in a stage, with what its worker processes load and its replay buffer."""
     config, clock = training.config, training.clock
     data, dataset = config.data, dataset_of(training, images)
     sampler = RequestSampler(

@@ -27,16 +27,17 @@ def effective_rank(features: Tensor) -> float:
 def measure_unlabeled(
     model: MaskedAutoencoder, images: Images, *, mask_ratio: float, inference: Inference
 ) -> dict[str, float]:
-    """Return the loss at full size, with masks that are always the same, and the effective rank of the mean features.
+    """Return the loss at full size, with a mask for each image that is always the same, and the effective rank of the
+    mean features.
 
     Of `MEASURED_IMAGES` of the images.
     """
     chosen = limit(images, MEASURED_IMAGES)
     count = prod(model.shape.mask_grid(model.image_size))
+    noise = mask_noise(seed=0, step=0, places=range(len(chosen)), count=count)
 
-    def loss_of(batch: Tensor) -> Tensor:
-        noise = mask_noise(seed=0, step=0, places=range(len(batch)), count=count)
-        losses: Tensor = model(batch, noise.to(batch.device), mask_ratio)
+    def loss_of(batch: Tensor, ids: Tensor) -> Tensor:
+        losses: Tensor = model(batch, noise[ids].to(batch.device), mask_ratio)
         return losses[:, None]
 
     losses = [rows for rows, _ in inference.run(loss_of, chosen, size=model.image_size, channels=model.channels)]

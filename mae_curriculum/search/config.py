@@ -57,6 +57,8 @@ class SearchOptions:
     def __post_init__(self) -> None:
         if not self.seeds or len({*self.seeds}) < len(self.seeds):
             raise ConfigError(f"seeds: at least one, all different, got {list(self.seeds)}")
+        if not all(0 <= seed < 2**63 for seed in self.seeds):
+            raise ConfigError(f"seeds must be in 0..2**63-1, got {list(self.seeds)}")
         if self.epochs is not None and self.epochs < 1:
             raise ConfigError(f"epochs must be at least 1 or null, got {self.epochs}")
         if self.time_limit is not None:

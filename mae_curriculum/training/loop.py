@@ -194,7 +194,7 @@ class StepVote:
     """Decides for each step, on all ranks together, whether it is made: all have its images, and nobody should stop."""
 
     def __init__(self, training: Training[Any], session: RunSession, stop: Stop) -> None:
-        """Start to measure how long steps take."""
+        """Start to measure how long it takes from one question to the next."""
         self._training, self._session, self._stop = training, session, stop
         self._agreement = Agreement(training.world)
         self._last, self._longest = time.monotonic(), 0.0
@@ -220,7 +220,7 @@ class StepVote:
             if isinstance(item, Delay):
                 return True
             if longest_wait == 0.0:
-                self._start_step()
+                self._next_notice = LONG_WAIT
                 return True
 
     def check(self) -> None:
@@ -241,17 +241,13 @@ class StepVote:
         self._waiting_since = self._waiting_since or now - POLL_SECONDS
         return now - self._waiting_since
 
-    def _start_step(self) -> None:
-        now = time.monotonic()
-        self._last, self._longest = now, max(self._longest, now - self._last)
-        self._next_notice = LONG_WAIT
-
     def _vote(self, item: Batch | Delay, seconds: float) -> list[float]:
         self.reason = item.failure if isinstance(item, Delay) and item.failure else self._ask()
         return self._agreement(self.reason is not None, seconds)
 
     def _ask(self) -> str | None:
-        session = self._session
+        session, now = self._session, time.monotonic()
+        self._last, self._longest = now, max(self._longest, now - self._last)
         needed = self._longest + 2 * session.saver.seconds + session.shutdown_seconds
         return self._stop.reason(needed_seconds=needed)
 

@@ -209,10 +209,12 @@ def _read_run(path: Path) -> Weights:
 
 def find_kept(folder: RunFolder, epochs: int) -> Path:
     """Return the checkpoint that a run kept at this number of equivalent epochs; raises ConfigError."""
-    paths = {steps_of(path): path for path in folder.checkpoints if is_intact(path)}
+    paths = {steps_of(path): path for path in folder.checkpoints}
     saves = [row for row in Journal(folder.journal).rows() if row["event"] == "save" and row.get("kept")]
     kept = {int(row["epochs"]): paths[row["steps_done"]] for row in saves if row["steps_done"] in paths}
     if epochs not in kept:
         available = ", ".join(map(str, sorted(kept))) or "none; set saving.keep_every_epochs"
-        raise ConfigError(f"{folder.path} has no intact checkpoint of {epochs} epochs, only of: {available}")
+        raise ConfigError(f"{folder.path} has no checkpoint of {epochs} epochs, only of: {available}")
+    if not is_intact(kept[epochs]):
+        raise ConfigError(f"{kept[epochs]} is damaged; choose a checkpoint of other epochs")
     return kept[epochs]

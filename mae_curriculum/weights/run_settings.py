@@ -27,7 +27,7 @@ def resolve_source(data: DataConfig, checkpoint: Path | None, key: str = "data")
         raise ConfigError(f"{key}: source `run` uses the run's settings, not {'; '.join(ignored)}; set --{key}.source")
     own = load_part(DataConfig, settings["data"])
     cache = own.cache if data.cache == DataConfig.cache else data.cache
-    return replace(own, workers=data.workers, cache=cache)
+    return replace(own, workers=data.workers, cache=cache, local_copy=data.local_copy or own.local_copy)
 
 
 def run_settings(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Packing images into tars."""
 
 import gc
+import io
 import logging
 import signal
 import time
@@ -8,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import webdataset
@@ -19,6 +22,7 @@ from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.sources import Images, names_fingerprint, open_images, open_together
 from mae_curriculum.distributed import World
 from mae_curriculum.files import read_json
+from tests.data.test_shards import picture, write_tar
 from tests.processes import Process
 from tests.runs import picture_folder
 
@@ -112,6 +116,56 @@ def test_a_packed_list_keeps_its_labels(tmp_path: Path) -> None:
     assert packed.classes == ("tame", "wild")
     assert packed.labels == images.labels
     assert contents(packed) == contents(images)
+
+
+def test_images_of_odd_names_are_packed_all_the_same(tmp_path: Path) -> None:
+    photos = picture_folder(tmp_path / "photos", classes=2, count=4)
+    hidden = picture_folder(tmp_path / ".more" / "photos", classes=2, count=4)
+    (photos / "class0" / "0000.png").rename(photos / "class0" / "0000.jpg_large")
+    paths = [f"../{path.relative_to(tmp_path)}" for path in sorted([*photos.rglob("*.*"), *hidden.rglob("*.png")])]
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "list.txt").write_text("\n".join(paths))
+    for name, source in {"list": tmp_path / "lists" / "list.txt", "both": f"{photos},{hidden}"}.items():
+        assert pack(source, tmp_path / name) == 0
+        images, packed = opened(source)[0], opened(tmp_path / name)[0]
+        assert contents(packed) == contents(images)
+        assert packed.labels == images.labels
+    names = [packed.name(index).partition(".tar/")[2] for index in range(len(packed))]
+    assert names[:2] == ["class0/0002.png", "class1/0001.png"]
+
+
+def test_tars_with_the_same_names_are_packed_as_one(tmp_path: Path) -> None:
+    source = tmp_path / "tars"
+    for number in range(3):
+        write_tar(source / f"{number}.tar", *((f"{name}.png", picture(10 * number + name)) for name in range(2)))
+    assert pack(source, tmp_path / "packed") == 0
+    assert contents(opened(tmp_path / "packed")[0]) == contents(opened(source)[0])
+
+
+def test_rows_of_a_table_are_packed_whether_they_are_reduced_or_not(tmp_path: Path) -> None:
+    rows = [picture(shade) for shade in range(3)] + [large_picture("BMP"), large_picture("TIFF")]
+    pq.write_table(pa.table({"image": pa.array(rows, pa.binary())}), tmp_path / "x.parquet")
+    assert pack(tmp_path / "x.parquet", tmp_path / "packed", "--short_side", "32") == 0
+    packed, _ = opened(tmp_path / "packed")
+    assert contents(packed)[:3] == rows[:3]
+    assert [packed.read(index, 3).shape for index in (3, 4)] == [(3, 32, 48)] * 2
+    assert pack(tmp_path / "x.parquet", tmp_path / "whole", "--short_side", "null") == 0
+    whole, _ = opened(tmp_path / "whole")
+    assert [Path(whole.name(index)).suffix for index in range(5)] == [".png"] * 3 + [".bmp", ".png"]
+    assert torch.equal(whole.read(4, 3), whole.read(3, 3))
+
+
+def large_picture(kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(stream, kind)
+    return stream.getvalue()
+
+
+def test_a_class_that_cannot_be_a_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture_folder(tmp_path, classes=1, count=2)
+    (tmp_path / "list.csv").write_text("class0/0000.png,a/b\nclass0/0001.png,a/c\n")
+    assert pack(tmp_path / "list.csv", tmp_path / "packed") == 2
+    assert "the class 'a/b' cannot be a folder of a tar; rename it" in capsys.readouterr().err
 
 
 def test_untouched_images_are_the_same_data_set_also_packed_again(tmp_path: Path) -> None:
@@ -214,6 +268,22 @@ def test_packed_images_are_copied_to_the_node_once_and_checked(
     assert tars(copy) == tars(tmp_path / "packed")
 
 
+@pytest.mark.parametrize("manifest", [None, "{"], ids=["missing", "cut"])
+def test_a_copy_that_was_interrupted_is_made_anew(manifest: str | None, tmp_path: Path) -> None:
+    world = World(0, 1, torch.device("cpu"))
+    pack("digits", tmp_path / "packed")
+    config = DataConfig(source=str(tmp_path / "packed"), local_copy=tmp_path / "disk")
+    open_together(config, world)
+    (copy,) = (tmp_path / "disk").iterdir()
+    tar = copy / "train-000000.tar"
+    tar.write_bytes(bytes(tar.stat().st_size))  # of other images that are as large
+    (copy / "manifest.json").unlink()
+    if manifest is not None:
+        (copy / "manifest.json").write_text(manifest)
+    open_together(config, world)
+    assert tars(copy) == tars(tmp_path / "packed")
+
+
 def test_a_copy_that_cannot_be_made_is_refused_in_a_line(tmp_path: Path) -> None:
     world = World(0, 1, torch.device("cpu"))
     picture_folder(tmp_path / "photos", classes=1, count=2)
@@ -225,7 +295,7 @@ def test_a_copy_that_cannot_be_made_is_refused_in_a_line(tmp_path: Path) -> None
     config = DataConfig(source=str(tmp_path / "packed"), local_copy=tmp_path / "disk")
     with pytest.raises(ConfigError, match="is not as its manifest says"):
         open_together(config, world)
-    assert not [path for path in (tmp_path / "disk").rglob("*") if path.is_file()]
+    assert not [*(tmp_path / "disk").rglob("*.tar*")]
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"cannot be copied to \S+ on \S+ \(Not a directory\)"):
         open_together(replace(config, local_copy=tmp_path / "file"), world)

@@ -68,6 +68,7 @@ def test_the_budget_of_halving_is_that_of_the_dearest_curricula(capsys: pytest.C
             "sizes: 100 of 224 are no whole patches of 8 px in images of 32 px; choose from 56, 112",
         ),
         ({"sizes": "[56, 224]"}, "size 56 is a single patch here"),
+        ({"seeds": "[0, -1]"}, "seeds must be in 0..2**63-1, got [0, -1]"),
         (
             {"method": "sequential", "epochs": 7, "stages": 2, "sizes": "[112, 224]"},
             "epochs: 7 do not divide into 2 stages",

@@ -107,6 +107,11 @@ def test_what_cannot_be_read_is_refused_in_a_line(tmp_path: Path, monkeypatch: p
     pq.write_table(pa.table({"x": [1]}), tmp_path / "numbers.parquet")
     with pytest.raises(ConfigError, match="train has no column of images, only x"):
         opened(tmp_path / "numbers.parquet")
+    for labels in ([0, None, 1], ["x", None, "y"]):
+        columns = {"image": pa.array([picture(1)] * 3, pa.binary()), "label": labels}
+        pq.write_table(pa.table(columns), tmp_path / "gaps.parquet")
+        with pytest.raises(ConfigError, match=r"row 1 of \S+ has no label; remove such rows"):
+            opened(tmp_path / "gaps.parquet")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
     with pytest.raises(ConfigError, match=r"^data.source: [^\n]+$"):
         opened(tmp_path / "damaged.parquet")

@@ -37,6 +37,12 @@ def test_nearer_neighbors_have_more_weight() -> None:
     assert knn_accuracy(*ask, neighbors=3, temperature=10.0) == 0.0  # 1.1 against 2
 
 
+def test_a_low_temperature_takes_the_nearest_neighbor() -> None:
+    bank = torch.tensor([[1.0, 0.1], [1.0, 0.0]])
+    ask = (bank, torch.tensor([0, 1]), torch.tensor([[1.0, 0.01]]), torch.tensor([1]))
+    assert knn_accuracy(*ask, neighbors=2, temperature=1e-3) == 1.0
+
+
 def test_more_neighbors_than_images_are_refused() -> None:
     with pytest.raises(ConfigError, match="knn.neighbors is 91, but there are only 90 training images"):
         knn_accuracy(*clusters(30, seed=0), *clusters(1, seed=1), neighbors=91, temperature=0.07)

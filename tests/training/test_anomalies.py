@@ -12,13 +12,15 @@ from mae_curriculum.training.anomalies import CAPTURE, is_spike
 from tests.processes import Process, Ranks
 from tests.runs import command, finish, options, picture_folder, pictures, rows, weights
 
+REPLAYING = "[{share: 1.0, size: 224, replay_buffer: {factor: 4, steps: 2}}]"
+
 
 @pytest.fixture(scope="module")
 def diverged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that came to an end since a weight became NaN in its step 3."""
+    """A run with a replay buffer that came to an end since a weight became NaN in its step 3."""
     folder = tmp_path_factory.mktemp("diverged")
-    images = picture_folder(folder / "images", 2, 99)
-    done = finish(Process("tests/spoiled.py", "weight", "3", "pretrain", *options(folder / "run", **pictures(images))))
+    changes = pictures(picture_folder(folder / "images", 2, 99)) | {"curriculum__stages": REPLAYING}
+    done = finish(Process("tests/spoiled.py", "weight", "3", "pretrain", *options(folder / "run", **changes)))
     assert done.returncode == 2
     assert "not finite in 5 steps in a row" in done.stderr
     assert "there is no checkpoint from before" in done.stderr

@@ -2,6 +2,7 @@ import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -193,6 +194,30 @@ def test_a_stop_during_an_evaluation_saves_at_once_and_repeats_the_evaluation_la
     assert resume_and_stop(training, hooks, step) == step
     assert evaluated == ["begun", step]
     assert resume_and_stop(training, hooks, step, asked=True) is None
+
+
+class PatientStop(Stop):
+    """No request to stop, but a record of how early one would have to come."""
+
+    longest = 0.0
+
+    def reason(self, *, needed_seconds: float) -> None:
+        self.longest = max(self.longest, needed_seconds)
+
+
+def test_an_evaluation_that_asks_often_does_not_end_later_jobs_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, stop, clock = training_of(tmp_path / "run", epochs=2), PatientStop(), SimpleNamespace(seconds=0)
+    monkeypatch.setattr("mae_curriculum.training.loop.time", SimpleNamespace(monotonic=lambda: clock.seconds))
+
+    def evaluate(_step: int, check: Check) -> None:
+        for _ in range(1000):
+            clock.seconds += 1
+            check()
+
+    assert train(training, stop, Hooks(lambda *_: {}, evaluate, evaluate_every_epochs=1))[0]
+    assert 1 <= stop.longest < 500  # a second from one question to the next, and how long saving took
 
 
 def resume_and_stop(training: Training[Any], hooks: Hooks, step: int, *, asked: bool = False) -> int | None:
