@@ -33,12 +33,12 @@ from mae_curriculum.evaluation.results import format_percent, record, spread
 from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder
 from mae_curriculum.run.folder import check_checkpoint
-from mae_curriculum.run.stop import Stop
+from mae_curriculum.run.stop import Stop, StoppedError
 from mae_curriculum.terminal import format_table
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import build_training_clock, check_channels
 from mae_curriculum.training.inputs import training_images
-from mae_curriculum.training.loop import Check, Hooks, StoppedError, watch_for_stop
+from mae_curriculum.training.loop import Check, Hooks, raise_if_stopped, watch_for_stop
 from mae_curriculum.training.optimizer import build_adamw
 from mae_curriculum.training.run import run_training
 from mae_curriculum.training.session import RunSession
@@ -78,12 +78,8 @@ def probe_once(
     stop: Stop,
 ) -> dict[str, Any] | None:
     """Train heads with one seed and choose one, or resume; returns the summary, None if the run was asked to stop."""
-
-    def check_before() -> None:
-        if world.any(stop.reason(needed_seconds=0) is not None):
-            raise StoppedError
-
-    inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop, check_before)
+    check = partial(raise_if_stopped, stop, world)
+    inference = Inference(world, config.data, config.precision, config.evaluation_batch, config.crop, check)
     learning, held_out = hold_out_labeled(train, config.held_out, seed=config.seed)
     config = settle(config, len(learning.images), world)
     probe = Probe(encoder, config, blocks)

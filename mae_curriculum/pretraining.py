@@ -15,7 +15,7 @@ from mae_curriculum.curriculum.clock import View
 from mae_curriculum.data.contents import Contents
 from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages
 from mae_curriculum.data.sources import Images, names_fingerprint, open_together
-from mae_curriculum.data.subsets import choose_spread
+from mae_curriculum.data.stored import choose_spread
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
 from mae_curriculum.evaluation.knn import find_pool, knn_of_encoder, why_no_knn

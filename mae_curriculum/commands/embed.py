@@ -15,7 +15,8 @@ import torch
 from mae_curriculum.commands.config import EmbedConfig
 from mae_curriculum.config import ConfigError, plain
 from mae_curriculum.data.augment import resize_and_crop
-from mae_curriculum.data.subsets import Subset, choose_spread
+from mae_curriculum.data.stored import choose_spread
+from mae_curriculum.data.subsets import Subset
 from mae_curriculum.distributed import World, connect, job_end, launcher
 from mae_curriculum.evaluation.embedding import (
     Source,

@@ -28,14 +28,10 @@ from mae_curriculum.data.tar_index import open_tars
 from mae_curriculum.distributed import World, job_end, launcher
 from mae_curriculum.files import is_user_error, read_json, write_json
 from mae_curriculum.run.lock import hold
-from mae_curriculum.run.stop import EXIT_RESUMABLE, Stop, catch_signals
+from mae_curriculum.run.stop import EXIT_RESUMABLE, Stop, StoppedError, catch_signals
 from mae_curriculum.terminal import format_count, printable
 from mae_curriculum.tracking.progress import Progress
 from mae_curriculum.version import describe_version
-
-
-class StoppedError(Exception):
-    """The command was asked to stop; the message says by what."""
 
 
 @dataclass

@@ -21,7 +21,8 @@ from mae_curriculum.run.stop import Stop
 from mae_curriculum.search.budget import Cost, Subject, refuse_fractions, trained_cost
 from mae_curriculum.search.course import Contest, print_budget, run_search
 from mae_curriculum.search.methods import Candidate, build_method
-from mae_curriculum.search.runs import keep_fact, raise_if_stopped
+from mae_curriculum.search.runs import keep_fact
+from mae_curriculum.training.loop import raise_if_stopped
 from mae_curriculum.weights.build import build_encoder, read_together
 
 LINEAR = "linear.json"
@@ -78,7 +79,7 @@ def set_up(config: SearchConfig, world: World, stop: Stop) -> Contest[PretrainCo
 def linear_score(stop: Stop, world: World, run: PretrainConfig, images: Images, val: Images | None) -> float:
     """Return the linear accuracy of a finished run's encoder; the first job's is kept in the run folder.
 
-    Raises  SearchStoppedError if it was asked to stop.
+    Raises  StoppedError if it was asked to stop.
     """
     facts = world.on_main(partial(read_facts, run.run / LINEAR))
     if not facts:

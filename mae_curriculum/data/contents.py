@@ -11,7 +11,7 @@ from PIL import Image
 
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.parts import Part, list_sources
-from mae_curriculum.data.stored import Stored, read_array_head
+from mae_curriculum.data.stored import Stored, choose_spread, read_array_head
 
 MEASURED_IMAGES = 256
 """Number of training images, evenly spread, whose sizes are read: to read those of millions of files takes hours."""
@@ -110,13 +110,12 @@ def _describe_part(part: Part) -> Side:
 
 def measure(stored: Stored) -> Sizes | None:
     """Return the sizes of some images, evenly spread; None if none of them can be read."""
-    count = min(len(stored), MEASURED_IMAGES)
-    read = [read_size(stored, place * len(stored) // count) for place in range(count)]
+    read = [read_size(stored, index) for index in choose_spread(len(stored), MEASURED_IMAGES)]
     sizes = [size for size in read if size is not None]
     if not sizes:
         return None
     sizes.sort(key=lambda size: size[0] * size[1])
-    return Sizes(len(sizes), count - len(sizes), sizes[0], sizes[-1], int(median(map(min, sizes))))
+    return Sizes(len(sizes), len(read) - len(sizes), sizes[0], sizes[-1], int(median(map(min, sizes))))
 
 
 def read_size(stored: Stored, index: int) -> tuple[int, int] | None:

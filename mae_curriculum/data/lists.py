@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.data.stored import IMAGE, kind_of
+from mae_curriculum.data.stored import IMAGE, choose_spread, kind_of
 
 SEPARATORS = "\t;,"
 
@@ -104,11 +104,10 @@ def _split_header(path: Path, rows: list[list[str]]) -> tuple[dict[str, int], li
 
 
 def _refuse_missing(path: Path, paths: Sequence[Path]) -> None:
-    count = min(len(paths), CHECKED_FILES)
-    chosen = [paths[place * len(paths) // count] for place in range(count)]
-    missing = [each for each in chosen if not each.exists()]
+    chosen = choose_spread(len(paths), CHECKED_FILES)
+    missing = [paths[index] for index in chosen if not paths[index].exists()]
     if missing:
         raise ConfigError(
-            f"data.source: {path}: {len(missing)} of {count} files that were looked for do not exist, such as "
+            f"data.source: {path}: {len(missing)} of {len(chosen)} files that were looked for do not exist, such as "
             f"{missing[0]}; paths are relative to the folder of the list"
         )

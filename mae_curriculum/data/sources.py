@@ -22,7 +22,7 @@ from mae_curriculum.data.contents import Contents, describe_source, format_conte
 from mae_curriculum.data.decode import BrokenImageError, check_array, decode_image, to_channels
 from mae_curriculum.data.local_copy import copy_to_node
 from mae_curriculum.data.parts import Part, list_parts, list_sources
-from mae_curriculum.data.stored import Stored
+from mae_curriculum.data.stored import Stored, choose_spread
 from mae_curriculum.data.tables import HUB
 from mae_curriculum.distributed import World
 
@@ -219,9 +219,9 @@ def open_alike(config: DataConfig, world: World, open_source: Callable[[DataConf
 def describe_images(images: Images) -> str:
     """Return the number of images, and hashes of their names and of the content of a few."""
     state = hashlib.sha256()
-    for place in range(COMPARED_IMAGES):
+    for index in choose_spread(len(images), COMPARED_IMAGES):
         try:
-            state.update(images.content(place * len(images) // COMPARED_IMAGES))
+            state.update(images.content(index))
         except OSError as error:
             state.update(str(error.errno).encode())
     return f"{names_fingerprint(images)} with content {state.hexdigest()[:12]}"

@@ -182,6 +182,12 @@ def read_array_head(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
+def choose_spread(total: int, count: int) -> list[int]:
+    """Return `count` evenly spaced indices of `total` items, or all indices if there are fewer."""
+    count = min(count, total)
+    return [index * total // count for index in range(count)]
+
+
 def kind_of(name: str) -> str | None:
     """Return `IMAGE` for an image that is read, `HIDDEN` or the suffix of one that is left out, None for other files.
 

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from mae_curriculum.data.sources import Images
+from mae_curriculum.data.stored import choose_spread
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,6 @@ def hold_out(train: Images, val: Images | None) -> tuple[Images, Images]:
         return train, val
     indices = range(len(train))
     return Subset(train, [index for index in indices if index % 5 != 4]), Subset(train, indices[4::5])
-
-
-def choose_spread(total: int, count: int) -> list[int]:
-    """Return `count` evenly spaced indices of `total` items, or all indices if there are fewer."""
-    count = min(count, total)
-    return [index * total // count for index in range(count)]
 
 
 def limit(images: Images, count: int | None) -> Images:

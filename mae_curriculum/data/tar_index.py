@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.index_files import ABOUT, folder_in, read_about, write_index
 from mae_curriculum.data.shards import MEMBER, TarMembers
-from mae_curriculum.data.stored import EXTENSIONS, IMAGE, choose_classes, is_visible, kind_of
+from mae_curriculum.data.stored import EXTENSIONS, IMAGE, choose_classes, choose_spread, is_visible, kind_of
 from mae_curriculum.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -88,8 +88,8 @@ def fits(folder: Path, tars: Sequence[Path]) -> bool:
     if about is None or about["format"] != FORMAT or about["tars"] != _facts(tars):
         return False
     members = read_index(folder, tars).members
-    places = np.linspace(0, len(members) - 1, CHECKED_MEMBERS).astype(int)
-    return all(_has_header(tars[member["tar"]], member) for member in members[places])
+    chosen = members[choose_spread(len(members), CHECKED_MEMBERS)]
+    return all(_has_header(tars[member["tar"]], member) for member in chosen)
 
 
 def _has_header(tar: Path, member: NDArray[Any]) -> bool:

@@ -21,7 +21,7 @@ from mae_curriculum.data.loader import Batch, TrainingImages, join, receive, tra
 from mae_curriculum.data.replay_buffer import ReplayedStage
 from mae_curriculum.data.requests import Request, RequestSampler
 from mae_curriculum.data.sources import EncodedImages, Images
-from mae_curriculum.data.subsets import choose_spread
+from mae_curriculum.data.stored import choose_spread
 from mae_curriculum.evaluation.step_times import time_in_turn
 from mae_curriculum.training.step import Training
 

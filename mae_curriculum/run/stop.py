@@ -25,6 +25,10 @@ MIN_MARGIN = 5.0
 """Seconds left before a time limit when a run has stopped, in addition to the time of its last step and save."""
 
 
+class StoppedError(Exception):
+    """The command was asked to stop; started again, it resumes. The message, if there is one, says by what."""
+
+
 @dataclass
 class Stop:
     """Whether a run should stop, and why."""

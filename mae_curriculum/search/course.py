@@ -23,13 +23,13 @@ from mae_curriculum.distributed import World, connect
 from mae_curriculum.files import write_atomic, write_json
 from mae_curriculum.run.folder import RunFolder, read_facts
 from mae_curriculum.run.lock import hold_in_turn
-from mae_curriculum.run.stop import EXIT_RESUMABLE, Stop
+from mae_curriculum.run.stop import EXIT_RESUMABLE, Stop, StoppedError
 from mae_curriculum.search.budget import Subject, compute_budget, format_budget, full_size_cost
 from mae_curriculum.search.config import C, Score, SearchOptions
 from mae_curriculum.search.methods import Candidate, Found, build_method, follow
 from mae_curriculum.search.picture import draw_search
 from mae_curriculum.search.result import SCORES, curriculum_file, describe_search, format_search
-from mae_curriculum.search.runs import SearchStoppedError, finish_run, prepare_run, share, wait_for_others
+from mae_curriculum.search.runs import finish_run, prepare_run, share, wait_for_others
 from mae_curriculum.training.loop import watch_for_stop
 
 
@@ -59,7 +59,7 @@ def run_search(config: SearchOptions, set_up: Callable[[World, Stop], Contest[C]
         world.on_main(partial(claim, RunFolder(config.run), config))
         try:
             facts = search_in(stop, world, config, set_up)
-        except SearchStoppedError:
+        except StoppedError:
             world.log("the search has stopped; run the same command to resume")
             return EXIT_RESUMABLE
         world.print(json.dumps(facts, indent=2) if config.json else format_search(facts))
@@ -79,7 +79,7 @@ def search_in(
 ) -> dict[str, Any]:
     """Search in the processes that are connected already; returns the content of results.json.
 
-    Raises  SearchStoppedError if the search was asked to stop.
+    Raises  StoppedError if the search was asked to stop.
     """
     facts = world.on_main(partial(read_facts, config.run / "results.json"))
     if facts:
@@ -107,7 +107,7 @@ def run_course(
     """Train all candidates, or read what this and other jobs have done.
 
     Returns  the candidates, what was found, and the scores of each candidate, one for each seed.
-    Raises   SearchStoppedError if the search was asked to stop.
+    Raises   StoppedError if the search was asked to stop.
     """
     scores: dict[str, list[float]] = {}
     training = contest.subject.training

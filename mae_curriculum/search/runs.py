@@ -17,12 +17,13 @@ from mae_curriculum.files import rename_into_place, temporary_name, write_json
 from mae_curriculum.run.checkpoint import steps_of
 from mae_curriculum.run.folder import RunFolder, read_facts
 from mae_curriculum.run.lock import InUseError, hold_in_turn, is_held
-from mae_curriculum.run.stop import Stop
+from mae_curriculum.run.stop import Stop, StoppedError
 from mae_curriculum.search.config import C
 from mae_curriculum.search.methods import Candidate
 from mae_curriculum.tracking.journal import Journal
 from mae_curriculum.training.anomalies import DivergedError
 from mae_curriculum.training.config import TrainingConfig
+from mae_curriculum.training.loop import raise_if_stopped
 from mae_curriculum.weights.read import find_kept
 
 T = TypeVar("T")
@@ -32,10 +33,6 @@ DIVERGED = "diverged.json"
 
 WAIT_SECONDS = 5
 """Time between two looks at what other jobs are at work on."""
-
-
-class SearchStoppedError(Exception):
-    """The search was asked to stop; started again, it resumes."""
 
 
 def run_folder(search: Path, candidate: Candidate, seed: int) -> Path:
@@ -125,16 +122,10 @@ def share(tasks: Sequence[T], work: Callable[[T], float], *, wait: Callable[[], 
 
 
 def wait_for_others(stop: Stop, world: World) -> None:
-    """Wait a little for other jobs; raises SearchStoppedError if asked to stop."""
+    """Wait a little for other jobs; raises StoppedError if asked to stop."""
     for _ in range(WAIT_SECONDS):
         raise_if_stopped(stop, world)
         time.sleep(1)
-
-
-def raise_if_stopped(stop: Stop, world: World) -> None:
-    """Raise SearchStoppedError on all ranks if one of them was asked to stop."""
-    if world.any(stop.reason(needed_seconds=0) is not None):
-        raise SearchStoppedError
 
 
 def finish_run(
@@ -143,7 +134,7 @@ def finish_run(
     """Return the summary of a run, which is read if it has finished, else trained or resumed; None if it diverged.
 
     train   trains a run or resumes it; returns its summary, None if it was asked to stop.
-    Raises  SearchStoppedError if it was asked to stop, InUseError if another job is at work on the run.
+    Raises  StoppedError if it was asked to stop, InUseError if another job is at work on the run.
     """
     facts: dict[str, Any] | None
     facts, held = world.on_main(partial(read_state, config))
@@ -157,7 +148,7 @@ def finish_run(
             world.log(f"{config.run} has no score and loses: {error}")
             facts = world.on_main(partial(keep_fact, config, DIVERGED, {"error": str(error)}))
     if facts is None:
-        raise SearchStoppedError
+        raise StoppedError
     return None if "error" in facts else facts
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from mae_curriculum.curriculum.clock import Clock
 from mae_curriculum.data.loader import POLL_SECONDS, Batch, Delay
 from mae_curriculum.distributed import Agreement, World, job_end, launcher
-from mae_curriculum.run.stop import Stop, catch_signals, parse_duration
+from mae_curriculum.run.stop import Stop, StoppedError, catch_signals, parse_duration
 from mae_curriculum.tracking.stopwatch import Stopwatch
 from mae_curriculum.training.config import TrainingConfig
 from mae_curriculum.training.metrics import Reporter
@@ -21,10 +21,6 @@ from mae_curriculum.training.step import Training, is_reported, run_steps_
 
 LONG_WAIT = 10.0
 """Seconds of waiting for data after which that is logged; again after twice the time, and so on."""
-
-
-class StoppedError(Exception):
-    """The run was asked to stop during an evaluation."""
 
 
 Check = Callable[[], object]
@@ -264,8 +260,14 @@ class StepVote:
                 world.log(f"rank {rank} on {wait['host']} has waited {wait['seconds']} s for {names}", logging.WARNING)
 
 
-def raise_if_stopped(session: RunSession, world: World, stop: Stop, *, step: int) -> None:
+def raise_if_stopped(stop: Stop, world: World) -> None:
     """Raise StoppedError on all ranks if one of them was asked to stop."""
+    if world.any(stop.reason(needed_seconds=0) is not None):
+        raise StoppedError
+
+
+def stop_before_end(session: RunSession, world: World, stop: Stop, *, step: int) -> None:
+    """Raise StoppedError on all ranks, and log it, if one of them was asked to stop after the last step."""
     reason = stop.reason(needed_seconds=session.shutdown_seconds)
     if world.any(reason is not None):
         log_stop(session, world, reason, f"stopped at step {step}, the last one, before the final evaluation", step)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mae_curriculum.files import read_json, write_json
-from mae_curriculum.run.stop import Stop
+from mae_curriculum.run.stop import Stop, StoppedError
 from mae_curriculum.training.beginning import log_beginning
-from mae_curriculum.training.loop import Hooks, StoppedError, raise_if_stopped, run_missed_hooks, train_
+from mae_curriculum.training.loop import Hooks, run_missed_hooks, stop_before_end, train_
 from mae_curriculum.training.session import RunSession, open_session, resume_
 from mae_curriculum.training.step import Training
 
@@ -40,7 +40,7 @@ def run_training(
             return None
 
         def check() -> None:
-            raise_if_stopped(session, world, stop, step=total)
+            stop_before_end(session, world, stop, step=total)
 
         try:
             summary = hooks.conclude(stopwatch, check)

@@ -2,7 +2,8 @@
 
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.sources import open_images
-from mae_curriculum.data.subsets import choose_spread, limit
+from mae_curriculum.data.stored import choose_spread
+from mae_curriculum.data.subsets import limit
 
 
 def test_choose_spread_returns_evenly_spaced_indices() -> None:
