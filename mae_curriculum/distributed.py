@@ -215,7 +215,7 @@ def job_end() -> float | None:
 def announce_wait(rank: int, size: int) -> Iterator[None]:
     """Say so if the processes do not meet soon. Ctrl-C and the launcher's death end the wait, which Python cannot."""
     text = f"rank {rank} waits for all {size} processes to start, at most {MAX_WAIT}"
-    if "SLURM_STEP_NUM_TASKS" in os.environ:
+    if "SLURM_PTY_PORT" in os.environ:
         text += "; a shell of `srun --pty` has only one: start the command itself with srun, or with `srun -n 1`"
     parent, met = launcher(), threading.Event()
 

@@ -1,5 +1,6 @@
 """What a job requests from a cluster, and how it is sent there through submitit. Knows no particular cluster."""
 
+import math
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from mae_curriculum.config import ConfigError, leaves
 from mae_curriculum.files import write_json
 from mae_curriculum.run.folder import SUBMISSION, read_facts
+from mae_curriculum.run.stop import parse_duration
 from mae_curriculum.terminal import printable
 from mae_curriculum.version import ROOT, VERSION, code_version
 
@@ -21,6 +23,13 @@ COPIED = ("mae_curriculum", "finetune", "slurm", "configs")
 
 SAME_NAME = ("partition", "account", "qos", "constraint", "nodes", "cpus_per_task", "mail_user", "mail_type", "time")
 """Settings that submitit takes under the same name."""
+
+WAIT_SECONDS = 600
+"""Time after the end of a job's first process when srun ends the others, which may wait for one that was killed. SLURM
+finds a node that was lost before that, and requeues the job."""
+
+EARLY_SECONDS = 60
+"""How much before the time that was asked for SLURM may signal a job; see --signal of sbatch."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +82,24 @@ class ClusterConfig:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ConfigError(f"{name} must be at least {minimum}, got {value}")
+        earliest = self.signal_seconds + EARLY_SECONDS
+        if parse_time_limit(self.time) <= earliest:
+            raise ConfigError(
+                f"time: {self.time} is too short, since SLURM may signal the job {earliest} s before; "
+                "raise it, or lower signal_seconds"
+            )
 
     @property
     def processes_per_node(self) -> int:
         """Number of processes per node."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
+
+
+def parse_time_limit(text: str) -> float:
+    """Return a job's time limit in seconds; infinity if it has none, which sbatch also writes as 0."""
+    if text.lower() in ("infinite", "unlimited"):
+        return math.inf
+    return parse_duration(text, "time") or math.inf
 
 
 def new_job_folder(config: ClusterConfig, name: str) -> Path:
@@ -109,9 +131,11 @@ def make_executor(config: ClusterConfig, name: str, folder: Path, **parameters: 
     request = sbatch_parameters(config, folder / "code")
     setup = request.pop("setup")
     refuse_line_breaks({"name, or the run folder's": name, "folder": folder, **request})
+    python, start = shlex.quote(sys.executable), shlex.quote(str(folder / "code" / "slurm" / "start.py"))
     # -P: otherwise Python would find the code in the folder of the submission before the copy
-    executor = Executor(folder, python=f"{shlex.quote(sys.executable)} -P")
-    requested = {"job_name": name, **request, "setup": setup, **parameters}
+    executor = Executor(folder, python=f"{python} -I -S {start} {python} -P")
+    wait = [f"--wait={WAIT_SECONDS}"]
+    requested = {"job_name": name, **request, "setup": setup, "srun_args": wait, **parameters}
     executor.update_parameters(**{key: value for key, value in requested.items() if value is not None})
     return executor
 

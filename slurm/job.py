@@ -64,8 +64,8 @@ class Job:
     def requeue(self) -> NoReturn:
         """Requeue this job from its first task; all tasks then wait until SLURM ends them.
 
-        Raises  RuntimeError if the job has no requeues left or is still alive after the wait. The job then fails, so
-                that jobs that depend on it do not start.
+        Raises  RuntimeError if the job was canceled, has no requeues left or is still alive after the wait. The job
+                then fails, so that jobs that depend on it do not start.
         """
         job = current_job()
         starts = int(os.environ.get("SLURM_RESTART_COUNT", "0")) + 1
@@ -73,6 +73,8 @@ class Job:
             raise RuntimeError(f"stopped and not requeued: this was start {starts} of {self.max_requeues + 1}")
         refusal = ""
         if os.environ.get("SLURM_PROCID", "0") == "0":
+            if was_canceled(job):
+                raise RuntimeError(f"stopped and not requeued: job {job} was canceled")
             logger.info(f"stopped; requeuing job {job} ({starts} of at most {self.max_requeues} times)")
             refusal = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False).stderr
         time.sleep(REFUSED_SECONDS if refusal else REQUEUE_SECONDS)
@@ -86,6 +88,18 @@ def current_job() -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
+def was_canceled(job: str) -> bool:
+    """Return whether somebody has canceled a job: to its processes, that looks like preemption."""
+    state = ask("squeue", "-h", "-j", job, "-o", "%T")
+    reason = ask("sacct", "-n", "-X", "-j", job, "-o", "state")  # nothing on a cluster without accounting
+    return state == "COMPLETING" and not reason.startswith(("PREEMPTED", "TIMEOUT", "NODE_FAIL"))
+
+
+def ask(*command: str) -> str:
+    """Return what one of SLURM's commands answers; "" if it fails."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def set_master_address() -> None:
     """Let the processes of a job connect to the first node, where srun started; its address needs no name service."""
     os.environ.setdefault("MASTER_ADDR", os.environ["SLURM_LAUNCH_NODE_IPADDR"])
@@ -93,8 +107,7 @@ def set_master_address() -> None:
 
 def query_end_time(job: str) -> int:
     """Ask SLURM when a job reaches its time limit, in seconds since 1970; a date far away if it has none."""
-    answer = subprocess.run(["squeue", "-h", "-j", job, "-o", "%e"], capture_output=True, text=True, check=False)
     try:
-        return int(datetime.fromisoformat(answer.stdout.strip()).timestamp())
+        return int(datetime.fromisoformat(ask("squeue", "-h", "-j", job, "-o", "%e")).timestamp())
     except ValueError:  # N/A, or no answer
         return 2**62

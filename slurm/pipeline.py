@@ -18,7 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mae_curriculum.config import ConfigError, dump, load_part, plain
+from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.run.lock import hold
+from mae_curriculum.tracking.history import read_history
 from slurm.cluster import (
     ClusterConfig,
     after,
@@ -26,6 +28,7 @@ from slurm.cluster import (
     job_script,
     make_executor,
     new_job_folder,
+    read_submission,
     record_submission,
     refuse_without_slurm,
     submit_jobs,
@@ -35,7 +38,7 @@ from slurm.job import Job
 from slurm.local import SHARED, run_here
 from slurm.pipeline_config import PipelineConfig, PipelineRun, TaskSpec, expand_runs, variant_name
 from slurm.result_table import format_result_table
-from slurm.status import read_queue
+from slurm.status import read_queue, state_and_error
 from slurm.study import write_results
 
 logger = logging.getLogger(__name__)
@@ -88,10 +91,21 @@ def submit_unfinished(config: PipelineConfig, groups: Sequence[Sequence[Pipeline
     jobs = {run.folder: submitted_jobs(run.folder) for group in groups for run in group}
     for group in groups:
         todo = [run for run in group if not run.result.exists() and queue.keys().isdisjoint(jobs[run.folder])]
+        for run in todo:
+            warn_of_failure(run.folder, queue)
         for runs, dependency in group_by_dependency(todo, jobs):
             ids = submit_array(config, runs, dependency)
             jobs |= {run.folder: [job] for run, job in zip(runs, ids, strict=True)}
     return 0
+
+
+def warn_of_failure(folder: Path, queue: Mapping[str, str]) -> None:
+    """Say why the job of a run failed that is submitted again."""
+    run = RunFolder(folder)
+    if read_submission(folder):
+        _, error = state_and_error(run, read_history(run.journal), queue)
+        if error:
+            logger.warning(f"{folder} has failed, and is submitted again: {error}")
 
 
 def group_by_dependency(

@@ -27,6 +27,18 @@ QUEUE_SECONDS = 20
 MAX_LOG_BYTES = 100_000
 """How much of the end of a log is searched for an error."""
 
+CAUSES = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (r"task \S+ (killed|out of memory)|oom.kill", "^error: ", "error|killed|out of memory|cancelled")
+)
+"""Lines of a log that tell why a job failed, the most telling first: of SLURM, of the command, of anything."""
+
+CONSEQUENCE = re.compile("Exited with exit code|ended with exit code|triggered an exception")
+"""Lines of a log that follow from an error that others name."""
+
+DISCONNECTED = re.compile("connection (closed|reset)|NCCL", re.IGNORECASE)
+"""What a process reports when another one has died."""
+
 
 @dataclass(frozen=True)
 class StatusConfig:
@@ -111,7 +123,9 @@ def state_and_error(folder: RunFolder, history: History | None, queue: Mapping[s
         return state, None
     error = history.last.newest("error") if history else None
     log = start.get("log") or read_submission(folder.path).get("log")
-    reason = error["reason"] if error else last_error(log)
+    reason = error["reason"] if error and not DISCONNECTED.search(error["reason"]) else last_error(log)
+    if log and not history and not Path(log).exists():
+        return state, "its job never started: it was canceled, or what it waited for failed"
     where = f"log: {log}" if log else f"on {start.get('host', 'an unknown host')}"
     return state, f"{reason or 'no error message'} ({where})"
 
@@ -135,18 +149,20 @@ def read_queue() -> dict[str, str]:
     queue: dict[str, str] = {}
     for line in answer.stdout.splitlines():
         own_id, array_id, state, reason = line.split(maxsplit=3)
-        text = f"pending ({reason})" if state == "PENDING" else state.lower()
+        text = f"pending ({reason})" if state == "PENDING" and reason != "None" else state.lower()
         queue |= {own_id: text, array_id: text}
     return queue
 
 
 def last_error(log: str | None) -> str | None:
-    """Return the last line of a log that names an error; None if there is none."""
+    """Return the line of a log that tells best why its last job failed; None if there is none."""
     path = Path(log or "")
     if not path.is_file():
         return None
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - MAX_LOG_BYTES))
         lines = stream.read().decode(errors="replace").splitlines()
-    pattern = re.compile("error|killed|out of memory|cancelled", re.IGNORECASE)  # SLURM writes CANCELLED
-    return next((line.strip() for line in reversed(lines) if pattern.search(line)), None)
+    starts = [number for number, line in enumerate(lines) if "Starting with JobEnvironment" in line]
+    last = [line.strip() for line in reversed(lines[starts[-1] if starts else 0 :]) if not CONSEQUENCE.search(line)]
+    found = (next(filter(pattern.search, last), None) for pattern in CAUSES)
+    return next(filter(None, found), None)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mae_curriculum.config import ConfigError, dump, load
-from mae_curriculum.run.stop import parse_duration
 from mae_curriculum.search.config import SearchOptions
 from mae_curriculum.terminal import format_duration
 from mae_curriculum.training.config import TrainingConfig
@@ -19,6 +18,7 @@ from slurm.cluster import (
     job_script,
     make_executor,
     new_job_folder,
+    parse_time_limit,
     record_submission,
     refuse_without_slurm,
     submit_jobs,
@@ -98,7 +98,7 @@ def submit(config: SubmitConfig) -> int:
     job = Job(package, (subcommand, "--config", str(frozen)), config.requeues)
     ids = submit_segments(config, name, folder, job, run)
     job_ids = " ".join(ids) if config.jobs > 1 else ids[0]
-    print(f"job {job_ids}: {package} {subcommand}, run folder {run}; logs in {folder}")
+    print(f"job {job_ids}: {package} {subcommand}, run folder {run}; time limit {config.time}; logs in {folder}")
     if config.segments > 1:
         print(f"{config.segments} segments, each after the one before; to cancel all: scancel {' '.join(ids)}")
     return 0
@@ -160,13 +160,6 @@ def describe_cost(settings: Any, config: SubmitConfig) -> str:
         f"# at least {starts} starts at {config.time} each; a checkpoint takes "
         f"{facts['checkpoint_bytes'] / 1e9:.3g} GB, and up to {kept} are kept"
     )
-
-
-def parse_time_limit(text: str) -> float:
-    """Return a job's time limit in seconds; infinity if it has none, which sbatch also writes as 0."""
-    if text.lower() in ("infinite", "unlimited"):
-        return math.inf
-    return parse_duration(text) or math.inf
 
 
 def validate_command(command: Sequence[str]) -> None:

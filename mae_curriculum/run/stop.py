@@ -99,14 +99,15 @@ def catch_signals(deadline: float | None = None, *, launcher: int | None = None,
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, name: str = "time_limit") -> float:
     """Parse a duration in one of SLURM's formats into seconds: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.
 
+    name    the setting that it is.
     Raises  ConfigError for anything else.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match is None:
-        raise ConfigError(f"time_limit must be minutes, MM:SS, HH:MM:SS or D-HH:MM:SS, got '{text}'")
+        raise ConfigError(f"{name} must be minutes, MM:SS, HH:MM:SS or D-HH:MM:SS, got '{text}'")
     days = match[1]
     parts = [int(part) for part in match.groups()[1:] if part is not None]
     if days is not None:

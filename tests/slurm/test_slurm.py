@@ -15,8 +15,10 @@ import pytest
 
 from mae_curriculum.run.checkpoint import steps_of
 from mae_curriculum.run.folder import RunFolder
+from mae_curriculum.run.stop import SIGNALS
 from mae_curriculum.version import code_version
 from slurm.__main__ import main
+from slurm.status import last_error
 from tests.processes import ROOT, Ranks
 from tests.runs import TINY, as_flags, equal, options, rows, weights
 from tests.slurm_cluster import Cluster
@@ -157,7 +159,7 @@ def jobs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
         return submit(cluster, folder / f"{name}-jobs", "--time", 5, *settings, "--", *command)
 
     held = submit_run("finishes", 2, "--sbatch", '{"hold": true}')
-    ids = {"refused": submit_run("refused", 2), "stopped": submit_run("stopped", 400)}
+    ids = {"refused": submit_run("refused", 2)} | {name: submit_run(name, 400) for name in ("stopped", "canceled")}
     pending = status(cluster, folder)
     cluster.ask("scancel", held)
     wait_for(lambda: "pending" not in status(cluster, folder), folder)
@@ -166,6 +168,8 @@ def jobs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     wait_for(lambda: last_step(folder / "stopped") > 0, folder)
     cluster.ask("scontrol", "update", f"JobId={ids['stopped']}", "Requeue=0")
     cluster.ask("scancel", "--signal=USR1", ids["stopped"])
+    wait_for(lambda: last_step(folder / "canceled") > 0, folder)
+    cluster.ask("scancel", ids["canceled"])
     return Jobs(folder, ids, pending, canceled)
 
 
@@ -188,15 +192,42 @@ def test_a_job_runs_the_code_and_the_settings_of_its_submission(cluster: Cluster
     assert rows(run, "start")[0]["commit"] == code_version()
 
 
-def test_a_job_that_fails_is_not_requeued(cluster: Cluster, jobs: Jobs) -> None:
+def test_a_job_that_fails_is_not_requeued_and_status_says_why(cluster: Cluster, jobs: Jobs) -> None:
     job, folder = jobs.ids["refused"], jobs.folder / "refused-jobs"
     wait_for(lambda: "FAILED" in states(cluster, job), folder)
     assert "is no run folder" in logs(folder)
+    (log,) = folder.rglob("*_log.out")
+    assert "is no run folder" in (last_error(str(log)) or "")
+
+
+def test_a_job_that_is_canceled_saves_and_is_not_requeued(cluster: Cluster, jobs: Jobs) -> None:
+    run, job, folder = jobs.folder / "canceled", jobs.ids["canceled"], jobs.folder / "canceled-jobs"
+    wait_for(lambda: cluster.ask("squeue", "-h", "-j", job) == "", folder)
+    assert states(cluster, job) == ["CANCELLED+"]
+    assert rows(run, "stop")[0]["reason"] == "SIGTERM"
+    assert steps_saved(run)[-1] == rows(run, "stop")[0]["steps_done"]
+    assert f"not requeued: job {job} was canceled" in logs(folder)
+
+
+def test_signals_wait_from_the_start_of_a_process_until_the_run_handles_them() -> None:
+    show = "import signal; print(*sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+    command = [sys.executable, "-I", "-S", f"{ROOT}/slurm/start.py", sys.executable, "-c", show]
+    blocked = subprocess.run(command, text=True, capture_output=True, check=True).stdout
+    assert blocked.split() == [str(int(number)) for number in sorted(SIGNALS)]
+
+
+def test_a_process_that_was_killed_is_a_better_reason_than_what_the_others_report(tmp_path: Path) -> None:
+    log, start = tmp_path / "log.out", "submitit INFO - Starting with JobEnvironment()"
+    before = f"{start}\nerror: of an earlier start\n{start}\n"
+    log.write_text(f"{before}error: Connection closed by peer\nsrun: error: beta: task 1: Killed\n")
+    assert last_error(str(log)) == "srun: error: beta: task 1: Killed"
+    log.write_text(f"{before}srun: error: alpha: task 0: Exited with exit code 1\n")
+    assert last_error(str(log)) is None
 
 
 def test_status_knows_jobs_that_have_not_started_and_those_that_never_did(cluster: Cluster, jobs: Jobs) -> None:
     assert "pending (JobHeldUser)" in jobs.pending
-    assert f"{jobs.folder / 'finishes'}: no error message (log: " in jobs.canceled
+    assert f"{jobs.folder / 'finishes'}: its job never started" in jobs.canceled
     wait_for(lambda: "finished" in status(cluster, jobs.folder), jobs.folder)
 
 
@@ -288,6 +319,8 @@ MISTAKES = {
     "mae_curriculum has no command 'pretrian'; it has": ["--", "mae_curriculum", "pretrian"],
     "did you mean 'epochs'?": ["--", "mae_curriculum", "pretrain", "--epohcs", "3"],
     "nodes must be at least 1": ["--nodes", "0", "--", "mae_curriculum", "pretrain"],
+    "time: 1:30 is too short, since SLURM may signal the job 90 s before": ["--time", "1:30", *PRETRAIN],
+    "time must be minutes, MM:SS,": ["--time", "soon", *PRETRAIN],
     "segments must be at least 1, got 0": ["--segments", "0", *PRETRAIN],
     "segments: a chain of arrays is not possible": ["--segments", "2", "--sbatch", "{array: 0-3}", *PRETRAIN],
     "segments: knn cannot be resumed": ["--segments", "2", "--", "mae_curriculum", "knn", "--checkpoint", "runs/a"],
