@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mae_curriculum.config import ConfigError, exempt
 from mae_curriculum.curriculum.config import REFERENCE_SIZE, Augmentation, Curriculum
-from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
+from mae_curriculum.data.config import DataConfig
 from mae_curriculum.evaluation.config import Block, PlanOptions, VectorPool
 from mae_curriculum.precision import Precision
 from mae_curriculum.training.config import OptimConfig, TrainingConfig
@@ -50,7 +50,7 @@ class ClassifierConfig:
 class LabeledConfig(EncoderHints):
     """Settings that fine-tuning, probing and few-shot evaluation share."""
 
-    data: DataConfig = DataConfig(source=RUNS_IMAGES)
+    data: DataConfig = DataConfig()
     """Labeled images; source `run` uses those of the checkpoint's run, with its normalization."""
     crop: float = 0.875
     """Fraction of an image's shorter side kept in evaluation, above 0 and at most 1; MAE keeps 224 of 256 pixels."""
@@ -281,7 +281,7 @@ class PredictConfig:
     """Run of `finetune` or `linprobe`, its best.safetensors, or a model folder of timm."""
     out: Path = field(kw_only=True)
     """CSV file of the predictions; each image is a row: file, class, probability, top5 (JSON), error."""
-    data: DataConfig = DataConfig(source=RUNS_IMAGES)
+    data: DataConfig = DataConfig()
     """Images: all those of a folder, or the validation images of a named source; `run` uses the classifier's source."""
     precision: Precision = "auto"
     """Precision of the network, as in training."""

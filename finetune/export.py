@@ -25,6 +25,9 @@ LOADING = {
 }
 """How to load an export of each format."""
 
+ONNX_BYTES = 1_900_000_000
+"""Size of weights above which they do not fit into an ONNX file, but are beside it; files are limited to 2 GB."""
+
 
 def export(config: ExportConfig) -> int:
     """Write the classifier and its model card; returns the exit code."""
@@ -37,7 +40,8 @@ def export(config: ExportConfig) -> int:
         write_onnx(net, description, config.out)
     card = config.out / "README.md" if config.out.is_dir() else config.out.with_suffix(".md")
     card.write_text(model_card(net, description, config))
-    print(printable(f"{config.out}, and {card}"))
+    beside = [path for path in (config.out.with_name(f"{config.out.name}.data"),) if path.exists()]
+    print(printable(f"{', '.join(map(str, [config.out, *beside]))}, and {card}"))
     return 0
 
 
@@ -57,8 +61,9 @@ def write_timm(net: Any, description: Description, folder: Path) -> None:
 
 
 def write_onnx(net: Any, description: Description, path: Path) -> None:
-    """Write an ONNX file, which maps normalized images of any number to logits."""
+    """Write an ONNX file, which maps normalized images of any number to logits; large weights are in `PATH.data`."""
     images = torch.zeros(2, description.channels, *description.image_size)
+    size = sum(weights.nbytes for weights in net.state_dict().values())
     torch.onnx.export(
         net,
         (images,),
@@ -68,6 +73,7 @@ def write_onnx(net: Any, description: Description, path: Path) -> None:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         dynamo=True,
         verbose=False,
+        external_data=size > ONNX_BYTES,
     )
 
 

@@ -1,6 +1,7 @@
 """Start here: pretraining, from the images to the summary. The loop itself is in `training/loop.py`."""
 
 import logging
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from mae_curriculum.config import ConfigError, config_fingerprint
 from mae_curriculum.curriculum.clock import View
 from mae_curriculum.data.contents import Contents
 from mae_curriculum.data.loader import NO_IMAGE, EvaluationImages
-from mae_curriculum.data.sources import Images, names_fingerprint, open_together
+from mae_curriculum.data.sources import Images, names_fingerprint, open_together, refuse_channels
 from mae_curriculum.data.stored import choose_spread
 from mae_curriculum.distributed import World, connect
 from mae_curriculum.evaluation.features import Inference
@@ -102,6 +103,7 @@ def pretrain_until(stop: Stop, world: World, config: PretrainConfig) -> Pretrain
     """Pretrain in the processes that are connected already, until the end or a request to stop that is watched for."""
     images, val, contents = open_together(config.data, world)
     config, weights = resolve_init(settle(config, world, contents), world)
+    refuse_channels(images, config.model.channels)
     training = set_up(config, world, images, weights)
     hooks = partial(build_hooks, training, config, val)
     summary = run_training(training, command="pretrain", stop=stop, build_hooks=hooks)
@@ -302,12 +304,12 @@ def describe(config: PretrainConfig, result: PretrainResult) -> str:
     if config.tracking.pictures:
         files.append("pictures/ (reconstructions)")
     lines.append(f"all of it is in {run}: {', '.join(files)}")
-    recipe = f" --config {source}" if source in ("digits", "cifar10") else ""
+    recipe, quoted = f" --config {source}" if source in ("digits", "cifar10") else "", shlex.quote(str(run))
     lines += [
         "what next:",
-        f"  python -m mae_curriculum report {run}",
-        f"  python -m finetune finetune{recipe} --checkpoint {run}"
+        f"  python -m mae_curriculum report {quoted}",
+        f"  python -m finetune finetune{recipe} --checkpoint {quoted}"
         if result.accuracy is not None
-        else f"  python -m mae_curriculum export --checkpoint {run} --out {run / 'encoder.safetensors'}",
+        else f"  python -m mae_curriculum export --checkpoint {quoted} --out {quoted}/encoder.safetensors",
     ]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from mae_curriculum.config import ConfigError, exempt, leaves, load_file, plain
 from mae_curriculum.curriculum.clock import Clock, stage_size
 from mae_curriculum.curriculum.config import REFERENCE_SIZE, Curriculum, Stage
+from mae_curriculum.data.config import RUNS_IMAGES
 from mae_curriculum.data.contents import Contents
 from mae_curriculum.evaluation.config import KnnConfig
 from mae_curriculum.model.config import ModelConfig
@@ -15,6 +16,7 @@ from mae_curriculum.run.folder import RunFolder
 from mae_curriculum.terminal import side
 from mae_curriculum.training.choices import choose_batch_size, choose_epochs, choose_model
 from mae_curriculum.training.config import TrainingConfig, build_training_clock, check_channels
+from mae_curriculum.weights.run_settings import resolve_source, run_settings
 
 EFFICIENTTRAIN = (Stage(0.6, 160), Stage(0.2, 192), Stage(0.2, 224))
 """EfficientTrain's stages (arXiv:2211.09703)."""
@@ -38,7 +40,8 @@ class PretrainConfig(TrainingConfig):
     init: Path | None = None
     """Weights to start from: a run, RUN@EPOCHS, any checkpoint that `knn` reads, or the name of one in the cache of
     Hugging Face, such as vit_base_patch16_224.mae or facebook/vit-mae-base. The model follows from them where `model`
-    leaves it open; another image size, patch size or number of channels is converted. null for random weights."""
+    leaves it open; another image size, patch size or number of channels is converted. The images are those of the run,
+    unless data.source names others. null for random weights."""
     init_decoder_epochs: int = 5
     """Equivalent epochs at the start in which a decoder that `init` lacks trains alone, while the encoder keeps its
     weights: gradients of a random decoder would ruin them."""
@@ -52,11 +55,20 @@ class PretrainConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.init is not None and self.data.source == RUNS_IMAGES:
+            self._take_images(self.init)
         check_channels(self, self.model.channels)
         if self.init_decoder_epochs < 0:
             raise ConfigError(f"init_decoder_epochs must be at least 0, got {self.init_decoder_epochs}")
         if self.stop_below_start and (self.init is None or self.knn.every_epochs is None):
             raise ConfigError("stop_below_start compares with the start: it needs init and knn.every_epochs")
+
+    def _take_images(self, init: Path) -> None:
+        """Take the images of the run that this one starts from, and their number of channels if that is left open."""
+        object.__setattr__(self, "data", resolve_source(self.data, init))
+        channels = run_settings(init)["model"]["channels"]
+        if self.model.channels == ModelConfig.channels:
+            object.__setattr__(self, "model", replace(self.model, channels=channels))
 
 
 P = TypeVar("P", bound=PretrainConfig)

@@ -11,5 +11,5 @@ from tests.runs import options
 
 for prog in ("python -m mae_curriculum pretrain", "config"):  # of a command, and of the settings that a run has saved
     load(PretrainConfig, options(curriculum="efficienttrain"), prog=prog)
-open_images(DataConfig())
+open_images(DataConfig("digits"))
 peak_flops(torch.device("cpu"), torch.float32)

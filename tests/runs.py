@@ -21,6 +21,7 @@ Finished = subprocess.CompletedProcess[str]
 
 TINY = {
     "data.workers": 0,
+    "data.source": "digits",
     "data.mean": "[0.305]",
     "data.std": "[0.376]",
     "model.name": "vit_tiny_patch16_224",

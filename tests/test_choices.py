@@ -65,7 +65,7 @@ def test_complete_settings_choose_nothing() -> None:
 
 
 def test_settings_that_are_null_are_listed() -> None:
-    config = PretrainConfig(data=DataConfig(), batch_size=32)
+    config = PretrainConfig(data=DataConfig("digits"), batch_size=32)
     assert list_choices(config, with_choices(config, look_at(config.data))) == {
         "model.name": "vit_tiny_patch16_224",
         "model.image_size": 32,

@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import finetune.__main__ as finetune
 from mae_curriculum.__main__ import main
+from mae_curriculum.config import read_yaml
 from mae_curriculum.weights.names import read_metadata
 from mae_curriculum.weights.read import read_weights
 from tests.runs import equal, newest_state, options, picture_folder, pictures, rows, stop_midway, weights
@@ -47,6 +49,35 @@ def test_a_run_starts_as_good_as_its_weights_and_says_so_beside_later_evaluation
     captured = capsys.readouterr()
     assert f"starting from {finished} (run at step 67, vit_tiny_patch16_224): nothing converted" in captured.err
     assert f"kNN accuracy {summary['knn']:.4f} (at the start {start:.4f})" in captured.out
+
+
+def test_a_run_that_starts_from_another_has_its_images_and_their_channels(
+    finished: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["pretrain", "--init", f"{finished}@3", "--epochs", "1", "--batch_size", "64", "--model.target", "pixels"]
+    command += ["--data.workers", "0", "--tracking.pictures", "0", "--curriculum", "none", "--knn.images", "300"]
+    assert main([*command, "--run", str(tmp_path / "fork")]) == 0
+    own, other = (read_yaml((run / "config.yaml").read_text())["data"] for run in (tmp_path / "fork", finished))
+    assert own == other
+    assert rows(tmp_path / "fork", "evaluation")[0]["knn"] == json.loads((finished / "summary.json").read_text())["knn"]
+    capsys.readouterr()
+    assert main(["pretrain", "--init", str(encoder), "--run", str(tmp_path / "none")]) == 2
+    assert f"{encoder} is not a run with its own images; choose images with --data.source" in capsys.readouterr().err
+    assert main(["pretrain", "--run", str(tmp_path / "none")]) == 2
+    assert "data.source: choose images, such as a folder, with --data.source" in capsys.readouterr().err
+    assert main(["pretrain", "--init", f"{finished}@2", "--run", str(tmp_path / "none")]) == 2
+    assert "has no checkpoint of 2 epochs, only of: 3; saving.keep_every_epochs" in capsys.readouterr().err
+
+
+def test_arrays_of_other_channels_are_refused_before_there_is_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((20, 32, 32, 4), np.uint8))
+    assert main(["plan", "--data.source", str(tmp_path / "a.npy"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["source"]["sizes"]["largest"] == [32, 32]
+    assert main(["pretrain", "--data.source", str(tmp_path / "a.npy"), "--run", str(tmp_path / "run")]) == 2
+    assert "a.npy/00000000 has 4 channels, model.channels is 3; set that to fit" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_settings_in_the_folder_of_a_run_lead_to_a_fork(

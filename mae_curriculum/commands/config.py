@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.data.config import RUNS_IMAGES, DataConfig
+from mae_curriculum.data.config import DataConfig
 from mae_curriculum.evaluation.config import Block, KnnConfig, PlanOptions, Pool
 from mae_curriculum.png import check_png
 from mae_curriculum.precision import Precision
@@ -82,7 +82,7 @@ class EvaluateConfig(EncoderHints):
     """Run folder, or any other supported checkpoint."""
     run: Path | None = None
     """Folder for results.json; null for the checkpoint's folder, if it is a run folder."""
-    data: DataConfig = DataConfig(source=RUNS_IMAGES)
+    data: DataConfig = DataConfig()
     """Labeled images; source `run` uses those of the checkpoint's run, with its normalization."""
     block: Block = -1
     """The last block that is used, indexed as in Python; the encoder's final norm follows it. Or all, to
@@ -105,7 +105,7 @@ class EmbedConfig(EncoderHints):
     """Run folder, or any other supported checkpoint."""
     out: Path = field(kw_only=True)
     """Output file, .parquet (needs pyarrow), .npz or .safetensors; a card of the same name and .json is beside it."""
-    data: DataConfig = DataConfig(source=RUNS_IMAGES)
+    data: DataConfig = DataConfig()
     """Images, training and validation; source `run` uses those of the checkpoint's run, with its normalization."""
     pool: Pool = "avg"
     """avg: mean of the patch tokens. token: (first) class token. class_avg: mean of several class tokens. tokens: all

@@ -75,8 +75,8 @@ def open_array(path: Path) -> Records:
     shape = array.shape
     if len(shape) not in (3, 4) or not len(rows) or array.dtype not in (np.uint8, np.uint16):
         raise ConfigError(
-            f"data.source: {path} must be uint8 or uint16, (images, height, width) or with channels, got {array.dtype} "
-            f"{shape}"
+            f"data.source: {path} must be uint8 or uint16, (images, height, width) or (images, height, width, "
+            f"channels), got {array.dtype} {shape}"
         )
     if not labels_path.is_file():
         return Records(rows, None)

@@ -29,11 +29,12 @@ GRAY_STD = 0.226
 class DataConfig:
     """Which images to load, and how."""
 
-    source: str = "digits"
-    """digits (from scikit-learn, no download), cifar10 or imagenette (downloaded by torchvision); or a folder of images
-    or plain tars, with or without train/ and val/, and with or without one folder per class; or a list of files, .csv,
-    .tsv or .txt, with or without labels; or a .npy array of images; or parquet files, a data set that the datasets
-    library saved, or hf:OWNER/NAME, one of the Hugging Face Hub. Several are joined by commas, A,B."""
+    source: str = RUNS_IMAGES
+    """run (the images of the run that `checkpoint` or `init` names); digits (of scikit-learn, no download), cifar10 or
+    imagenette (downloaded by torchvision); or a folder of images or plain tars, with or without train/ and val/, and
+    with or without one folder per class; or a list of files, .csv, .tsv or .txt, with or without labels; or a .npy
+    array of images; or parquet files, a data set that the datasets library saved, or hf:OWNER/NAME, one of the Hugging
+    Face Hub. Several are joined by commas, A,B."""
     cache: Path = exempt(Path("data"))
     """Folder for downloads, lists of large folders, indexes of tars, and features."""
     local_copy: Path | None = exempt(None)

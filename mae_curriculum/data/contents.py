@@ -11,7 +11,7 @@ from PIL import Image
 
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.data.parts import Part, list_sources
-from mae_curriculum.data.stored import Stored, choose_spread, read_array_head
+from mae_curriculum.data.stored import Stored, choose_spread, is_array, read_array_head
 
 MEASURED_IMAGES = 256
 """Number of training images, evenly spread, whose sizes are read: to read those of millions of files takes hours."""
@@ -122,7 +122,7 @@ def read_size(stored: Stored, index: int) -> tuple[int, int] | None:
     """Return height and width of an encoded image or array, read from its head; None if that cannot be read."""
     try:
         with stored.open(index) as stream, warnings.catch_warnings(action="ignore"):  # of huge images, odd metadata
-            if stored.name(index).lower().endswith(".npy"):
+            if is_array(stream):
                 height, width = read_array_head(stream)[0][:2]
                 return height, width
             image = Image.open(stream)

@@ -26,7 +26,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from mae_curriculum.data.stored import read_array_head
+from mae_curriculum.data.stored import NPY_SIGNATURE, read_array_head
 
 MAX_PIXELS = 89_478_485
 """Number of pixels above which an image is refused: Pillow's own limit, 1/4 GB of RGB."""
@@ -34,8 +34,6 @@ MAX_PIXELS = 89_478_485
 JPEG_SIGNATURE = b"\xff\xd8\xff"
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-NPY_SIGNATURE = b"\x93NUMPY"
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 
@@ -56,6 +54,10 @@ ROTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
 
 class BrokenImageError(Exception):
     """The file holds no usable image; the message is a short reason."""
+
+
+class ChannelsError(BrokenImageError):
+    """The image has another number of channels than the model, and cannot be converted."""
 
 
 def read_image(path: Path, channels: int) -> Tensor:
@@ -91,7 +93,7 @@ def check_array(stream: BinaryIO) -> None:
 
 
 def to_channels(image: Tensor, channels: int) -> Tensor:
-    """Convert an image (c, h, w) uint8 from gray to RGB or back; raises BrokenImageError for any other conversion."""
+    """Convert an image (c, h, w) uint8 from gray to RGB or back; raises ChannelsError for any other conversion."""
     if len(image) == channels:
         return image
     if len(image) == 1 and channels == 3:
@@ -99,14 +101,14 @@ def to_channels(image: Tensor, channels: int) -> Tensor:
     if len(image) == 3 and channels == 1:
         gray: Tensor = F.rgb_to_grayscale(image)
         return gray
-    raise BrokenImageError(f"{len(image)} channels, model.channels is {channels}")
+    raise ChannelsError(f"{len(image)} channels, model.channels is {channels}")
 
 
 def _decode(content: bytes, channels: int) -> Tensor:
     if content.startswith(NPY_SIGNATURE):
         return to_channels(_from_array(_read_array(content)), channels)
     if channels not in (1, 3):
-        raise BrokenImageError(f"image files have 1 or 3 channels, model.channels is {channels}: store .npy arrays")
+        raise ChannelsError(f"1 or 3 channels, as image files have, model.channels is {channels}: store .npy arrays")
     with warnings.catch_warnings(action="ignore"):  # Pillow warns of odd metadata, which does not affect pixels
         return _from_array(_pixels(content, gray=channels == 1))
 

@@ -16,10 +16,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from mae_curriculum.config import ConfigError
-from mae_curriculum.data.decode import NPY_SIGNATURE, BrokenImageError, decode_image
+from mae_curriculum.data.decode import BrokenImageError, decode_image
 from mae_curriculum.data.loader import ignore_signals, kill_workers_at_exit, start_loading
 from mae_curriculum.data.sources import ArrayImages, Images
-from mae_curriculum.data.stored import EXTENSIONS, is_visible, read_array_head
+from mae_curriculum.data.stored import EXTENSIONS, NPY_SIGNATURE, is_visible, read_array_head
 from mae_curriculum.data.tar_index import LABEL
 from mae_curriculum.files import rename_into_place, temporary_name, write_temporary
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.array_file import is_stack, open_array
-from mae_curriculum.data.config import IMAGE_COUNTS, LISTS
+from mae_curriculum.data.config import IMAGE_COUNTS, LISTS, RUNS_IMAGES
 from mae_curriculum.data.folders import (
     PARTS,
     Listing,
@@ -116,6 +116,8 @@ def check_source(source: Path) -> None:
     is_readable = is_tar(source.name) or source.suffix.lower() in (*LISTS, ".npy", ".parquet")
     if str(source).startswith(HUB):
         return
+    if str(source) == RUNS_IMAGES:
+        raise ConfigError("data.source: choose images, such as a folder, with --data.source (for a trial: digits)")
     if not source.is_dir() and not (source.is_file() and is_readable):
         lists, named = ", ".join(LISTS), ", ".join(IMAGE_COUNTS)
         raise ConfigError(

@@ -19,7 +19,7 @@ from torch import Tensor
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import IMAGE_COUNTS, IMAGENETTE, DataConfig
 from mae_curriculum.data.contents import Contents, describe_source, format_contents
-from mae_curriculum.data.decode import BrokenImageError, check_array, decode_image, to_channels
+from mae_curriculum.data.decode import BrokenImageError, ChannelsError, check_array, decode_image, to_channels
 from mae_curriculum.data.local_copy import copy_to_node
 from mae_curriculum.data.parts import Part, list_parts, list_sources
 from mae_curriculum.data.stored import Stored, choose_spread
@@ -225,6 +225,16 @@ def describe_images(images: Images) -> str:
         except OSError as error:
             state.update(str(error.errno).encode())
     return f"{names_fingerprint(images)} with content {state.hexdigest()[:12]}"
+
+
+def refuse_channels(images: Images, channels: int) -> None:
+    """Raise ConfigError if the first image has a number of channels that cannot be converted to this one."""
+    try:
+        images.read(0, channels)
+    except ChannelsError as error:
+        raise ConfigError(f"data.source: {images.name(0)} has {error}; set that to fit") from error
+    except BrokenImageError:
+        return
 
 
 def names_fingerprint(images: Images) -> str:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from mae_curriculum.config import ConfigError
 
+NPY_SIGNATURE = b"\x93NUMPY"
+
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm"}
     | {".jp2", ".avif", ".npy"}
@@ -172,6 +174,13 @@ class Files:
                 size = time = -1
             state.update(f"{path}\0{size}\0{time}\0".encode(errors="surrogateescape"))
         return state.hexdigest()
+
+
+def is_array(stream: BinaryIO) -> bool:
+    """Return whether a stream starts as a .npy file does; it is left at its start."""
+    start = stream.read(len(NPY_SIGNATURE))
+    stream.seek(0)
+    return start == NPY_SIGNATURE
 
 
 def read_array_head(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -70,6 +70,9 @@ def why_no_knn(train: Images, val: Images | None, config: KnnConfig) -> str | No
         return "the images are not sorted into two or more classes"
     if config.neighbors > len(bank):
         return f"knn.neighbors is {config.neighbors}, but there are only {len(bank)} training images"
+    if {*bank.labels}.isdisjoint(queries.labels):
+        held_out = ", some of which are held out" if val is None else ""
+        return f"no class of the images to classify has training images{held_out}"
     return None
 
 

@@ -93,7 +93,7 @@ def compute_budget(config: SearchOptions, subject: Subject[Any]) -> dict[str, An
     """Return what the dearest course of a search costs; raises ConfigError for candidates that cannot be trained."""
     course = dearest_course(config, subject)
     costs = [subject.cost(candidate) for candidate in course]
-    seeds, flops = len(config.seeds), len(config.seeds) * sum(each.flops for each in costs)
+    seeds, flops = config.seeds, config.seeds * sum(each.flops for each in costs)
     return {
         "chosen": subject.chosen,
         "candidates": len(course),

@@ -120,10 +120,10 @@ def run_course(
         return score
 
     def score_all(group: Sequence[Candidate]) -> list[float]:
-        tasks = [(candidate, seed) for candidate in group for seed in config.seeds]
+        tasks = [(candidate, seed) for candidate in group for seed in range(config.seeds)]
         done = share(tasks, score_run, wait=partial(wait_for_others, stop, world))
         for candidate in group:
-            scores[candidate.name] = [done[candidate, seed] for seed in config.seeds]
+            scores[candidate.name] = [done[candidate, seed] for seed in range(config.seeds)]
         return [fmean(scores[candidate.name]) for candidate in group]
 
     candidates, found = follow(build_method(config, training), score_all)

@@ -39,7 +39,7 @@ def describe_search(
         "config_fingerprint": config_fingerprint(config),
         "method": config.method,
         "score": scored_by,
-        "seeds": list(config.seeds),
+        "seeds": list(range(config.seeds)),
         "tolerance": config.tolerance if config.method == "greedy" else None,
         "commit": code_version(),
         "candidates": [

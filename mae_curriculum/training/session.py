@@ -171,6 +171,9 @@ class RunSession:
             self._log_failure(failure)
             hurried = self._wait_to_retry(stop)
             if attempt >= (HURRIED_ATTEMPTS if hurried else FINAL_ATTEMPTS) - 1:
+                kept = self.folder.checkpoints[-1:]
+                lost = f"the work since {kept[0].name}" if kept else "all of its work"
+                logger.error(f"{self.folder.path}: no last checkpoint after {attempt + 1} attempts; {lost} is lost")
                 raise failure
             restart()
 
@@ -186,7 +189,8 @@ class RunSession:
 
     def _log_failure(self, failure: Exception) -> None:
         self.journal.write("save_failed", reason=str(failure))
-        logger.warning(f"the checkpoint could not be written: {failure}; the previous one is intact; trying again")
+        previous = "the previous one is intact" if self.folder.checkpoints else "there is none yet"
+        logger.warning(f"the checkpoint could not be written: {failure}; {previous}; trying again")
 
 
 @contextmanager

@@ -108,7 +108,9 @@ def _infer_encoder(
         heads = block.attn.num_heads
         assumed += [] if known.name else [f"{heads} attention heads, as {name} (--heads)"]
     if heads is None:
-        raise ConfigError(f"{path} does not say how many attention heads its ViT of width {width} has; add --heads N")
+        raise ConfigError(
+            f"{path} does not say how many attention heads its ViT of width {width} has; set model.heads or --heads"
+        )
     if isinstance(heads, int) and (heads < 1 or width % heads):
         raise ConfigError(f"{path}: its width of {width} is no multiple of {heads} attention heads; check --heads")
     size, embedded, is_sure = _infer_size(encoder, patch_size, known.image_size, path)

@@ -208,13 +208,21 @@ def _read_run(path: Path) -> Weights:
 
 
 def find_kept(folder: RunFolder, epochs: int) -> Path:
-    """Return the checkpoint that a run kept at this number of equivalent epochs; raises ConfigError."""
+    """Return the checkpoint of this number of equivalent epochs: one that was kept, or that of the run's end.
+
+    Raises  ConfigError if there is none, or if it is damaged.
+    """
     paths = {steps_of(path): path for path in folder.checkpoints}
-    saves = [row for row in Journal(folder.journal).rows() if row["event"] == "save" and row.get("kept")]
+    rows = list(Journal(folder.journal).rows())
+    ends = {row["total_steps"] for row in rows if row["event"] == "start"}
+    saves = [row for row in rows if row["event"] == "save" and (row.get("kept") or row["steps_done"] in ends)]
     kept = {int(row["epochs"]): paths[row["steps_done"]] for row in saves if row["steps_done"] in paths}
     if epochs not in kept:
-        available = ", ".join(map(str, sorted(kept))) or "none; set saving.keep_every_epochs"
-        raise ConfigError(f"{folder.path} has no checkpoint of {epochs} epochs, only of: {available}")
+        available = ", ".join(map(str, sorted(kept))) or "none"
+        raise ConfigError(
+            f"{folder.path} has no checkpoint of {epochs} epochs, only of: {available}; saving.keep_every_epochs "
+            "keeps those in between"
+        )
     if not is_intact(kept[epochs]):
         raise ConfigError(f"{kept[epochs]} is damaged; choose a checkpoint of other epochs")
     return kept[epochs]

@@ -22,7 +22,7 @@ def resolve_source(data: DataConfig, checkpoint: Path | None, key: str = "data")
     if "data" not in settings:
         why = "there is no checkpoint" if checkpoint is None else f"{checkpoint} is not a run with its own images"
         raise ConfigError(f"{key}.source: {why}; choose images with --{key}.source")
-    ignored = differences(DataConfig(source=RUNS_IMAGES), data)
+    ignored = differences(DataConfig(), data)
     if ignored:
         raise ConfigError(f"{key}: source `run` uses the run's settings, not {'; '.join(ignored)}; set --{key}.source")
     own = load_part(DataConfig, settings["data"])

@@ -89,8 +89,8 @@ def test_lines_about_classes_stay_short(tmp_path: Path) -> None:
 
 
 def test_digits_are_as_stated_without_them() -> None:
-    train, val, contents = open_together(DataConfig(), World(0, 1, "cpu"))  # type: ignore[arg-type]
-    assert contents == NAMED["digits"] == look_at(DataConfig())
+    train, val, contents = open_together(DataConfig("digits"), World(0, 1, "cpu"))  # type: ignore[arg-type]
+    assert contents == NAMED["digits"] == look_at(DataConfig("digits"))
     assert val is not None
     assert contents.val is not None
     for images, side in ((train, contents.train), (val, contents.val)):

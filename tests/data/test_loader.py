@@ -67,7 +67,7 @@ def make_folder(folder: Path, counts: dict[str, int]) -> Path:
 
 
 def test_images_are_loaded_at_the_size_that_the_view_needs() -> None:
-    images, _ = open_images(DataConfig())
+    images, _ = open_images(DataConfig("digits"))
     fourier, lanczos = View((16, 16)), View((16, 16), resize="lanczos")
     dataset = TrainingImages(images, (32, 32), 1, Augmentation(), 5)
     crops = {view: dataset[Request(0, 3, view, None, 0.2)][0] for view in (fourier, lanczos)}
@@ -80,7 +80,7 @@ def test_images_are_loaded_at_the_size_that_the_view_needs() -> None:
 
 
 def test_crops_of_an_image_differ_and_it_is_decoded_once() -> None:
-    images, _ = open_images(DataConfig())
+    images, _ = open_images(DataConfig("digits"))
     counted = CountedImages(images)
     dataset = TrainingImages(counted, (16, 16), 1, Augmentation(), 5)
     requests = next(iter(RequestSampler(make_clock(), 0, 5, 0, 1, None, repeats=4))).images
@@ -92,7 +92,7 @@ def test_crops_of_an_image_differ_and_it_is_decoded_once() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_do_not_depend_on_the_number_of_workers(workers: int) -> None:
-    images, _ = open_images(DataConfig())
+    images, _ = open_images(DataConfig("digits"))
     dataset = TrainingImages(images, (16, 16), 1, Augmentation(), 5)
     clock = make_clock(images_per_epoch=len(images))
     loader = training_loader(dataset, RequestSampler(clock, 530, 5, 0, 1, 4), workers=workers, device=CPU)
@@ -149,7 +149,7 @@ def test_joined_images_are_the_same_and_normalizing_leaves_whole_channels_in_mem
 
 def test_a_loader_can_be_sent_to_workers_that_are_not_forked() -> None:
     """As on macOS and Windows, and from Python 3.14 on."""
-    images, _ = open_images(DataConfig())
+    images, _ = open_images(DataConfig("digits"))
     dataset = TrainingImages(images, (16, 16), 1, Augmentation(), 5)
     sampler = RequestSampler(make_clock(images_per_epoch=len(images)), 0, 5, 0, 1, None)
     loader = training_loader(dataset, sampler, workers=1, device=CPU)
@@ -158,9 +158,9 @@ def test_a_loader_can_be_sent_to_workers_that_are_not_forked() -> None:
 
 
 def test_some_digits_are_held_out_for_validation() -> None:
-    train, val = open_images(DataConfig())
+    train, val = open_images(DataConfig("digits"))
     assert val is not None
-    assert (len(train), len(val)) == (look_at(DataConfig()).train.images, 359)
+    assert (len(train), len(val)) == (look_at(DataConfig("digits")).train.images, 359)
     assert train.read(0, 1).shape == (1, 8, 8)
     assert int(train.read(0, 1).max()) > 200
     assert train.read(0, 3).shape == (3, 8, 8)
@@ -288,7 +288,7 @@ def test_a_loop_hears_once_a_second_that_data_is_late_and_which_image_is_in_hand
 
 
 def test_a_loop_hears_that_a_loading_process_was_killed_and_code_in_between_is_not_disturbed() -> None:
-    dataset = EvaluationImages(open_images(DataConfig())[0], (8, 8), 1)
+    dataset = EvaluationImages(open_images(DataConfig("digits"))[0], (8, 8), 1)
     next(iter(DataLoader(dataset, num_workers=1)))  # torch sets its handler with the first loader
     items, worker = stalled_loader()
     worker.kill()

@@ -45,7 +45,7 @@ def sampler(
 
 def crops(clock: Clock, first_step: int = 0, workers: int = 0, **split: int) -> list[torch.Tensor]:
     """Return the images of each micro-batch, loaded and completed."""
-    images, _ = open_images(DataConfig())
+    images, _ = open_images(DataConfig("digits"))
     dataset = TrainingImages(images, (16, 16), 1, Augmentation(), SEED)
     loader = training_loader(dataset, sampler(clock, first_step, **split), workers=workers, device=torch.device("cpu"))
     return [batch.images for batch in receive(loader) if isinstance(batch, Batch)]

@@ -13,7 +13,7 @@ def test_choose_spread_returns_evenly_spaced_indices() -> None:
 
 
 def test_a_limited_data_set_has_images_of_its_whole_range() -> None:
-    digits, _ = open_images(DataConfig())
+    digits, _ = open_images(DataConfig("digits"))
     assert digits.labels is not None
     few = limit(digits, 4)
     assert [few.name(index) for index in range(4)] == [digits.name(index) for index in (0, 359, 719, 1078)]

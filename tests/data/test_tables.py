@@ -152,7 +152,7 @@ def test_a_folder_of_arrays_has_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "labels", "message"),
     [
-        (np.zeros((4, 6), np.uint8), None, r"\(images, height, width\) or with channels, got uint8 \(4, 6\)"),
+        (np.zeros((4, 6), np.uint8), None, r"\(images, height, width, channels\), got uint8 \(4, 6\)"),
         (np.zeros((4, 6, 8), np.float32), None, "got float32"),
         (np.zeros((4, 6, 8), np.uint8), np.zeros(3, np.int64), "x_labels.npy must be 4 integers, got int64"),
         (np.zeros((4, 6, 8), np.uint8), np.zeros(4), "x_labels.npy must be 4 integers, got float64"),

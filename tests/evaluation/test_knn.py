@@ -70,12 +70,15 @@ class Unlabeled:
 
 
 def test_reason_for_no_accuracy() -> None:
-    train, val = open_images(DataConfig())
+    train, val = open_images(DataConfig("digits"))
     assert isinstance(train, ArrayImages)
     assert why_no_knn(train, val, KnnConfig()) is None
     assert why_no_knn(Unlabeled(), None, KnnConfig()) == "the images are not sorted into two or more classes"
     few = ArrayImages(train.pixels[:24], train.labels[:24], train.classes)
     assert why_no_knn(few, None, KnnConfig()) is None  # every fifth is a query: 20 are left
+    alone = ArrayImages(few.pixels[:10], list(range(10)), train.classes)
+    reason = why_no_knn(alone, None, KnnConfig(neighbors=3))
+    assert reason == "no class of the images to classify has training images, some of which are held out"
     reason = why_no_knn(few, None, KnnConfig(neighbors=21))
     assert reason == "knn.neighbors is 21, but there are only 20 training images"
     assert why_no_knn(train, val, KnnConfig(images=19)) == "knn.neighbors is 20, but there are only 19 training images"

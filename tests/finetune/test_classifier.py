@@ -325,7 +325,7 @@ def test_a_skipped_step_does_not_change_batch_norm() -> None:
     from mae_curriculum.training.step import Training, update_
 
     model = build(MODELS["resnet"]).train()
-    images, _ = open_images(DataConfig())
+    images, _ = open_images(DataConfig("digits"))
     clock = Clock(Curriculum(), image_size=(32, 32), patch_size=(2, 2), images_per_epoch=8, epochs=1, batch_images=8)
     config = TrainingConfig(batch_size=8, precision="float32")
     dataset = TrainingImages(images, (32, 32), 3, Augmentation(), 0)

@@ -129,6 +129,7 @@ def test_onnx_gives_the_same_logits_for_any_number_of_images(name: str, tmp_path
     checkpoint, model = make(NETWORKS[name], tmp_path)
     out = tmp_path / "classifier.onnx"
     assert export(checkpoint, out, format="onnx") == 0
+    assert [path.name for path in tmp_path.glob("classifier.onnx*")] == ["classifier.onnx"]  # all in one file
     session = onnxruntime.InferenceSession(out)
     images = noise(model.channels, model.image_size)
     for part in (images, images[:1]):

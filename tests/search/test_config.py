@@ -11,8 +11,6 @@ from mae_curriculum.training.config import OptimConfig
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seeds": ()}, r"seeds: at least one, all different, got \[\]"),
-        ({"seeds": (1, 1)}, "seeds: at least one, all different"),
         ({"epochs": 0}, "epochs must be at least 1 or null, got 0"),
         ({"time_limit": "soon"}, "time_limit must be"),
         ({"pretrain": PretrainConfig(time_limit="5")}, "pretrain.time_limit: .* --time_limit"),

@@ -37,7 +37,7 @@ class Line(nn.Module):
 
 
 def training_of(inputs: Callable[[Batch, Any], tuple[Any, ...]], *, clip_norm: float | None = None) -> Training[Line]:
-    model, images = Line(), open_images(DataConfig())[0]
+    model, images = Line(), open_images(DataConfig("digits"))[0]
     return Training(
         config=TrainingConfig(optim=OptimConfig(clip_norm=clip_norm), precision="float32"),
         world=WORLD,

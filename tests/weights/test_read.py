@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from mae_curriculum.__main__ import main
 from mae_curriculum.config import ConfigError
+from mae_curriculum.data.config import DataConfig
 from mae_curriculum.model.config import ModelConfig
 from mae_curriculum.model.masked_autoencoder import MaskedAutoencoder, build_model
 from mae_curriculum.model.masking import patchify
@@ -32,7 +33,7 @@ NOISE = torch.rand((2, 16), generator=torch.Generator().manual_seed(1))
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with random weights, biases and norms."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "run")
-    folder.claim(PretrainConfig(model=MODEL), command="pretrain")
+    folder.claim(PretrainConfig(model=MODEL, data=DataConfig("digits")), command="pretrain")
     folder.save({"steps_done": 7, "model": random_model().state_dict()}, keep=1)
     return folder.path
 
@@ -133,7 +134,7 @@ def test_a_file_of_facebookresearch_mae_is_read_with_its_arguments(tmp_path: Pat
     torch.testing.assert_close(
         encoded(rebuilt(tmp_path / "checkpoint-3.pth", decoder_heads=2)), encoded(random_model())
     )
-    with pytest.raises(ConfigError, match="does not say how many .* of width 128 has; add --heads N"):
+    with pytest.raises(ConfigError, match="does not say how many .* of width 128 has; set model.heads or --heads"):
         read_weights(tmp_path / "checkpoint-3.pth")
 
 
