@@ -34,7 +34,7 @@ def draw_confusion(confusion: Tensor, classes: Sequence[str], path: Path) -> Non
     bars.set(xlim=(0, 1), ylim=(count - 0.5, -0.5), xlabel="accuracy")
     mean = float(confusion.trace() / confusion.sum())
     bars.axvline(mean, color="black", linestyle="--", linewidth=1, label=f"all images: {mean:.3f}")
-    bars.legend(loc="lower left")
+    bars.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     if count <= MAX_NAMES:
         names = [drawable(name, max_letters=MAX_LETTERS) for name in classes]
         matrix.set_xticks(range(count), names, rotation=90, parse_math=False)

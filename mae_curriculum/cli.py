@@ -34,6 +34,9 @@ def run_command(package: str, commands: Mapping[str, tuple[str, str]], arguments
             return _run(package, commands, arguments)
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt:  # before or after a run: during it, Ctrl-C stops it, and it saves
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         if not _reader_has_left():
             raise

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import filterfalse
 from pathlib import Path
 
+from mae_curriculum.data.config import usable_cores
 from mae_curriculum.run.stop import EXIT_RESUMABLE, catch_signals
 from slurm.pipeline_config import PipelineRun
 from slurm.submit import run_in_process
@@ -53,7 +54,7 @@ def _run_in_turn(chains: Sequence[Sequence[PipelineRun]]) -> int:
 
 
 def _run_side_by_side(chains: deque[list[PipelineRun]], at_once: int) -> int:
-    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+    threads = max(1, usable_cores() // at_once)
     running: dict[subprocess.Popen[bytes], list[PipelineRun]] = {}
     code = 0
     with catch_signals() as stop:

@@ -89,7 +89,7 @@ def test_a_curriculum_is_found_by_name_and_made_of_stages() -> None:
     curriculum = mc.Curriculum.preset("efficienttrain_pp")
     assert curriculum.stages == (mc.Stage(0.2, 96), mc.Stage(0.4, 160), mc.Stage(0.4, 224))
     assert curriculum.pace == "compute"
-    with pytest.raises(mc.ConfigError, match=r"cannot read 'efficient': .*; recipes: efficienttrain, "):
+    with pytest.raises(mc.ConfigError, match=r"^curriculum: cannot read 'efficient': .*; recipes: efficienttrain, "):
         mc.Curriculum.preset("efficient")
 
 

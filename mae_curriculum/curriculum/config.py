@@ -129,5 +129,11 @@ class Curriculum:
 
     @classmethod
     def preset(cls, name: str) -> "Curriculum":
-        """Load a curriculum by the name of its recipe, such as "efficienttrain", or from a YAML file."""
-        return load_file(cls, Path(name))
+        """Load a curriculum by the name of its recipe, such as "efficienttrain", or from a YAML file.
+
+        Raises  ConfigError for an unknown name, with those that there are, and for a file that cannot be read.
+        """
+        try:
+            return load_file(cls, Path(name))
+        except ConfigError as error:
+            raise ConfigError(f"curriculum: {str(error).removeprefix('--config: ')}") from error

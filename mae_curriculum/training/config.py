@@ -87,6 +87,7 @@ class TrainingConfig:
     """Precision of the model's computations. auto: bfloat16 on GPUs that support it, otherwise float32."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "run", Path(self.run))  # scripts may give it as text
         for name in ("batch_size", "micro_batch", "epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
