@@ -258,7 +258,7 @@ def _load_pretrained_(net: Any, weights: Weights) -> str:
         nn.init.trunc_normal_(net.head.weight, std=2e-5)  # as MAE: the first steps do not disturb what was learned
     kept = {key: value for key, value in encoder.items() if key not in left_out}
     load_into_(net, {key: own[key] for key in new} | kept, "the pretrained encoder")
-    notes = {"new": new, "left out of the checkpoint": left_out}
+    notes = {"new": new, "in the checkpoint, not used": left_out}
     return "; ".join(f"{note}: {', '.join(sorted(keys))}" for note, keys in notes.items() if keys)
 
 

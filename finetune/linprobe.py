@@ -276,7 +276,7 @@ def conclude(config: LinprobeConfig, summaries: list[dict[str, Any]]) -> None:
         rows += [format_head(head, summary["chosen"], seed=config.seed + number) for head in shown]
     accuracy = spread([summary["accuracy"] for summary in summaries])
     print(format_table(rows))
-    print(f"{config.head} probe: accuracy {format_percent(accuracy)} of the head that did best on the images held out")
+    print(f"{config.head} probe: accuracy {format_percent(accuracy)}, with the head that is best on held-out images")
     result = {
         "source": config.data.source,
         "seeds": [config.seed + number for number in range(len(summaries))],

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,12 @@ def _nearest_keys(word: str, keys: Sequence[str]) -> list[str]:
     """Return the dotted keys that end in a word, or have it as a part, or are spelled most like it; at most three."""
     names = {key: key.rpartition(".")[2] for key in keys}
     close = difflib.get_close_matches(word, names.values(), n=1)
-    for fits in (lambda name: name == word, lambda name: word in name.split("_"), lambda name: name in close):
+    matches: list[Callable[[str], bool]] = [
+        lambda name: name in (word, f"{word}s"),
+        lambda name: word in name.split("_"),
+        lambda name: name in close,
+    ]
+    for fits in matches:
         if found := [key for key, name in names.items() if fits(name)]:
             return found[:3]
     return []

@@ -298,6 +298,8 @@ def describe(config: PretrainConfig, result: PretrainResult) -> str:
     if summary["end"]:
         untrained = "" if summary["start"] else f", untrained {summary['knn_untrained']:.4f}"
         lines.append(describe_evaluation(summary["end"], summary["start"]) + untrained)
+        if None not in (result.accuracy, summary["knn_untrained"]) and result.accuracy < summary["knn_untrained"]:
+            lines.append("the encoder is worse than an untrained one: train longer, or look at the loss and pictures/")
     if summary.get("reference"):
         lines.append(f"kNN accuracy {summary['reference']} of these settings")
     files = ["config.yaml", "journal.jsonl", "summary.json", "checkpoints/"]

@@ -146,7 +146,10 @@ class Watch:
     def describe_knn(self, steps_done: int, accuracy: float) -> str:
         """Return how an accuracy compares; empty if the reference has none after as many steps."""
         values = self._reference.knn.get(str(steps_done))
-        return "" if values is None else compare(accuracy, *band(values))
+        if values is None:
+            return ""
+        low, high = band(values)
+        return compare(accuracy, max(low, 0.0), min(high, 1.0))
 
 
 def find_watch(config: PretrainConfig, data_fingerprint: str, journal: Journal, total_steps: int) -> Watch | None:

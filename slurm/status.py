@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from mae_curriculum.config import ConfigError
 from mae_curriculum.run.folder import SUBMISSION, RunFolder, no_run
@@ -149,6 +150,7 @@ def read_queue() -> dict[str, str]:
     queue: dict[str, str] = {}
     for line in answer.stdout.splitlines():
         own_id, array_id, state, reason = line.split(maxsplit=3)
+        reason = shorten(reason, 40, placeholder=" ...")  # SLURM has some of a hundred letters
         text = f"pending ({reason})" if state == "PENDING" and reason != "None" else state.lower()
         queue |= {own_id: text, array_id: text}
     return queue

@@ -1,6 +1,7 @@
 """`submit`: any command of this project as a SLURM job, with settings checked and frozen on the login node."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -22,8 +23,10 @@ from slurm.cluster import (
     record_submission,
     refuse_without_slurm,
     submit_jobs,
+    submitted_jobs,
 )
 from slurm.job import Job
+from slurm.status import read_queue
 
 PACKAGES = ("mae_curriculum", "finetune")
 """Packages whose commands can be submitted."""
@@ -92,6 +95,8 @@ def submit(config: SubmitConfig) -> int:
         print(describe_cost(settings, config) if subcommand == "pretrain" else f"# no cost estimate for {subcommand}")
         return 0
     refuse_without_slurm()
+    if run is not None and not isinstance(settings, SearchOptions):
+        refuse_queued(run)
     copy_code(folder)
     frozen = folder / "settings.yaml"
     frozen.write_text(dump(settings))
@@ -102,6 +107,14 @@ def submit(config: SubmitConfig) -> int:
     if config.segments > 1:
         print(f"{config.segments} segments, each after the one before; to cancel all: scancel {' '.join(ids)}")
     return 0
+
+
+def refuse_queued(run: Path) -> None:
+    """Raise ConfigError if a job of a run is in the queue."""
+    queue = read_queue()
+    for job in submitted_jobs(run):
+        if queue.get(job, "").startswith(("pending", "running")):
+            raise ConfigError(f"run: job {job} of {run} is in the queue already ({queue[job]}); cancel it first")
 
 
 def submit_segments(config: SubmitConfig, name: str, folder: Path, job: Job, run: Path | None) -> list[str]:
@@ -118,6 +131,8 @@ def submit_segments(config: SubmitConfig, name: str, folder: Path, job: Job, run
         try:
             submitted += submit_jobs(make_executor(request, name, folder), [part] * config.jobs)
         except ConfigError as error:
+            if not submitted:
+                shutil.rmtree(folder)
             queued = f"; already in the queue: {' '.join(each.job_id for each in submitted)}" if submitted else ""
             raise ConfigError(f"{error}{queued}") from error
         if run is not None:

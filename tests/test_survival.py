@@ -1,6 +1,5 @@
 """Runs that are killed, stopped, starved and damaged, by real signals, real full disks and real second jobs."""
 
-import json
 import os
 import random
 import shutil
@@ -337,13 +336,6 @@ def test_a_run_resumes_with_another_world_size_and_the_same_images(finished: Pat
     alone = {row["steps_done"]: row["loss"] for row in rows(finished, "step")}
     assert losses[67] == pytest.approx(alone[67], abs=1e-4)
     assert [row["world_size"] for row in rows(run, "start")] == [1, 2]
-
-
-def test_a_missing_summary_is_written_after_a_restart(finished: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(finished, tmp_path / "run"))
-    (run / "summary.json").unlink()
-    assert main(["pretrain", *options(run)]) == 0
-    assert json.loads((run / "summary.json").read_text())["knn"] is not None
 
 
 def test_a_run_goes_on_while_its_folder_is_away_and_makes_its_checkpoints_folder_again(

@@ -22,7 +22,7 @@ import torch
 from mae_curriculum.commands.config import PackConfig
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.contents import Side
-from mae_curriculum.data.packing import Encoder, name_members, write_tar
+from mae_curriculum.data.packing import ImageEncoder, name_members, write_tar
 from mae_curriculum.data.sources import Images, open_together
 from mae_curriculum.data.tar_index import open_tars
 from mae_curriculum.distributed import World, job_end, launcher
@@ -133,7 +133,7 @@ def pack_parts(parts: Sequence[Packing], stop: Stop) -> dict[str, Any]:
 def pack_tar(part: Packing, tar: Path, indices: range, names: Sequence[str], stop: Stop) -> dict[str, Any]:
     """Write a tar; returns what is known of it. Raises StoppedError if asked to stop."""
     images, config, broken = part.images, part.config, {}
-    encoder = Encoder(images, config.short_side, config.quality, decoded=config.format == "npy")
+    encoder = ImageEncoder(images, config.short_side, config.quality, decoded=config.format == "npy")
 
     def members() -> Iterator[tuple[str, bytes, int | None]]:
         for encoded in encoder.encode(indices, config.data.workers):

@@ -36,7 +36,7 @@ def augment(
     image      (c, h, w) uint8; 1 or 3 channels if a magnitude is given.
     size       (height, width) of the result in pixels.
     min_area   area of the smallest crop as a share of the image; the aspect ratio is that of `size`, times 3:4 to 4:3.
-    magnitude  of timm's RandAugment with mstd 0.5 and increasing ops, or None for no RandAugment.
+    magnitude  of timm's RandAugment with mstd 0.5 and increasing ops, 0 to 10; None for no RandAugment.
     erasing    probability of random erasing: noise with ImageNet's gray mean and variance, on 2% to 33% of the area.
     position   integers, at least 0; all random choices are a function of these alone.
     lanczos    resize with a Lanczos filter instead of a bicubic one.

@@ -103,7 +103,10 @@ class TrainingImages(Dataset[tuple[Tensor, int, dict[str, str]]]):
     _last: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, request: Request) -> tuple[Tensor, int, dict[str, str]]:
-        """Return an image (c, h, w) uint8, its index, and the broken images that it replaces, with reasons."""
+        """Return an image (c, h, w) uint8, its index, and the broken images that it replaces, with reasons.
+
+        Where so many in a row are broken that the run will stop, the image is black.
+        """
         size = self.loaded_size(request.view)
         broken: dict[str, str] = {}
         for attempt in range(int(len(self.images) * BROKEN_LIMIT) + 2):  # one more would be over the limit

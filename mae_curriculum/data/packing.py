@@ -39,7 +39,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Encoder(Dataset[Encoded]):
+class ImageEncoder(Dataset[Encoded]):
     """Encode images on request; each is decoded, so that broken ones are found."""
 
     images: Images

@@ -26,10 +26,15 @@ class Request(NamedTuple):
     """All that a training image depends on."""
 
     epoch: int
+    """Passes over the images before this one, from 0 on."""
     image: int
+    """Index in the data set."""
     view: View
+    """What the encoder sees of it: image size, resizing, masking."""
     magnitude: float | None
+    """Of RandAugment, 0 to 10; None for no RandAugment."""
     min_area: float
+    """Area of the smallest crop as a share of the image, above 0 and at most 1."""
     crop: int = 0
     """Number of the crop among those of an image in a row."""
 

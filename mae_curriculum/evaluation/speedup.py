@@ -80,8 +80,12 @@ def _describe_seconds(summary: dict[str, Any]) -> str:
     if "speedup_range" not in summary:
         return ""
     speedup, (low, high) = summary["speedup_seconds"], summary["speedup_range"]
-    measured = f"{low:.2f}x to {high:.2f}x by steps with and without it, timed in turn"
-    factor = "not measurable" if speedup is None else format_factor(speedup, "faster", "slower")
+    factor, measured = "not measurable", f"{low:.2f}x to {high:.2f}x"
+    if speedup is not None:
+        slower = speedup < 1
+        factor = format_factor(speedup, "faster", "slower")
+        measured = f"{1 / high:.2f}x to {1 / low:.2f}x" if slower else f"{low:.2f}x to {high:.2f}x"
+    measured += " by steps with and without it, timed in turn"
     return f"; {factor} in seconds ({measured})"
 
 

@@ -203,7 +203,8 @@ def build_timm(config: ModelConfig) -> Any:
         raise ConfigError("model.name: choose a plain ViT in timm, such as vit_base_patch16_224")
     if not timm.models.is_model_in_modules(config.name, ["vision_transformer"]):
         near = ", ".join(similar_names(config.name, timm.list_models(module="vision_transformer")))
-        raise ConfigError(f"model.name: timm has no plain ViT named '{config.name}'; similar: {near or 'none'}")
+        hint = f"similar: {near}" if near else "only these can be masked; python -m finetune trains others"
+        raise ConfigError(f"model.name: timm has no plain ViT named '{config.name}'; {hint}")
     given = {**timm_arguments(config), "num_classes": 0, "global_pool": "", "weight_init": "skip"}
     try:
         encoder: Any = timm.create_model(config.name, **given)

@@ -36,6 +36,11 @@ def test_measurements_that_agree_give_the_speed_up() -> None:
     assert text.endswith("; 1.30x faster in seconds (1.30x to 1.31x by steps with and without it, timed in turn)")
 
 
+def test_a_curriculum_that_is_slower_is_said_to_be() -> None:
+    text = describe_costs(summary([0.8] * 4 + [0.9]))
+    assert text.endswith("; 1.25x slower in seconds (1.25x to 1.25x by steps with and without it, timed in turn)")
+
+
 def test_measurements_that_disagree_give_none() -> None:
     costs = summary([0.41, 0.9, 1.3, 1.5, 1.6])
     assert (costs["speedup_seconds"], costs["baseline_train_seconds"]) == (None, None)

@@ -185,7 +185,7 @@ def test_a_pretrained_encoder_computes_the_same_tokens_in_a_classifier() -> None
 def test_average_pooling_replaces_the_norm_and_says_so() -> None:
     classifier, note = build_classifier(ClassifierConfig(), pretrained(), class_count=4, seed=0)
     assert note == (
-        "new: fc_norm.bias, fc_norm.weight, head.bias, head.weight; left out of the checkpoint: norm.bias, norm.weight"
+        "new: fc_norm.bias, fc_norm.weight, head.bias, head.weight; in the checkpoint, not used: norm.bias, norm.weight"
     )
     assert classifier.net.head.weight.abs().max() < 2e-4  # MAE's 2e-5
 
@@ -197,7 +197,7 @@ def test_a_head_for_the_same_classes_is_kept() -> None:
     assert not note
     assert torch.equal(same.net.head.weight, first.net.head.weight)
     _, note = build_classifier(ClassifierConfig(), weights, class_count=5, seed=2)
-    assert note == "new: head.bias, head.weight; left out of the checkpoint: head.bias, head.weight"
+    assert note == "new: head.bias, head.weight; in the checkpoint, not used: head.bias, head.weight"
 
 
 @pytest.mark.parametrize(

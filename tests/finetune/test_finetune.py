@@ -118,7 +118,7 @@ def test_fine_tuning_writes_results_a_picture_and_a_row_in_the_journal_of_the_pr
     assert row["accuracy"] == found["accuracy"]
     output = (tuned.parent / "output.txt").read_text()
     assert "stage 1 of 3: 24 px, 81 steps of 64 images" in output
-    assert "new: fc_norm.bias, fc_norm.weight, head.bias, head.weight; left out of the checkpoint: norm.bias" in output
+    assert "new: fc_norm.bias, fc_norm.weight, head.bias, head.weight; in the checkpoint, not used: norm.bias" in output
     assert summary(tuned)["images_evaluated"] == 359
     assert set(summary(tuned)["class_accuracy"]) == set("0123456789")
     with Image.open(tuned / "pictures" / "confusion.png") as picture:

@@ -159,6 +159,8 @@ def jobs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
         return submit(cluster, folder / f"{name}-jobs", "--time", 5, *settings, "--", *command)
 
     held = submit_run("finishes", 2, "--sbatch", '{"hold": true}')
+    again = run_slurm(cluster, "submit", "--", "mae_curriculum", "pretrain", *options(folder / "finishes", epochs=2))
+    assert f"job {held} of {folder / 'finishes'} is in the queue already (pending (JobHeldUser))" in again.stderr
     ids = {"refused": submit_run("refused", 2)} | {name: submit_run(name, 400) for name in ("stopped", "canceled")}
     pending = status(cluster, folder)
     cluster.ask("scancel", held)
@@ -330,6 +332,7 @@ MISTAKES = {
     "jobs: they are requeued, not followed by segments": ["--jobs", "2", "--segments", "2", *PRETRAIN],
     "jobs: they are an array already": ["--jobs", "2", "--sbatch", "{array: 0-3}", *PRETRAIN],
     "leave out --dry_run, --segments and --jobs": ["--dry_run", "--local", *PRETRAIN],
+    "did you mean 'nodes'?": ["--node", "2", "--", "mae_curriculum", "pretrain"],
     "did you mean 'partition'?": ["--partitoin", "gpu", "--", "mae_curriculum", "pretrain"],
 }
 
@@ -356,6 +359,7 @@ def test_a_job_that_sbatch_refuses_is_one_line(cluster: Cluster, tmp_path: Path)
     *_, line = done.stderr.splitlines()  # the lines before are sbatch's own
     assert line.startswith("error: SLURM refuses the job: ")
     assert "Invalid partition" in line
+    assert not [*(tmp_path / "jobs").iterdir()]
 
 
 def test_a_stopped_job_that_slurm_does_not_requeue_fails(cluster: Cluster, jobs: Jobs) -> None:

@@ -90,25 +90,6 @@ def test_history_counts_lost_work_and_time_between_jobs(tmp_path: Path) -> None:
     assert len(list(Journal(path).rows())) == len(events)
 
 
-def test_a_step_repeated_after_a_kill_is_in_the_journal_once(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    flags = options(run, epochs=5, saving__every_minutes=100)
-    process = Process("mae_curriculum", "pretrain", *flags)
-    while not (run / "journal.jsonl").exists() or len(rows(run, "step")) < 5:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    reported = len(rows(run, "step"))
-    assert pretraining.main(["pretrain", *flags]) == 0
-    steps = [row["steps_done"] for row in rows(run, "step")]
-    assert rows(run, "start")[1]["steps_done"] == 0
-    assert steps == sorted(set(steps))
-    assert len(steps) > reported
-    history = read_history(run / "journal.jsonl")
-    assert history is not None
-    assert 0 < history.lost_seconds < 60
-
-
 def test_the_state_of_a_chain_is_that_of_its_next_segment_until_the_run_has_finished(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     write_json(tmp_path / "submission.json", {"job": "11,12,13", "log": "a.out"})
