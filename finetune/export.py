@@ -25,6 +25,9 @@ LOADING = {
 }
 """How to load an export of each format."""
 
+ONNX_WEIGHTS = ".data"
+"""What torch appends to the name of an ONNX file for that of large weights."""
+
 ONNX_BYTES = 1_900_000_000
 """Size of weights above which they do not fit into an ONNX file, but are beside it; files are limited to 2 GB."""
 
@@ -40,8 +43,9 @@ def export(config: ExportConfig) -> int:
         write_onnx(net, description, config.out)
     card = config.out / "README.md" if config.out.is_dir() else config.out.with_suffix(".md")
     card.write_text(model_card(net, description, config))
-    beside = [path for path in (config.out.with_name(f"{config.out.name}.data"),) if path.exists()]
-    print(printable(f"{', '.join(map(str, [config.out, *beside]))}, and {card}"))
+    beside = config.out.with_name(f"{config.out.name}{ONNX_WEIGHTS}")
+    more = f", {beside}" if config.format == "onnx" and beside.exists() else ""
+    print(printable(f"{config.out}{more}, and {card}"))
     return 0
 
 
@@ -63,6 +67,7 @@ def write_timm(net: Any, description: Description, folder: Path) -> None:
 def write_onnx(net: Any, description: Description, path: Path) -> None:
     """Write an ONNX file, which maps normalized images of any number to logits; large weights are in `PATH.data`."""
     images = torch.zeros(2, description.channels, *description.image_size)
+    path.with_name(f"{path.name}{ONNX_WEIGHTS}").unlink(missing_ok=True)  # of an earlier export
     size = sum(weights.nbytes for weights in net.state_dict().values())
     torch.onnx.export(
         net,

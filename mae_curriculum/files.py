@@ -73,7 +73,7 @@ def rename_into_place(temporary: Path, path: Path) -> None:
 def remove_stale(folder: Path) -> None:
     """Remove the temporary files and folders that killed processes have left in a folder: those older than a day."""
     for path in folder.glob(".*.tmp"):
-        with suppress(FileNotFoundError):  # another process removes them too
+        with suppress(OSError):  # another process removes them too, or they are somebody else's
             if time.time() - path.stat().st_mtime > DAY_SECONDS:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -41,7 +41,7 @@ class PretrainConfig(TrainingConfig):
     """Weights to start from: a run, RUN@EPOCHS, any checkpoint that `knn` reads, or the name of one in the cache of
     Hugging Face, such as vit_base_patch16_224.mae or facebook/vit-mae-base. The model follows from them where `model`
     leaves it open; another image size, patch size or number of channels is converted. The images are those of the run,
-    unless data.source names others. null for random weights."""
+    with as many channels as there, unless data.source names others. null for random weights."""
     init_decoder_epochs: int = 5
     """Equivalent epochs at the start in which a decoder that `init` lacks trains alone, while the encoder keeps its
     weights: gradients of a random decoder would ruin them."""
@@ -56,7 +56,7 @@ class PretrainConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init is not None and self.data.source == RUNS_IMAGES:
-            self._take_images(self.init)
+            self._take_images(Path(self.init))
         check_channels(self, self.model.channels)
         if self.init_decoder_epochs < 0:
             raise ConfigError(f"init_decoder_epochs must be at least 0, got {self.init_decoder_epochs}")
@@ -66,8 +66,8 @@ class PretrainConfig(TrainingConfig):
     def _take_images(self, init: Path) -> None:
         """Take the images of the run that this one starts from, and their number of channels if that is left open."""
         object.__setattr__(self, "data", resolve_source(self.data, init))
-        channels = run_settings(init)["model"]["channels"]
-        if self.model.channels == ModelConfig.channels:
+        channels = run_settings(init).get("model", {}).get("channels")
+        if self.model.channels == ModelConfig.channels and isinstance(channels, int):
             object.__setattr__(self, "model", replace(self.model, channels=channels))
 
 

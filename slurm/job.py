@@ -24,6 +24,12 @@ REQUEUE_SECONDS = 120
 REFUSED_SECONDS = 30
 """The same if SLURM refuses the request, which may mean that it is requeuing the job already (preemption)."""
 
+ACCOUNTING_SECONDS = 10
+"""Within this time the accounts know that a job has ended."""
+
+ANSWER_SECONDS = 10
+"""Timeout of a question to SLURM."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -89,15 +95,28 @@ def current_job() -> str:
 
 
 def was_canceled(job: str) -> bool:
-    """Return whether somebody has canceled a job: to its processes, that looks like preemption."""
-    state = ask("squeue", "-h", "-j", job, "-o", "%T")
-    reason = ask("sacct", "-n", "-X", "-j", job, "-o", "state")  # nothing on a cluster without accounting
-    return state == "COMPLETING" and not reason.startswith(("PREEMPTED", "TIMEOUT", "NODE_FAIL"))
+    """Return whether somebody has canceled a job: to its processes, that looks like preemption.
+
+    On a cluster without accounting, any job that SLURM is ending counts as canceled.
+    """
+    if ask("squeue", "-h", "-j", job, "-o", "%T") != "COMPLETING":
+        return False
+    state = "RUNNING"
+    for _ in range(ACCOUNTING_SECONDS):
+        state = ask("sacct", "-n", "-X", "-j", job, "-o", "state")
+        if not state.startswith("RUNNING"):
+            break
+        time.sleep(1)
+    return state.startswith("CANCELLED") or not state
 
 
 def ask(*command: str) -> str:
-    """Return what one of SLURM's commands answers; "" if it fails."""
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    """Return what one of SLURM's commands answers; "" if it fails, or takes too long."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
 
 
 def set_master_address() -> None:

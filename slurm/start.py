@@ -1,6 +1,6 @@
 """Become the given command, with the signals that ask a run to stop blocked: they wait until the run handles them.
 
-Without it, one that comes while Python and torch are loaded would end the job. Run with -I -S, it starts in no time.
+Otherwise a signal that arrives while Python and torch are loaded would end the job. With -I -S it starts in no time.
 """
 
 import os

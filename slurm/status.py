@@ -30,9 +30,13 @@ MAX_LOG_BYTES = 100_000
 
 CAUSES = tuple(
     re.compile(pattern, re.IGNORECASE)
-    for pattern in (r"task \S+ (killed|out of memory)|oom.kill", "^error: ", "error|killed|out of memory|cancelled")
+    for pattern in (
+        "^error: (?!.*(connection (closed|reset)|NCCL))",
+        r"tasks? \S+ (killed|out of memory)|oom.kill",
+        "error|killed|out of memory|cancelled",
+    )
 )
-"""Lines of a log that tell why a job failed, the most telling first: of SLURM, of the command, of anything."""
+"""Lines of a log that tell why a job failed, the most telling first: of the command, of SLURM, of anything."""
 
 CONSEQUENCE = re.compile("Exited with exit code|ended with exit code|triggered an exception")
 """Lines of a log that follow from an error that others name."""

@@ -95,7 +95,7 @@ def submit(config: SubmitConfig) -> int:
         print(describe_cost(settings, config) if subcommand == "pretrain" else f"# no cost estimate for {subcommand}")
         return 0
     refuse_without_slurm()
-    if run is not None and not isinstance(settings, SearchOptions):
+    if run is not None and isinstance(settings, TrainingConfig):
         refuse_queued(run)
     copy_code(folder)
     frozen = folder / "settings.yaml"

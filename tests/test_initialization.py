@@ -76,7 +76,7 @@ def test_arrays_of_other_channels_are_refused_before_there_is_a_run(
     assert main(["plan", "--data.source", str(tmp_path / "a.npy"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["source"]["sizes"]["largest"] == [32, 32]
     assert main(["pretrain", "--data.source", str(tmp_path / "a.npy"), "--run", str(tmp_path / "run")]) == 2
-    assert "a.npy/00000000 has 4 channels, model.channels is 3; set that to fit" in capsys.readouterr().err
+    assert "a.npy/00000000: 4 channels, model.channels is 3; it must fit the images" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from mae_curriculum.commands.config import ReplayConfig
 from mae_curriculum.config import ConfigError, load_file
-from mae_curriculum.data.loader import Batch, receive, training_loader
+from mae_curriculum.data.loader import complete_, training_loader
 from mae_curriculum.data.requests import RequestSampler
 from mae_curriculum.data.sources import open_together
 from mae_curriculum.distributed import World, connect
@@ -65,7 +65,7 @@ def measure(
         training.clock, moment.step, config.seed, 0, 1, None, repeats=data.repeats, window=data.shuffle_window
     )
     loader = training_loader(training.dataset, sampler, workers=0, device=world.device)
-    batch = next(item for item in receive(loader) if isinstance(item, Batch))
+    batch = complete_(next(iter(loader)), {})
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     totals = [torch.zeros_like(parameter) for parameter in parameters]
     rows = []

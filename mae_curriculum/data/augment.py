@@ -17,7 +17,8 @@ from torchvision.transforms.v2 import functional as F
 from mae_curriculum.data.config import GRAY_MEAN, GRAY_STD
 
 FOR_TIMM = np.random.MT19937(0)
-"""Takes the place of numpy's global generator during RandAugment; to save and restore that one's state takes longer."""
+"""Takes the place of numpy's global generator during RandAugment: to save and restore that one's state would take
+longer. What it had kept of a pair of Gaussian numbers is lost."""
 
 
 def augment(

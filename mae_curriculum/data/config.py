@@ -1,6 +1,5 @@
 """Settings of the data."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +23,6 @@ LISTS = (".csv", ".tsv", ".txt")
 GRAY_MEAN = 0.449
 GRAY_STD = 0.226
 """Mean and standard deviation of ImageNet over all three channels, for images with another number of channels."""
-
-
-def usable_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,7 @@ class DataConfig:
     """Shuffle approximately, for network disks that are slow at random reads: blocks of a 16th of this many neighbors
     are read in random order, and mixed within as many images. Images of a class should not be neighbors. null for a
     full shuffle."""
-    workers: int = exempt(min(2, usable_cores()))
+    workers: int = exempt(2)
     """Number of loader workers per process; 0 loads images in the training process."""
 
     def __post_init__(self) -> None:

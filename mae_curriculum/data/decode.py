@@ -3,6 +3,9 @@
 simplejpeg decodes plain JPEGs, about twice as fast as Pillow, which decodes all other image files; `.npy` arrays may
 have any number of channels. Gray, palette, CMYK and 16-bit images and EXIF rotation are decoded as a viewer would show
 them; transparency is dropped.
+
+To decode the region of a crop alone, as nvImageCodec can on a CPU, gives the same bits and makes loading ImageNet's
+photographs 12% faster, as most of the time goes to the entropy coding before the region: not worth a dependency.
 """
 
 import io
@@ -108,7 +111,7 @@ def _decode(content: bytes, channels: int) -> Tensor:
     if content.startswith(NPY_SIGNATURE):
         return to_channels(_from_array(_read_array(content)), channels)
     if channels not in (1, 3):
-        raise ChannelsError(f"1 or 3 channels, as image files have, model.channels is {channels}: store .npy arrays")
+        raise ChannelsError(f"image files have 1 or 3 channels, model.channels is {channels}: store .npy arrays")
     with warnings.catch_warnings(action="ignore"):  # Pillow warns of odd metadata, which does not affect pixels
         return _from_array(_pixels(content, gray=channels == 1))
 

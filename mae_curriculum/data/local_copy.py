@@ -1,12 +1,12 @@
 """A copy of packed images on a disk of each node, made before training and checked against their manifest."""
 
+import fcntl
 import hashlib
 import os
 import shutil
 import socket
-import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
 from mae_curriculum.distributed import World, picklable
-from mae_curriculum.files import read_json, remove_stale, write_json
+from mae_curriculum.files import read_json, temporary_name, write_json
 
 BLOCK = 2**22
 """Bytes that are copied at once."""
@@ -37,7 +37,7 @@ def copy_to_node(config: DataConfig, world: World, prepare: Callable[[DataConfig
     hosts = world.gather(socket.gethostname())
     if hosts.index(socket.gethostname()) == world.rank:  # the first rank of its node
         try:
-            _copy(source, target)
+            copy_packed(source, target)
             prepare(copied)
         except Exception as error:  # or the other ranks would wait for this one
             failure = picklable(error)
@@ -47,7 +47,11 @@ def copy_to_node(config: DataConfig, world: World, prepare: Callable[[DataConfig
     return copied
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_packed(source: Path, target: Path) -> None:
+    """Copy packed images to a folder, or what of them is missing; jobs on one node wait for each other.
+
+    Raises  ConfigError for a source without a manifest, for tars that differ from it, and for a full disk.
+    """
     try:
         manifest = read_json(source / "manifest.json")
         tars = [tar for part in ("train", "val") if part in manifest for tar in manifest[part]["tars"]]
@@ -56,21 +60,30 @@ def _copy(source: Path, target: Path) -> None:
             f"data.local_copy: {source} has no manifest.json of `pack`: pack the images first, or set it to null"
         ) from error
     try:
-        if target.exists() and _manifest_of(target) != manifest:
-            shutil.rmtree(target)
-        target.mkdir(parents=True, exist_ok=True)
-        write_json(target / "manifest.json", manifest)  # first: what follows belongs to it, also after a kill
-        remove_stale(target)
-        for tar in tars:
-            _copy_tar(source / tar["name"], target / tar["name"], tar)
-        for index in source.glob("*.index"):
-            _copy_index(index, target / index.name)
+        with _alone(target.with_name(f".{target.name}.lock")):
+            if target.exists() and _manifest_of(target) != manifest:
+                shutil.rmtree(target)
+            target.mkdir(exist_ok=True)
+            write_json(target / "manifest.json", manifest)  # first: what follows belongs to it, also after a kill
+            for tar in tars:
+                _copy_tar(source / tar["name"], target / tar["name"], tar)
+            for index in source.glob("*.index"):
+                _copy_index(index, target / index.name)
     except OSError as error:
         size = sum(tar["bytes"] for tar in tars) / 1e9
         raise ConfigError(
             f"data.local_copy: {source}, {size:.3g} GB, cannot be copied to {target} on {socket.gethostname()} "
             f"({error.strerror})"
         ) from error
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other job on this node copies the same images."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _manifest_of(folder: Path) -> Any:
@@ -87,7 +100,7 @@ def _copy_tar(source: Path, target: Path, facts: dict[str, Any]) -> None:
         if source.is_file() and target.stat().st_mtime_ns != source.stat().st_mtime_ns:
             _copy_times(source, target)
         return
-    temporary, state = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp"), hashlib.sha256()
+    temporary, state = temporary_name(target), hashlib.sha256()
     try:
         with source.open("rb") as reader, temporary.open("wb") as writer:
             while block := reader.read(BLOCK):
@@ -110,10 +123,7 @@ def _copy_index(source: Path, target: Path) -> None:
     """Copy the index of tars, which appears once it is complete, unless it is there."""
     if target.is_dir():
         return
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        shutil.copytree(source, temporary)
-        with suppress(OSError):  # another job was faster
-            temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_name(target)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a job that was killed
+    shutil.copytree(source, temporary)
+    temporary.rename(target)

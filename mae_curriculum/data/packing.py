@@ -133,7 +133,7 @@ def name_members(images: Images, folders: Sequence[Path]) -> list[str]:
     Raises   ConfigError for a class whose name cannot be that of a folder.
     """
     if odd := next((name for name in images.classes if "/" in name or not (name and is_visible(name))), None):
-        raise ConfigError(f"data.source: the class {odd!r} cannot be a folder of a tar; rename it without / and .")
+        raise ConfigError(f"data.source: the class {odd!r} cannot be a folder; rename it, without / or a leading dot")
     names, seen, labels = [], set[str](), images.labels
     for index in range(len(images)):
         path = _path_in(PurePosixPath(images.name(index)), folders) or PurePosixPath(f"{index:07}")

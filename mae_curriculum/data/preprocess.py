@@ -22,7 +22,7 @@ def preprocess(
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return images (b, c, h, w) uint8 as float32, less `mean` and divided by `std`, on a scale of 0 to 1."""
+    """Return images (b, c, h, w) uint8 as float32, minus `mean`, divided by `std`, on a scale of 0 to 1."""
     planes = images.contiguous()  # `join` leaves them channels last
     return (planes - _for_channels(tuple(mean), images.device)) / _for_channels(tuple(std), images.device)
 

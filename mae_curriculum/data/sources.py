@@ -232,7 +232,7 @@ def refuse_channels(images: Images, channels: int) -> None:
     try:
         images.read(0, channels)
     except ChannelsError as error:
-        raise ConfigError(f"data.source: {images.name(0)} has {error}; set that to fit") from error
+        raise ConfigError(f"data.source: {images.name(0)}: {error}; it must fit the images") from error
     except BrokenImageError:
         return
 

@@ -184,6 +184,12 @@ def describe_stage(training: Training[Any], moment: Moment) -> str:
     parts = micro_batches(span, world.rank, world.world_size, training.config.micro_batch, training.pair_size)
     return (
         f"stage {span.index + 1} of {len(training.clock.spans)}: {side(span.size)} px, {span.steps} steps of "
-        f"{span.batch_images} images (processes: {world.world_size}, micro-batches of each: {len(parts)}, of at most "
-        f"{max(map(len, parts))} images{'; gradients are accumulated' if len(parts) > 1 else ''})"
+        f"{span.batch_images} images ({plural(world.world_size, 'process', 'es')}, each with "
+        f"{plural(len(parts), 'micro-batch', 'es')} of at most {max(map(len, parts))} images"
+        f"{', gradients accumulated' if len(parts) > 1 else ''})"
     )
+
+
+def plural(count: int, noun: str, ending: str = "s") -> str:
+    """Return a number of things: 1 process, 2 processes."""
+    return f"{count} {noun}{ending if count != 1 else ''}"

@@ -5,7 +5,9 @@ import io
 import logging
 import signal
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from PIL import Image
 from mae_curriculum.__main__ import main
 from mae_curriculum.config import ConfigError
 from mae_curriculum.data.config import DataConfig
+from mae_curriculum.data.local_copy import copy_packed
 from mae_curriculum.data.sources import Images, names_fingerprint, open_images, open_together
 from mae_curriculum.distributed import World
 from mae_curriculum.files import read_json
@@ -165,7 +168,7 @@ def test_a_class_that_cannot_be_a_folder_is_refused(tmp_path: Path, capsys: pyte
     picture_folder(tmp_path, classes=1, count=2)
     (tmp_path / "list.csv").write_text("class0/0000.png,a/b\nclass0/0001.png,a/c\n")
     assert pack(tmp_path / "list.csv", tmp_path / "packed") == 2
-    assert "the class 'a/b' cannot be a folder of a tar; rename it" in capsys.readouterr().err
+    assert "the class 'a/b' cannot be a folder; rename it" in capsys.readouterr().err
 
 
 def test_untouched_images_are_the_same_data_set_also_packed_again(tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ def test_packed_images_are_copied_to_the_node_once_and_checked(
     with caplog.at_level(logging.INFO):
         images, val, _ = open_together(config, world)
     assert val is not None
-    (copy,) = (tmp_path / "disk").iterdir()
+    (copy,) = (tmp_path / "disk").glob("packed-*")
     assert tars(copy) == tars(tmp_path / "packed")
     assert images.name(0).startswith(str(copy))
     assert names_fingerprint(images) == names_fingerprint(opened(tmp_path / "packed")[0])
@@ -274,7 +277,7 @@ def test_a_copy_that_was_interrupted_is_made_anew(manifest: str | None, tmp_path
     pack("digits", tmp_path / "packed")
     config = DataConfig(source=str(tmp_path / "packed"), local_copy=tmp_path / "disk")
     open_together(config, world)
-    (copy,) = (tmp_path / "disk").iterdir()
+    (copy,) = (tmp_path / "disk").glob("packed-*")
     tar = copy / "train-000000.tar"
     tar.write_bytes(bytes(tar.stat().st_size))  # of other images that are as large
     (copy / "manifest.json").unlink()
@@ -282,6 +285,16 @@ def test_a_copy_that_was_interrupted_is_made_anew(manifest: str | None, tmp_path
         (copy / "manifest.json").write_text(manifest)
     open_together(config, world)
     assert tars(copy) == tars(tmp_path / "packed")
+
+
+def test_jobs_that_start_together_copy_once(tmp_path: Path) -> None:
+    pack("digits", tmp_path / "packed")
+    target = tmp_path / "disk" / "copy"
+    with ProcessPoolExecutor(4, get_context("spawn")) as jobs:
+        for _ in jobs.map(copy_packed, [tmp_path / "packed"] * 12, [target] * 12):
+            pass
+    assert tars(target) == tars(tmp_path / "packed")
+    assert not [*target.rglob("*.tmp")]
 
 
 def test_a_copy_that_cannot_be_made_is_refused_in_a_line(tmp_path: Path) -> None:
@@ -297,5 +310,5 @@ def test_a_copy_that_cannot_be_made_is_refused_in_a_line(tmp_path: Path) -> None
         open_together(config, world)
     assert not [*(tmp_path / "disk").rglob("*.tar*")]
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cannot be copied to \S+ on \S+ \(Not a directory\)"):
+    with pytest.raises(ConfigError, match=r"cannot be copied to \S+ on \S+ \(File exists\)"):
         open_together(replace(config, local_copy=tmp_path / "file"), world)

@@ -35,9 +35,9 @@ def test_a_batch_that_does_not_fit_is_said_to_be_accumulated() -> None:
     config = load(PretrainConfig, options(curriculum__stages=large, micro_batch=100))
     training = set_up(config, World(0, 1, torch.device("cpu")), open_images(config.data)[0])
     expected = (
-        "stage 1 of 1: 32 px, 17 steps of 256 images (processes: 1, micro-batches of each: 3, of at most 86 images; "
+        "stage 1 of 1: 32 px, 17 steps of 256 images (1 process, each with 3 micro-batches of at most 86 images, "
     )
-    assert describe_stage(training, training.clock.moment(0)) == f"{expected}gradients are accumulated)"
+    assert describe_stage(training, training.clock.moment(0)) == f"{expected}gradients accumulated)"
 
 
 def test_real_epochs_are_shown_where_they_are_not_the_equivalent_ones() -> None:
