@@ -55,8 +55,10 @@ class PretrainConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init is not None and self.data.source == RUNS_IMAGES:
-            self._take_images(Path(self.init))
+        if self.init is not None:
+            object.__setattr__(self, "init", Path(self.init))  # as `run`
+            if self.data.source == RUNS_IMAGES:
+                self._take_images(self.init)
         check_channels(self, self.model.channels)
         if self.init_decoder_epochs < 0:
             raise ConfigError(f"init_decoder_epochs must be at least 0, got {self.init_decoder_epochs}")

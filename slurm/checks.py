@@ -95,9 +95,16 @@ def check_gpus(requested: int) -> CheckResult:
     return CheckResult("GPUs", "ok", f"{usable} usable: {', '.join(sorted(names))}")
 
 
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use: those to which SLURM binds it, else the machine's."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def check_cores(processes: int, *, workers: int) -> CheckResult:
     """Compare the CPU cores per process with what it needs for its loader workers and itself."""
-    usable = len(os.sched_getaffinity(0))  # of this process if SLURM binds it to cores, else of the machine
+    usable = usable_cores()
     granted = int(os.environ.get("SLURM_CPUS_ON_NODE", usable))
     cores = min(usable, granted // processes)
     needed = workers + 1

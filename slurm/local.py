@@ -10,6 +10,7 @@ from itertools import filterfalse
 from pathlib import Path
 
 from mae_curriculum.run.stop import EXIT_RESUMABLE, catch_signals
+from slurm.checks import usable_cores
 from slurm.pipeline_config import PipelineRun
 from slurm.submit import run_in_process
 
@@ -101,10 +102,3 @@ def _describe_failure(run: PipelineRun, code: int) -> str:
     lines = _log(run).read_text(errors="replace").split("\n")
     last = next((line for line in reversed(lines) if line.strip()), "")
     return f"{run.folder}: exit code {code}: {last} (output in {_log(run)})"
-
-
-def usable_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

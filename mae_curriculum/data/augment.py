@@ -91,7 +91,9 @@ def crop_and_resize(
 ) -> Tensor:
     """Return a part of an image (c, h, w) uint8, resized to `size` (height, width), with antialiasing.
 
-    As torchvision's `resized_crop`, whose own code takes longer than the resizing of a small image.
+    As torchvision's `resized_crop`, whose own code takes longer than the resizing of a small image. Bicubic pixels are
+    within 2 of 255 of Pillow's, in mean within 0.01. Pillow 13 resizes some tall boxes in the other direction first:
+    from these, single pixels beside sharp edges differ by up to 17, and the mean by up to 0.3.
 
     box      top, left, height and width, pixels.
     lanczos  with Pillow's Lanczos filter instead of torch's bicubic one.

@@ -214,7 +214,7 @@ def find_kept(folder: RunFolder, epochs: int) -> Path:
     """
     paths = {steps_of(path): path for path in folder.checkpoints}
     rows = list(Journal(folder.journal).rows())
-    ends = {row["total_steps"] for row in rows if row["event"] == "start"}
+    ends = {row.get("total_steps") for row in rows if row["event"] == "start"}
     saves = [row for row in rows if row["event"] == "save" and (row.get("kept") or row["steps_done"] in ends)]
     kept = {int(row["epochs"]): paths[row["steps_done"]] for row in saves if row["steps_done"] in paths}
     if epochs not in kept:

@@ -100,6 +100,20 @@ def test_parts_are_resized_as_torchvision_does(size: tuple[int, int], channels_l
             assert torch.equal(crop_and_resize(part, box, size), expected)
 
 
+@pytest.mark.parametrize(
+    ("box", "size"), [((0, 0, 180, 240), (96, 96)), ((5, 9, 150, 90), (96, 64)), ((9, 9, 60, 60), (112, 112))]
+)
+def test_bicubic_is_close_to_pillows(box: tuple[int, int, int, int], size: tuple[int, int]) -> None:
+    image = torch.randint(0, 256, (3, 200, 260), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    top, left, height, width = box
+    picture = Image.fromarray(image[:, top : top + height, left : left + width].permute(1, 2, 0).numpy())
+    rows = picture.resize((size[1], height), Image.Resampling.BICUBIC)  # Pillow 13 begins with the columns of some
+    expected = F.pil_to_tensor(rows.resize(size[::-1], Image.Resampling.BICUBIC)).int()
+    difference = (crop_and_resize(image, box, size).int() - expected).abs()
+    assert int(difference.max()) <= 2
+    assert float(difference.float().mean()) < 0.05
+
+
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_lanczos_is_pillows(channels: int) -> None:
     image = IMAGE[[0, 1, 2, 0, 1][:channels]]
